@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steersman.errors import ModelError, PairsError
 from steersman.experts.contrast import RoutingContrast, Weighting
+from steersman.experts.recording import recording
 from steersman.experts.risk_difference import ClusterSums, Integers
 from steersman.models.architecture import (
     RouterSite,
@@ -236,61 +237,24 @@ def count_batch(
     experts = max(site.facts.experts for site in sites)
     place = torch.from_numpy(places).to(device)
     owner = torch.from_numpy(owners).to(device)
-    with _recorded(sites, rows * columns, place, owner, rows, experts) as recorded, torch.no_grad():
+    recorded: dict[int, Tensor] = {}
+
+    def count(number: int, chosen: Tensor) -> None:
+        if chosen.shape[0] != rows * columns:
+            raise ModelError(
+                f"layer {sites[number].facts.layer}: {chosen.shape[0]} tokens reached the experts, "
+                f"{rows * columns} were given"
+            )
+        keys = owner.to(chosen.device)[:, None] * experts + chosen[place.to(chosen.device)]
+        recorded[number] = torch.bincount(keys.flatten(), minlength=rows * experts).view(rows, experts)
+
+    with recording(sites, count), torch.no_grad():
         decoder(
             input_ids=torch.from_numpy(tokens).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
             use_cache=False,
         )
     return torch.stack([recorded[row].to(device) for row in range(len(sites))], dim=1).cpu().numpy()
-
-
-@contextmanager
-def _recorded(
-    sites: list[RouterSite], tokens: int, place: Tensor, owner: Tensor, rows: int, experts: int
-) -> Iterator[dict[int, Tensor]]:
-    """While open, count the choices that reach each experts module: {place of the site: int64 [rows,
-    experts]}.
-    """
-    recorded: dict[int, Tensor] = {}
-
-    def hook_of(number: int, site: RouterSite) -> Any:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            chosen = _expert_ids(site, (*args, *kwargs.values()))
-            if chosen.shape[0] != tokens:
-                raise ModelError(
-                    f"layer {site.facts.layer}: {chosen.shape[0]} tokens reached the experts, "
-                    f"{tokens} were given"
-                )
-            used = chosen[place.to(chosen.device)]
-            keys = owner.to(chosen.device)[:, None] * experts + used
-            recorded[number] = torch.bincount(keys.flatten(), minlength=rows * experts).view(rows, experts)
-
-        return before
-
-    handles = [
-        site.experts.register_forward_pre_hook(hook_of(number, site), with_kwargs=True)
-        for number, site in enumerate(sites)
-        if site.experts is not None
-    ]
-    try:
-        yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()
-    missing = [site.facts.layer for number, site in enumerate(sites) if number not in recorded]
-    if missing:
-        raise ModelError(
-            f"the experts of layers {missing} did not run through their module: nothing to count"
-        )
-
-
-def _expert_ids(site: RouterSite, values: tuple[Any, ...]) -> Tensor:
-    """The first integer tensor given to an experts module: the ids of the chosen experts, [tokens, k]."""
-    for value in values:
-        if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool:
-            return value.reshape(-1, value.shape[-1]).long()
-    raise ModelError(f"layer {site.facts.layer}: the experts module was not given expert ids")
 
 
 class _ClusterCounter:
