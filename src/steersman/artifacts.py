@@ -155,6 +155,8 @@ def save_contrast(contrast: RoutingContrast, folder: str | Path, *, force: bool 
         "tokens": contrast.tokens,
         "cluster_ids": contrast.cluster_ids,
     }
+    if contrast.order is not None:
+        tensors["order"] = contrast.order
     scalars: dict[str, str] = {}
     for name, value in _sums(contrast.sums):
         if isinstance(value, np.ndarray):
@@ -185,6 +187,7 @@ def load_contrast(source: str | Path, *, revision: str | None = None) -> Routing
         activations = _take(tensors, "activations", np.int64, 3)
         tokens = _take(tensors, "tokens", np.int64, 1)
         cluster_ids = _take(tensors, "cluster_ids", np.int64, 1)
+        order = _take(tensors, "order", np.int64, 1) if "order" in tensors else None
         sums = _read_sums(manifest, tensors, shape)
         if tensors:
             raise ArtifactError(f"unknown tensor {min(tensors)!r} in {TENSORS}")
@@ -192,9 +195,12 @@ def load_contrast(source: str | Path, *, revision: str | None = None) -> Routing
             raise ArtifactError(
                 f"activations {activations.shape} do not fit the model's routers {(2, *shape)}"
             )
-        weighting = _one_of(manifest["weighting"], "weighting", ("token", "pair"))
+        known = ("token", "pair") if order is None else ("token",)
+        weighting = _one_of(manifest["weighting"], "weighting", known)
         pairs, clusters = _whole(manifest["pairs"], "pairs"), _whole(manifest["clusters"], "clusters")
-        if not 1 <= len(cluster_ids) == sums.clusters == clusters <= pairs <= tokens.min():
+        fewest = 1 if order is None else 0
+        most = tokens.min() if order is None else 0
+        if not fewest <= len(cluster_ids) == sums.clusters == clusters <= pairs <= most:
             raise ArtifactError(
                 f"{len(cluster_ids)} cluster ids, {clusters} clusters, {pairs} pairs and "
                 f"{tokens.tolist()} tokens do not go together"
@@ -202,6 +208,8 @@ def load_contrast(source: str | Path, *, revision: str | None = None) -> Routing
         if (cluster_ids[:-1] >= cluster_ids[1:]).any():
             raise ArtifactError("the cluster ids do not ascend: a cluster may be in them twice")
         _check_counts(activations, tokens, routers)
+        if order is not None:
+            _check_order(order, activations)
         _check_sums(sums, activations, tokens, weighting, pairs)
         made_from = _mapping(manifest["made_from"], "made_from")
         _exact_keys(made_from, {"from"}, "made_from")
@@ -220,7 +228,13 @@ def load_contrast(source: str | Path, *, revision: str | None = None) -> Routing
             model=manifest["model"]["name"],
             revision=manifest["model"]["revision"],
             made_from=tuple(_mapping(source, "made_from.from") for source in made_from["from"]),
+            order=order,
         )
+
+
+def _check_order(order: np.ndarray[Any, Any], activations: np.ndarray[Any, Any]) -> None:
+    if not np.array_equal(np.sort(order), np.flatnonzero(activations[0] >= 0)):
+        raise ArtifactError("the order of an imported ranking does not name every expert once")
 
 
 def _check_counts(
@@ -258,6 +272,10 @@ def _check_sums(
         if not fits or total < 1:
             raise ArtifactError("the sums over clusters are not those of the activations")
     exact = {name: _exact(value) for name, value in _sums(sums)}
+    if not sums.clusters:  # an imported ranking: counts, and nothing of how they spread
+        if any(np.any(value) for name, value in exact.items() if name not in ("a1", "a2", "n1", "n2")):
+            raise ArtifactError("an imported ranking has no sums of products over clusters")
+        return
     for one, other in itertools.combinations_with_replacement(("a1", "a2", "n1", "n2"), 2):
         product = exact[one + other]
         if one == other:  # between all clusters alike and all in one

@@ -53,6 +53,14 @@ class RoutingContrast:
     model: str = ""
     revision: str | None = None
     made_from: tuple[Mapping[str, Any], ...] = field(default=())
+    order: Integers | None = None
+    """Only of an imported ranking: its own order, best first, as places in [layers, experts] counted row by
+    row (int64). It has counts but no clusters: every error is NaN."""
+
+    @property
+    def imported(self) -> bool:
+        """Whether this is a ranking from elsewhere, which keeps its order and has no errors."""
+        return self.order is not None
 
     @property
     def routers(self) -> tuple[Router, ...]:
@@ -115,7 +123,8 @@ class RoutingContrast:
         digest = hashlib.sha256(
             canonical_json([self.architecture.id, self.weights_id, self.weighting, self.pairs]).encode()
         )
-        for array in (self.activations, self.tokens, self.cluster_ids):
+        arrays = [self.activations, self.tokens, self.cluster_ids]
+        for array in arrays if self.order is None else [*arrays, self.order]:
             digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
         return digest.hexdigest()
 
@@ -127,9 +136,11 @@ class RoutingContrast:
         """
         delta = -self.risk_difference if reverse else self.risk_difference
         if by == "risk_difference":
-            return ranked(delta, self.layers)
+            return ranked(delta, self.layers, merit=self._merit_of_order())
         if by != "lower_bound":
             raise PlanError(f"by={by!r} is unknown: use 'risk_difference' or 'lower_bound'")
+        if self.imported:
+            raise PlanError('by="lower_bound" needs intervals, and an imported ranking has none')
         if self.clusters < rd.LEAST_CLUSTERS:
             raise PlanError(
                 f'by="lower_bound" needs at least {rd.LEAST_CLUSTERS} clusters, there are {self.clusters}'
@@ -139,6 +150,14 @@ class RoutingContrast:
             self.risk_difference > 0, low, -high
         )  # the end on the side of 0, which is never cut
         return ranked(delta, self.layers, merit=nearest)
+
+    def _merit_of_order(self) -> Floats | None:
+        """[layers, experts], the larger the earlier in an imported ranking; None where |Δ| ranks."""
+        if self.order is None:
+            return None
+        merit = np.full(self.valid.size, -np.inf)
+        merit[self.order] = -np.arange(len(self.order), dtype=np.float64)
+        return merit.reshape(self.valid.shape)
 
     def choose(
         self,
@@ -214,7 +233,7 @@ class RoutingContrast:
         )
 
     def table(self) -> pandas.DataFrame:
-        """One row an expert, largest |Δ| first."""
+        """One row an expert, largest |Δ| first; an imported ranking in its own order."""
         import pandas
 
         rows, columns = np.nonzero(self.valid)
@@ -235,7 +254,9 @@ class RoutingContrast:
                 "q": self.q_values[rows, columns],
             }
         )
-        order = np.lexsort((frame["expert"], frame["layer"], -frame["risk_difference"].abs()))
+        merit = self._merit_of_order()
+        best = frame["risk_difference"].abs() if merit is None else merit[rows, columns]
+        order = np.lexsort((frame["expert"], frame["layer"], -best))
         return frame.iloc[order].reset_index(drop=True)
 
     def save_pretrained(self, folder: str | Path, *, force: bool = False) -> None:
@@ -281,6 +302,8 @@ def _merge_two(one: RoutingContrast, other: RoutingContrast) -> RoutingContrast:
     for what in ("weights_id", "weighting"):
         if getattr(one, what) != getattr(other, what):
             raise PlanError(f"these contrasts differ in their {what.replace('_', ' ')} and cannot be merged")
+    if one.imported or other.imported:
+        raise PlanError("an imported ranking cannot be merged: nobody knows which pairs are in it")
     if one.architecture.id != other.architecture.id:
         raise PlanError("these contrasts are of different architectures and cannot be merged")
     shared = np.intersect1d(one.cluster_ids, other.cluster_ids)
