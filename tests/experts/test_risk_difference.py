@@ -14,6 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import fdrcorrection
 
 from steersman.experts import risk_difference as rd
+from steersman.experts.estimate import q_values
 from steersman.experts.risk_difference import ClusterSums
 
 LAYERS, EXPERTS = 2, 3
@@ -143,7 +144,7 @@ def test_below_twenty_clusters_there_is_a_difference_but_no_error(groups: int) -
     sums = ClusterSums.zeros(1, 2)
     for n in range(1, groups + 1):
         sums.add(np.array([[n, 0]]), n + 1, np.array([[0, 0]]), n)
-    nothing = [rd.standard_error(sums), *rd.interval(sums), rd.p_values(sums), rd.q_values(rd.p_values(sums))]
+    nothing = [rd.standard_error(sums), *rd.interval(sums), rd.p_values(sums), q_values(rd.p_values(sums))]
     assert all(np.isnan(array).all() and array.shape == (1, 2) for array in nothing)
     assert np.isnan(rd.risk_difference(sums)).all() == (groups == 0)
 
@@ -160,7 +161,7 @@ def test_from_twenty_clusters_there_is_an_error() -> None:
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(0, 5))
 def test_q_values_are_benjamini_hochbergs(p: list[float], missing: int) -> None:
     table = np.array([p + [math.nan] * missing])
-    q = rd.q_values(table)
+    q = q_values(table)
     assert np.isnan(q[0, len(p) :]).all()
     np.testing.assert_allclose(q[0, : len(p)], fdrcorrection(p)[1], rtol=1e-12, atol=1e-300)
 
@@ -168,7 +169,7 @@ def test_q_values_are_benjamini_hochbergs(p: list[float], missing: int) -> None:
 def test_experts_that_a_layer_lacks_do_not_count_as_tests() -> None:
     p = np.array([[0.01, 0.02, 0.03, 1.0], [0.04, 0.5, 1.0, 1.0]])
     valid = np.array([[True] * 4, [True, True, False, False]])
-    q = rd.q_values(p, valid)
+    q = q_values(p, valid)
     assert np.isnan(q[~valid]).all()
     np.testing.assert_allclose(q[valid], fdrcorrection(p[valid])[1], rtol=1e-12)
 

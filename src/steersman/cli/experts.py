@@ -273,7 +273,7 @@ def _detected_in_words(result: dict[str, Any]) -> str:
 
 
 def _selected_in_words(result: dict[str, Any], clusters: int) -> str:
-    from steersman.experts.risk_difference import LEAST_CLUSTERS
+    from steersman.experts.estimate import LEAST_CLUSTERS
 
     def places(entries: list[dict[str, Any]]) -> str:
         return ", ".join(f"{entry['layer']}:{entry['expert']}" for entry in entries) or "none"

@@ -15,7 +15,9 @@ import numpy as np
 
 from steersman.errors import PlanError
 from steersman.experts import risk_difference as rd
-from steersman.experts.risk_difference import ClusterSums, Floats, Integers
+from steersman.experts.estimate import LEAST_CLUSTERS, Floats, q_values
+from steersman.experts.moments import Integers
+from steersman.experts.risk_difference import ClusterSums
 from steersman.experts.selection import Choice, choose, ranked
 from steersman.limits import Router
 from steersman.steering import Architecture, ExpertEdit, Scope, Steering, canonical_json
@@ -115,7 +117,7 @@ class RoutingContrast:
     @cached_property
     def q_values(self) -> Floats:
         """Benjamini-Hochberg q over all layers and experts; NaN below 20 clusters."""
-        return rd.q_values(self.p_values, self.valid)
+        return q_values(self.p_values, self.valid)
 
     @cached_property
     def sha256(self) -> str:
@@ -141,9 +143,9 @@ class RoutingContrast:
             raise PlanError(f"by={by!r} is unknown: use 'risk_difference' or 'lower_bound'")
         if self.imported:
             raise PlanError('by="lower_bound" needs intervals, and an imported ranking has none')
-        if self.clusters < rd.LEAST_CLUSTERS:
+        if self.clusters < LEAST_CLUSTERS:
             raise PlanError(
-                f'by="lower_bound" needs at least {rd.LEAST_CLUSTERS} clusters, there are {self.clusters}'
+                f'by="lower_bound" needs at least {LEAST_CLUSTERS} clusters, there are {self.clusters}'
             )
         low, high = self.interval()
         nearest = np.where(

@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from steersman.errors import ModelError, PairsError
 from steersman.experts.contrast import RoutingContrast, Weighting
+from steersman.experts.moments import Integers
 from steersman.experts.recording import recording
-from steersman.experts.risk_difference import ClusterSums, Integers
+from steersman.experts.risk_difference import ClusterSums
 from steersman.models.architecture import (
     RouterSite,
     check_ids,

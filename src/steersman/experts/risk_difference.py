@@ -17,15 +17,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy import stats
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-
-LEAST_CLUSTERS = 20
-"""Below this number of clusters a t interval means too little: none is given."""
-_INT64_MAX = int(np.iinfo(np.int64).max)
+from steersman.experts.estimate import LEAST_CLUSTERS, Estimate, Floats, true_division
+from steersman.experts.moments import INT64_MAX, Integers, product_sum
 
 
 @dataclass
@@ -82,6 +76,37 @@ class ClusterSums:
         self.a2n1 += a2 * n1
         self.a2n2 += a2 * n2
 
+    def add_clusters(self, a: Integers, n: Integers) -> None:
+        """Add many clusters at once: activations int64 [clusters, 2, layers, experts], tokens int64
+        [clusters, 2].
+        """
+        a1, a2, n1, n2 = a[:, 0], a[:, 1], n[:, 0], n[:, 1]
+        columns1, columns2 = n1[:, None, None], n2[:, None, None]
+        part = ClusterSums(
+            a1=a1.sum(axis=0),
+            a2=a2.sum(axis=0),
+            a1a1=product_sum(a1, a1),
+            a1a2=product_sum(a1, a2),
+            a2a2=product_sum(a2, a2),
+            a1n1=product_sum(a1, columns1),
+            a1n2=product_sum(a1, columns2),
+            a2n1=product_sum(a2, columns1),
+            a2n2=product_sum(a2, columns2),
+            n1=int(n1.sum()),
+            n2=int(n2.sum()),
+            n1n1=int(product_sum(n1, n1)),
+            n1n2=int(product_sum(n1, n2)),
+            n2n2=int(product_sum(n2, n2)),
+            clusters=len(n),
+        )
+        total = self + part
+        wide = self.a1.dtype == object or total._outgrows_int64()
+        for field in fields(self):
+            value = getattr(total, field.name)
+            if isinstance(value, np.ndarray):  # object only where int64 will not do, whatever the parts took
+                value = value.astype(object if wide else np.int64)
+            setattr(self, field.name, value)
+
     def __add__(self, other: ClusterSums) -> ClusterSums:
         names = [field.name for field in fields(self)]
         scalars = {
@@ -99,7 +124,7 @@ class ClusterSums:
 
     def _outgrows_int64(self) -> bool:
         """Whether a table may: with a ≤ n none exceeds the largest sum of products of n (Cauchy-Schwarz)."""
-        return max(self.n1, self.n2, self.n1n1, self.n2n2) > _INT64_MAX
+        return max(self.n1, self.n2, self.n1n1, self.n2n2) > INT64_MAX
 
     def _widen(self) -> None:
         for field in fields(self):
@@ -127,7 +152,7 @@ def risk_difference(sums: ClusterSums) -> Floats:
     if sums.n1 == 0 or sums.n2 == 0:
         return np.full(sums.a1.shape, np.nan)
     numerator = sums.a1.astype(object) * sums.n2 - sums.a2.astype(object) * sums.n1
-    return _true_division(numerator, sums.n1 * sums.n2)
+    return true_division(numerator, sums.n1 * sums.n2)
 
 
 def standard_error(sums: ClusterSums) -> Floats:
@@ -147,8 +172,13 @@ def standard_error(sums: ClusterSums) -> Floats:
     vv = n2 * n2 * exact["a2a2"] - 2 * n2 * a2 * exact["a2n2"] + a2 * a2 * sums.n2n2
     uv = n1 * n2 * exact["a1a2"] - n1 * a2 * exact["a1n2"] - n2 * a1 * exact["a2n1"] + a1 * a2 * sums.n1n2
     numerator = n2**4 * uu - 2 * n1**2 * n2**2 * uv + n1**4 * vv
-    variance = _true_division(numerator * groups, n1**4 * n2**4 * (groups - 1))
+    variance = true_division(numerator * groups, n1**4 * n2**4 * (groups - 1))
     return np.sqrt(variance)
+
+
+def estimate(sums: ClusterSums) -> Estimate:
+    """Δ with its standard error."""
+    return Estimate(risk_difference(sums), standard_error(sums), sums.clusters)
 
 
 def interval(sums: ClusterSums, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -156,43 +186,17 @@ def interval(sums: ClusterSums, level: float = 0.95) -> tuple[Floats, Floats]:
 
     NaN below `LEAST_CLUSTERS` clusters.
     """
-    if sums.clusters < LEAST_CLUSTERS:
-        nothing = np.full(sums.a1.shape, np.nan)
-        return nothing, nothing.copy()
-    reach = stats.t.ppf((1 + level) / 2, sums.clusters - 1) * standard_error(sums)
-    delta = risk_difference(sums)
-    return np.maximum(delta - reach, -1.0), np.minimum(delta + reach, 1.0)
+    return estimate(sums).interval(level)
 
 
 def p_values(sums: ClusterSums) -> Floats:
     """Two-sided p-value of Δ = 0, [layers, experts]; 1 where Δ and its error are both 0; NaN below
     `LEAST_CLUSTERS`.
     """
-    error, delta = standard_error(sums), risk_difference(sums)
-    if sums.clusters < LEAST_CLUSTERS:
-        return error
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stats.t.sf(np.abs(delta) / error, sums.clusters - 1)
-    return np.asarray(np.where(error == 0, np.where(delta == 0, 1.0, 0.0), p), dtype=np.float64)
-
-
-def q_values(p: Floats, valid: npt.NDArray[np.bool_] | None = None) -> Floats:
-    """Benjamini-Hochberg q over all layers × experts; NaN where p is NaN or the place is not `valid`."""
-    usable = ~np.isnan(p) if valid is None else valid & ~np.isnan(p)
-    q = np.full(p.shape, np.nan)
-    if usable.any():
-        q[usable] = stats.false_discovery_control(p[usable], method="bh")
-    return q
+    return estimate(sums).p_values()
 
 
 def _ratio(numerator: Integers, denominator: int) -> Floats:
     if denominator == 0:
         return np.full(numerator.shape, np.nan)
-    return _true_division(numerator.astype(object), denominator)
-
-
-def _true_division(numerator: npt.NDArray[Any], denominator: int) -> Floats:
-    """Integers of any size divided with one correct rounding."""
-    return np.asarray([int(value) / denominator for value in numerator.flat], dtype=np.float64).reshape(
-        numerator.shape
-    )
+    return true_division(numerator.astype(object), denominator)
