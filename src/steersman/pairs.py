@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 from steersman.errors import ModelError, PairsError
-from steersman.steering import sha256_of
+from steersman.steering import canonical_json, sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Content = str | list[dict[str, str]]
 """A text, or chat messages ``{"role": …, "content": …}``."""
+
+Part = Literal["target", "prompt", "answer"]
+"""Which tokens of a text are meant: those of its target, those before the final answer, or the answer's."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -93,22 +99,20 @@ class ContrastPairs(Sequence[ContrastPair]):
 
     def __init__(self, items: Iterable[ContrastPair], name: str = "pairs") -> None:
         self.name = name
-        self._items = tuple(items)
+        # A file's pairs stay in the file, and have been looked through.
+        self._items = items if isinstance(items, _PairsOfFile) else tuple(_with_unique_ids(items))
         if not self._items:
             raise PairsError(f"{name}: no pairs in it; right is at least one {_FORMS}")
-        self._check_ids()
-
-    def _check_ids(self) -> None:
-        seen: dict[str, str] = {}
-        for pair in self._items:
-            if pair.id and pair.id in seen:
-                raise PairsError(f'{pair.where}: the id "{pair.id}" was already given at {seen[pair.id]}')
-            seen[pair.id] = pair.where
 
     @property
     def sha256(self) -> str:
         """Hex sha256 over canonical JSON of sides, targets and groups; neither ids nor file names count."""
-        return sha256_of([{**pair._content(), "group": pair.group} for pair in self._items])
+        digest = hashlib.sha256(b"[")
+        for number, pair in enumerate(self._items):
+            content = canonical_json({**pair._content(), "group": pair.group})
+            digest.update(f"{',' if number else ''}{content}".encode())
+        digest.update(b"]")
+        return digest.hexdigest()
 
     @overload
     def __getitem__(self, index: int) -> ContrastPair: ...
@@ -119,11 +123,24 @@ class ContrastPairs(Sequence[ContrastPair]):
             return ContrastPairs(self._items[index], name=self.name)
         return self._items[index]
 
+    def __iter__(self) -> Iterator[ContrastPair]:
+        return iter(self._items)
+
     def __len__(self) -> int:
         return len(self._items)
 
     def __repr__(self) -> str:
         return f"ContrastPairs({len(self)} pairs from {self.name})"
+
+
+def _with_unique_ids(pairs: Iterable[ContrastPair]) -> Iterator[ContrastPair]:
+    seen: dict[str, str] = {}
+    for pair in pairs:
+        if pair.id:
+            if pair.id in seen:
+                raise PairsError(f'{pair.where}: the id "{pair.id}" was already given at {seen[pair.id]}')
+            seen[pair.id] = pair.where
+        yield pair
 
 
 @dataclass(frozen=True)
@@ -145,6 +162,9 @@ def load_pairs(source: str | Path | Iterable[Mapping[str, Any]]) -> ContrastPair
     ``negative_target``, ``id`` and ``group``; of SteerMoE's ``messages_0`` (positive) and ``messages_1``; or
     of ``{"pos": […], "neg": […]}``; or CSV with the first form's columns. The lab: ``"lab:refusal/train"``
     (``train`` where no split is named). Raises PairsError that names file and line.
+
+    Of JSON lines with a pair each every line is checked, and read again when its pair is asked for: memory
+    holds a number a line. Of the other forms it holds the pairs.
     """
     if isinstance(source, ContrastPairs):
         return source
@@ -152,8 +172,9 @@ def load_pairs(source: str | Path | Iterable[Mapping[str, Any]]) -> ContrastPair
         return _read_lab(source)
     if isinstance(source, str | Path):
         path = Path(source)
-        rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
-        return _assemble(rows, str(source))
+        if path.suffix.lower() == ".csv":
+            return _assemble(_csv_rows(path), str(source))
+        return _open_json(path, str(source))
     return _assemble(((row, f"pair {n}") for n, row in enumerate(source, 1)), "pairs")
 
 
@@ -166,8 +187,11 @@ def _read_lab(source: str) -> ContrastPairs:
 
 
 def _assemble(rows: Iterable[tuple[Any, str]], name: str) -> ContrastPairs:
-    """Rows with their places, in any one of the known forms, as pairs."""
-    pairs: list[ContrastPair] = []
+    return ContrastPairs((pair for pair, _ in _pairs_of(rows)), name=name)
+
+
+def _pairs_of(rows: Iterable[tuple[Any, str]]) -> Iterator[tuple[ContrastPair, str]]:
+    """Rows with their places, in any one of the known forms, as pairs, each with its row's form."""
     form = first_where = None
     for row, where in rows:
         own_form = _form(row, where)
@@ -178,8 +202,8 @@ def _assemble(rows: Iterable[tuple[Any, str]], name: str) -> ContrastPairs:
                 f'{where}: a row of the form with "{own_form}" after rows with "{form}" '
                 f"(from {first_where}); right is one form throughout"
             )
-        pairs.extend(_pairs_of_lists(row, where) if form == "pos" else [_pair_of_row(row, where)])
-    return ContrastPairs(pairs, name=name)
+        for pair in _pairs_of_lists(row, where) if form == "pos" else [_pair_of_row(row, where)]:
+            yield pair, form
 
 
 def _form(row: Any, where: str) -> str:
@@ -235,23 +259,129 @@ def _label(value: Any, where: str) -> str | None:
     return str(value)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    text = read_text(path)
-    # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+def _open_json(path: Path, name: str) -> ContrastPairs:
+    """Pairs of JSON lines, or of one JSON object written over many."""
+    with _opened(path) as stream:
+        first = next(_lines(stream, path), None)
+    if first is None:
         raise PairsError(f"{path}: the file is empty; right is one pair a line, {_FORMS}")
     try:
-        _parse_json(lines[0][1])
+        row = _parse_json(first.text)
     except ValueError:
         # A first line that is no JSON of its own begins one object written over many lines, or is wrong.
-        yield _whole_file(path, text, *lines[0])
-        return
-    for n, line in lines:
-        try:
-            yield _parse_json(line), f"{path}:{n}"
-        except ValueError as error:
-            raise PairsError(f"{path}:{n}: not JSON ({_reason(error)}); right is one object a line") from None
+        return _assemble([_whole_file(path, read_text(path), first.number, first.text)], name)
+    if isinstance(row, Mapping) and set(_LIST_KEYS) & set(
+        row
+    ):  # many pairs a line: reading one reads them all
+        with _opened(path) as stream:
+            return _assemble((_row(path, line) for line in _lines(stream, path)), name)
+    return ContrastPairs(_PairsOfFile(path), name=name)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line that is not blank: its number from 1, the byte where it begins, its text."""
+
+    number: int
+    start: int
+    text: str
+
+
+def _lines(stream: BinaryIO, path: Path) -> Iterator[_Line]:
+    # By \n alone, as JSON strings may hold U+2028 and the like as they are.
+    start = 0
+    for number, content in enumerate(stream, 1):
+        text = _decoded(content, start, path)
+        if text.strip():
+            yield _Line(number, start, text)
+        start += len(content)
+
+
+def _decoded(content: bytes, start: int, path: Path) -> str:
+    try:
+        # utf-8-sig: spreadsheet programs put a byte order mark in front.
+        return content.decode("utf-8" if start else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PairsError(
+            f"{path}: not UTF-8 (byte {start + error.start}); right is a text file in UTF-8"
+        ) from None
+
+
+def _row(path: Path, line: _Line) -> tuple[Any, str]:
+    try:
+        return _parse_json(line.text), f"{path}:{line.number}"
+    except ValueError as error:
+        raise PairsError(
+            f"{path}:{line.number}: not JSON ({_reason(error)}); right is one object a line"
+        ) from None
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise PairsError(f"{path}: no such file") from None
+    except OSError as error:
+        raise PairsError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+class _PairsOfFile(Sequence[ContrastPair]):
+    """Pairs of JSON lines, one a line: looked through once, and read again whenever they are asked for.
+
+    Raises PairsError for a line that is wrong, and later where the file is no longer what it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._starts, self._numbers = array("q"), array("q")
+        with _opened(path) as stream:
+            self._stamp = _stamp(stream)
+            pairs = (pair for pair, _ in _pairs_of(self._rows(stream)))
+            for _ in _with_unique_ids(pairs):
+                pass
+
+    def _rows(self, stream: BinaryIO) -> Iterator[tuple[Any, str]]:
+        for line in _lines(stream, self._path):
+            self._starts.append(line.start)
+            self._numbers.append(line.number)
+            yield _row(self._path, line)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> ContrastPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ContrastPair]: ...
+    def __getitem__(self, index: int | slice) -> ContrastPair | Sequence[ContrastPair]:
+        places = range(len(self))[index]
+        with self._open_again() as stream:
+            if isinstance(places, range):
+                return [self._read(stream, place) for place in places]
+            return self._read(stream, places)
+
+    def __iter__(self) -> Iterator[ContrastPair]:
+        with self._open_again() as stream:
+            for place in range(len(self)):
+                yield self._read(stream, place)
+
+    def _open_again(self) -> BinaryIO:
+        stream = _opened(self._path)
+        if _stamp(stream) != self._stamp:
+            stream.close()
+            raise PairsError(f"{self._path}: was changed since it was first read; start again")
+        return stream
+
+    def _read(self, stream: BinaryIO, place: int) -> ContrastPair:
+        start, number = self._starts[place], self._numbers[place]
+        stream.seek(start)
+        line = _Line(number, start, _decoded(stream.readline(), start, self._path))
+        return _pair_of_row(*_row(self._path, line))
+
+
+def _stamp(stream: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(stream.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _whole_file(path: Path, text: str, n: int, first_line: str) -> tuple[Any, str]:
@@ -438,12 +568,19 @@ def encode(
     *,
     where: str,
     max_length: int | None = None,
+    part: Part = "target",
+    special: Collection[int] | None = None,
 ) -> EncodedText:
     """Token ids of a text or chat, and the positions of its target's tokens.
 
     The target is the last occurrence of ``target`` in the rendered text; without one the content of the last
     assistant message, else of the last user message, else the whole text. A token belongs to it if its
     character span overlaps the target's; special tokens (the unknown token too) and zero-width tokens never.
+
+    With ``part="answer"`` the content of the chat's final message takes the target's place, which must be the
+    assistant's; with ``"prompt"`` all that comes before it (of a text, or a chat without an answer,
+    everything). Targets are not looked at then. ``special`` are the ids of `special_ids`, where they are
+    known.
 
     ``where`` names pair and side in messages. Raises PairsError where the target is not in the text or covers
     no token, TruncatedTarget where there are more than ``max_length`` tokens, ModelError where the tokenizer
@@ -454,11 +591,11 @@ def encode(
             f"the tokenizer {_name(tokenizer)} gives no character offsets, which targets need; "
             "load a fast tokenizer (one with a tokenizer.json)"
         )
-    try:
-        text, add_special = render(tokenizer, content)
-    except PairsError as error:
-        raise PairsError(f"{where}: {error}") from error.__cause__
-    start, end = _target_span(tokenizer, content, target, text, where)
+    text, add_special = _rendered(tokenizer, content, where)
+    if part == "target":
+        start, end = _target_span(tokenizer, content, target, text, where)
+    else:
+        start, end = _part_span(tokenizer, content, part, text, where)
     encoding = tokenizer(
         text,
         add_special_tokens=add_special,
@@ -469,7 +606,7 @@ def encode(
     ids = tuple(encoding["input_ids"])
     if max_length is not None and len(ids) > max_length:
         raise TruncatedTarget(f"{where}: {len(ids)} tokens, but the model reads at most {max_length}")
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer) if special is None else special
     positions = tuple(
         position
         for position, (id_, (first, last)) in enumerate(zip(ids, encoding["offset_mapping"], strict=True))
@@ -477,9 +614,54 @@ def encode(
     )
     if not positions:
         raise PairsError(
-            f"{where}: no token covers the target {_quote(text[start:end])}; special tokens do not count"
+            f"{where}: no token covers the {part} {_quote(text[start:end])}; special tokens do not count"
         )
     return EncodedText(ids=ids, target=positions, text=text)
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, content: Content, *, where: str, max_length: int | None = None
+) -> tuple[int, ...]:
+    """Token ids of what a model is to continue: a chat without its final assistant message, with the
+    generation prompt; a text as it is.
+
+    Raises PairsError where nothing is left to continue, TruncatedTarget where there are more than
+    ``max_length`` tokens.
+    """
+    if not isinstance(content, str) and content[-1]["role"] == "assistant":
+        content = content[:-1]
+        if not content:
+            raise PairsError(f"{where}: only an answer, no prompt to continue")
+    text, add_special = _rendered(tokenizer, content, where)
+    ids = tuple(tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"])
+    if not ids:
+        raise PairsError(f"{where}: the prompt has no tokens")
+    if max_length is not None and len(ids) > max_length:
+        raise TruncatedTarget(
+            f"{where}: {len(ids)} tokens, but the model reads at most {max_length} beside the new ones"
+        )
+    return ids
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, content: Content, where: str) -> tuple[str, bool]:
+    try:
+        return render(tokenizer, content)
+    except PairsError as error:
+        raise PairsError(f"{where}: {error}") from error.__cause__
+
+
+def _part_span(
+    tokenizer: PreTrainedTokenizerBase, content: Content, part: Part, text: str, where: str
+) -> tuple[int, int]:
+    """Where the final answer stands in the rendered text, or what comes before it."""
+    if isinstance(content, str) or content[-1]["role"] != "assistant":
+        if part == "answer":
+            raise PairsError(
+                f"{where}: no answer in it: right is a chat that ends with a message of the assistant"
+            )
+        return 0, len(text)
+    start, end = _message_span(tokenizer, content, len(content) - 1, text, where)
+    return (start, end) if part == "answer" else (0, start)
 
 
 def _target_span(
@@ -526,7 +708,7 @@ def _message_span(
     return start, start + len(sought)
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids of all special tokens: the named ones, and those the vocabulary marks as special (chat turns)."""
     marked = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     return marked | set(tokenizer.all_special_ids)
