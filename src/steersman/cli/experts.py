@@ -115,6 +115,9 @@ def merge(contrasts: tuple[Path, ...], output: Path, force: bool, as_json: bool)
 @click.option(
     "--top", type=click.IntRange(min=1), metavar="N", help="The N strongest, whichever side they are on."
 )
+@click.option(
+    "--preset", metavar="NAME", help="As many as the paper steers in a model, such as olmoe-1b-7b/safe."
+)
 @click.option("--reverse", is_flag=True, help="Steer toward the negative side.")
 @click.option(
     "--by",
@@ -141,6 +144,7 @@ def select(
     activate: int | None,
     deactivate: int | None,
     top: int | None,
+    preset: str | None,
     reverse: bool,
     by: By,
     scope: Scope,
@@ -155,9 +159,10 @@ def select(
       steersman select refusal -o safer --top 12
       steersman select refusal -o unsafe --activate 4 --deactivate 8 --reverse
     """
-    if (top is None) == (activate is None and deactivate is None):
+    sizes = [top is not None, activate is not None or deactivate is not None, preset is not None]
+    if sum(sizes) != 1:
         raise click.UsageError(
-            "name how many experts: either --top N, or --activate N and --deactivate M",
+            "name how many experts: either --top N, or --activate N and --deactivate M, or --preset NAME",
             click.get_current_context(),
         )
     require_free(output, force, [contrast])
@@ -168,6 +173,7 @@ def select(
         activate=activate,
         deactivate=deactivate,
         top=top,
+        preset=preset,
         reverse=reverse,
         by=by,
         scope=scope,
@@ -186,7 +192,7 @@ def select(
         "deactivated": [entry for entry in chosen if entry["strength"] < 0],
         "skipped": list(steering.provenance.get("skipped", [])),
     }
-    put_out(result, as_json, lambda: _selected_in_words(result, counted.clusters))
+    put_out(result, as_json, lambda: _selected_in_words(result, counted))
 
 
 def summary(contrast: RoutingContrast) -> dict[str, Any]:
@@ -198,6 +204,7 @@ def summary(contrast: RoutingContrast) -> dict[str, Any]:
         "clusters": int(contrast.clusters),
         "skipped": int(contrast.skipped),
         "weighting": contrast.weighting,
+        "imported": contrast.imported,
         "top": _strongest(contrast),
     }
 
@@ -233,13 +240,20 @@ def in_table(rows: list[dict[str, Any]]) -> str:
 def counts_in_words(result: dict[str, Any]) -> list[str]:
     """What was counted, in words."""
     positive, negative = result["tokens"]
+    origin = (
+        "an imported ranking"
+        if result["imported"]
+        else f"{result['pairs']} pairs in {result['clusters']} clusters"
+    )
     lines = [
-        f"{result['pairs']} pairs in {result['clusters']} clusters, {len(result['layers'])} layers; "
+        f"{origin}, {len(result['layers'])} layers; "
         f"{positive} positive and {negative} negative tokens, weighted by {result['weighting']}",
     ]
     if result["skipped"]:
         lines.append(f"{result['skipped']} pairs left out: longer than the model's context")
-    if all(row["low"] is None for row in result["top"]):
+    if result["imported"]:
+        lines.append("no intervals: a ranking from elsewhere does not tell how its pairs differ")
+    elif all(row["low"] is None for row in result["top"]):
         lines.append("no intervals: fewer than 20 clusters say too little about chance")
     return lines
 
@@ -272,7 +286,7 @@ def _detected_in_words(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _selected_in_words(result: dict[str, Any], clusters: int) -> str:
+def _selected_in_words(result: dict[str, Any], counted: RoutingContrast) -> str:
     from steersman.experts.estimate import LEAST_CLUSTERS
 
     def places(entries: list[dict[str, Any]]) -> str:
@@ -284,9 +298,13 @@ def _selected_in_words(result: dict[str, Any], clusters: int) -> str:
         f"deactivated {len(result['deactivated'])}: {places(result['deactivated'])}",
     ]
     lines += [f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}" for entry in result["skipped"]]
-    if clusters < LEAST_CLUSTERS:
+    if counted.imported:
         lines.append(
-            f"chosen from {clusters} independent pairs or groups: "
+            "chosen from an imported ranking, in its order: nobody knows which differences are chance"
+        )
+    elif counted.clusters < LEAST_CLUSTERS:
+        lines.append(
+            f"chosen from {counted.clusters} independent pairs or groups: "
             f"below {LEAST_CLUSTERS}, differences may be chance"
         )
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from steersman.errors import PlanError
 from steersman.experts import risk_difference as rd
 from steersman.experts.estimate import LEAST_CLUSTERS, Floats, q_values
 from steersman.experts.moments import Integers
+from steersman.experts.presets import preset_for
 from steersman.experts.risk_difference import ClusterSums
 from steersman.experts.selection import Choice, choose, ranked
 from steersman.limits import Router
@@ -186,6 +187,7 @@ class RoutingContrast:
         deactivate: int | None = None,
         top: int | None = None,
         reverse: bool = False,
+        preset: str | None = None,
         by: By = "risk_difference",
         scope: Scope = "all",
         strength: float = 1.0,
@@ -198,18 +200,25 @@ class RoutingContrast:
             deactivate: How many experts to deactivate.
             top: How many of the largest |Δ| whatever their sign, instead of the other two.
             reverse: Swap the sides first: steer toward the negative side.
+            preset: A published size by name (`steersman.experts.presets`), instead of the three numbers.
             by: Rank by |Δ|, or by |Δ| less the reach of its interval.
             scope: Which tokens to steer.
             strength: 0 to 1, the size of every λ.
 
         Raises:
-            PlanError: fewer experts than asked for. What breaks a router's limit is skipped, in rank order,
-                and listed in the steering's `provenance["skipped"]`.
+            PlanError: fewer experts than asked for, or a preset for another architecture. What breaks a
+                router's limit is skipped, in rank order, and listed in the steering's
+                `provenance["skipped"]`.
         """
         if not 0 <= strength <= 1:
             raise PlanError(
                 f"strength {strength:g} must lie between 0 and 1; use reverse for the other direction"
             )
+        if preset is not None:
+            if (activate, deactivate, top) != (None, None, None):
+                raise PlanError("a preset says how many experts: give it alone, or numbers alone")
+            published = preset_for(preset, self.architecture)
+            activate, deactivate = published.activate, published.deactivate
         choice = self.choose(
             activate=activate, deactivate=deactivate, top=top, reverse=reverse, by=by, strength=strength
         )
@@ -217,7 +226,7 @@ class RoutingContrast:
             layer: {expert: sign * strength for expert, sign in experts.items()}
             for layer, experts in choice.signs.items()
         }
-        asked = {"activate": activate, "deactivate": deactivate, "top": top}
+        asked = {"activate": activate, "deactivate": deactivate, "top": top, "preset": preset}
         return Steering(
             edits=(ExpertEdit(strengths, scope),),
             architecture=self.architecture,
@@ -228,7 +237,7 @@ class RoutingContrast:
                 "made": "selection",
                 "by": by,
                 "reverse": reverse,
-                **{name: number for name, number in asked.items() if number is not None},
+                **{name: value for name, value in asked.items() if value is not None},
                 "skipped": list(choice.skipped),
                 "from": [{"kind": "routing_contrast", "sha256": self.sha256}, *map(dict, self.made_from)],
             },

@@ -1,0 +1,95 @@
+"""Files of others, read and written whole: bounded in size, JSON strict, one clear line where that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from steersman.errors import ArtifactError
+from steersman.interop.inert_pickle import MOST_BYTES
+
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content. Raises `ArtifactError` where it is missing, too large, empty or compressed."""
+    try:
+        if path.is_dir():
+            raise ArtifactError(f"{path}: is a folder; a file is needed")
+        with path.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    if len(content) > MOST_BYTES:
+        raise ArtifactError(f"{path}: larger than {MOST_BYTES >> 20} MiB, which no file of this kind is")
+    if not content:
+        raise ArtifactError(f"{path}: the file is empty")
+    for start, name in _COMPRESSED.items():
+        if content.startswith(start):
+            raise ArtifactError(f"{path}: compressed with {name}; unpack it first")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value. Raises `ArtifactError` for what is not JSON, holds NaN, or gives a key twice."""
+    try:
+        return json.loads(
+            read_bytes(path).decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except ArtifactError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not valid JSON ({' '.join(str(error).split())[:200]})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key is given twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def write_bytes(path: Path, content: bytes, *, force: bool = False) -> None:
+    """Write a file that is there whole or not at all.
+
+    Raises `ArtifactError` where one is there already (unless `force`) or it cannot be written.
+    """
+    try:
+        if path.exists() and (path.is_dir() or not force):
+            remedy = "a folder" if path.is_dir() else "already there; name another, or --force to replace it"
+            raise ArtifactError(f"{path}: is {remedy}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
