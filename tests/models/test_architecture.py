@@ -110,6 +110,10 @@ UNKNOWN: dict[str, PretrainedConfig] = {
 def test_a_family_that_is_not_known_is_named_with_the_reason(name: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(UNKNOWN[name])
+    for module in model.modules():
+        known = type(module)
+        if "Router" in known.__name__ or "SparseMoeBlock" in known.__name__:
+            module.__class__ = type(f"Novel{known.__name__}", (nn.Module,), dict(known.__dict__))
     architecture = read_architecture(model)
     assert len(architecture.routers) == 2, "a router was passed over in silence"
     for router in architecture.routers:

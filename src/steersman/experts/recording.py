@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from steersman.errors import ModelError
 from steersman.models.architecture import RouterSite
+from steersman.models.families import Choice, Family, family_of
 
 Collect = Callable[[int, Tensor], None]
 """Takes a router's place among the recorded sites and its choice: int64 [tokens, k], on its own device."""
@@ -24,22 +26,23 @@ def recording(sites: Sequence[RouterSite], collect: Collect) -> Iterator[None]:
     and columns of the batch, row by row.
 
     Raises:
-        ModelError: on leaving, where a router's experts never ran through their module.
+        ModelError: a router's choices cannot be read; on leaving, where its experts never ran through their
+            module.
     """
     heard: set[int] = set()
 
-    def hook_of(number: int, site: RouterSite) -> Any:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def listener(number: int, site: RouterSite) -> Callable[..., None]:
+        read = _READERS[_family(site).choice]
+
+        def listen(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
             heard.add(number)
-            collect(number, _expert_ids(site, (*args, *kwargs.values())))
+            given = rest[0]  # the experts' keyword arguments, or the router's output
+            values = (*args, *given.values()) if isinstance(given, dict) else given
+            collect(number, read(site, values))
 
-        return before
+        return listen
 
-    handles = [
-        site.experts.register_forward_pre_hook(hook_of(number, site), with_kwargs=True)
-        for number, site in enumerate(sites)
-        if site.experts is not None
-    ]
+    handles = [_hook(site, listener(number, site)) for number, site in enumerate(sites)]
     try:
         yield
     finally:
@@ -52,9 +55,54 @@ def recording(sites: Sequence[RouterSite], collect: Collect) -> Iterator[None]:
         )
 
 
-def _expert_ids(site: RouterSite, values: tuple[Any, ...]) -> Tensor:
+def _family(site: RouterSite) -> Family:
+    family = family_of(site.module)
+    if family is None or site.facts.reason is not None:
+        raise ModelError(f"the choices of layer {site.facts.layer} cannot be read: {site.facts.reason}")
+    return family
+
+
+def _hook(site: RouterSite, listen: Callable[..., None]) -> RemovableHandle:
+    """Listen to what the experts are given, or to the router where they are not given ids."""
+    if _family(site).choice in ("experts", "skipping") and site.experts is not None:
+        return site.experts.register_forward_pre_hook(listen, with_kwargs=True)
+    return site.module.register_forward_hook(listen)
+
+
+def _given(site: RouterSite, values: tuple[Any, ...]) -> Tensor:
     """The first integer tensor given to an experts module: the ids of the chosen experts, [tokens, k]."""
     for value in values:
         if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool:
             return value.reshape(-1, value.shape[-1]).long()
     raise ModelError(f"layer {site.facts.layer}: the experts module was not given expert ids")
+
+
+def _given_or_skipped(site: RouterSite, values: tuple[Any, ...]) -> Tensor:
+    """The same, where a token that skips the experts is given expert 0 with weight 0."""
+    chosen = _given(site, values)
+    weights = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()][-1]
+    skipped = (chosen == 0) & (weights.reshape(chosen.shape) == 0)
+    return chosen.masked_fill(skipped, site.facts.experts - 1)
+
+
+def _left(site: RouterSite, output: tuple[Any, ...]) -> Tensor:
+    """From scores [tokens, experts] that are 0 wherever an expert was not chosen."""
+    scores: Tensor = output[0]
+    return scores.topk(site.facts.top_k, dim=-1).indices
+
+
+def _sorted_slots(site: RouterSite, output: tuple[Any, ...]) -> Tensor:
+    """From the tokens' slots sorted by expert, and the number of slots of each expert."""
+    slots: Tensor = output[0]
+    sizes = torch.tensor(output[3], device=slots.device)
+    chosen = torch.empty_like(slots)
+    chosen[slots] = torch.arange(len(sizes), device=slots.device).repeat_interleave(sizes)
+    return chosen.view(-1, site.facts.top_k)
+
+
+_READERS: dict[Choice, Callable[[RouterSite, tuple[Any, ...]], Tensor]] = {
+    "experts": _given,
+    "skipping": _given_or_skipped,
+    "dense": _left,
+    "sorted": _sorted_slots,
+}

@@ -5,27 +5,43 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steersman.errors import ModelError
 from steersman.limits import Router
-from steersman.models.families import Family, family_of, rule_of
+from steersman.models.families import Family, attribute, family_of, has_bias, rule_of
 from steersman.steering import Architecture
 
 
 @dataclass(frozen=True)
 class RouterSite:
-    """A router as found in a model: its facts, the module, and the experts module that receives its
-    choice.
+    """A router as found in a model: its facts, the module whose forward chooses (the block itself in a few
+    families), the block around it, and the experts module that receives its choice.
     """
 
     facts: Router
     module: nn.Module
     experts: nn.Module | None
+    block: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight whose product with the hidden states gives the raw scores, where it rests now."""
+        return score_weight(self.module)
+
+    @property
+    def correction_bias(self) -> Tensor | None:
+        """The tensor that is added for selection, where it rests now (the router's or the block's)."""
+        family = family_of(self.module)
+        if family is None or family.correction_bias is None or not has_bias(self.module, family):
+            return None
+        for owner in (self.module, self.block):
+            if isinstance(bias := attribute(owner, family.correction_bias), Tensor):
+                return bias
+        return None
 
 
 def find_decoder(model: nn.Module) -> nn.Module:
@@ -36,8 +52,9 @@ def find_decoder(model: nn.Module) -> nn.Module:
     """
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else model
-    if isinstance(decoder, nn.Module) and isinstance(getattr(decoder, "layers", None), nn.ModuleList):
-        return decoder
+    for candidate in (decoder, getattr(decoder, "model", None)):  # some get_decoder stop at the head
+        if isinstance(candidate, nn.Module) and _layer_list(candidate) is not None:
+            return candidate
     raise ModelError(
         f"{type(model).__name__} has no list of decoder layers: steering needs a transformers decoder model"
     )
@@ -45,14 +62,25 @@ def find_decoder(model: nn.Module) -> nn.Module:
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers, by true index."""
-    layers = find_decoder(model).layers
-    if not isinstance(layers, nn.ModuleList):  # find_decoder has made sure of it
+    layers = _layer_list(find_decoder(model))
+    if layers is None:  # find_decoder has made sure of it
         raise ModelError("the decoder has no list of layers")
     return layers
 
 
+def _layer_list(decoder: nn.Module) -> nn.ModuleList | None:
+    for name in ("layers", "blocks"):
+        if isinstance(layers := getattr(decoder, name, None), nn.ModuleList):
+            return layers
+    return None
+
+
 def find_routers(model: nn.Module) -> list[RouterSite]:
-    """Every router of a model, by layer. What cannot be steered is there too, with the reason."""
+    """Every router of a model, by layer. What cannot be steered is there too, with the reason.
+
+    A layer may have more than one: that of its experts comes first, then what is beside it (a router of
+    attention heads, of image tokens).
+    """
     width = decoder_config(model).hidden_size
     return [
         site
@@ -68,7 +96,7 @@ def read_architecture(model: nn.Module) -> Architecture:
         ModelError: the model has no list of decoder layers.
     """
     config = decoder_config(model)
-    routers = {site.facts.layer: site.facts for site in find_routers(model)}
+    routers = {site.facts.layer: site.facts for site in reversed(find_routers(model))}
     return Architecture(
         model_type=config.model_type,
         hidden_size=config.hidden_size,
@@ -96,33 +124,63 @@ def check_ids(model: nn.Module, largest: int, where: str) -> None:
 
 
 def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[RouterSite]:
-    blocks = [
-        (parent, experts)
+    names = {module: name for name, module in layer.named_modules()}
+    found = {
+        router: router if _experts_of(router) is not None else parent
         for parent in layer.modules()
-        if isinstance(experts := getattr(parent, "experts", None), nn.Module)
+        for router in _routers_inside(parent, width)
+    }
+    beside = {router: reason for router in found if (reason := _beside(names[router])) is not None}
+    sites = [
+        RouterSite(_facts(index, block, router), router, _experts_of(block), block)
+        for router, block in found.items()
+        if router not in beside
     ]
-    found: set[nn.Module] = set()
-    sites: list[RouterSite] = []
-    for parent, experts in blocks:
-        for child in parent.children():
-            if child is not experts and child not in found and _looks_like_router(child, width):
-                found.add(child)
-                sites.append(RouterSite(_facts(index, parent, child), child, experts))
     if len(sites) == 1:
         yield sites[0]
-    elif blocks or any(_looks_like_router(module, width) for module in layer.modules()):
+    elif sites or any(_experts_of(module) is not None for module in layer.modules()):
         reason = (
             f"{len(sites)} routers in one layer" if sites else "its experts have no router of a known form"
         )
-        yield RouterSite(Router(index, 0, 0, "unknown", reason=reason), layer, None)
+        yield RouterSite(Router(index, 0, 0, "unknown", reason=reason), layer, None, layer)
+    for router, reason in beside.items():
+        facts = replace(_facts(index, found[router], router), reason=reason)
+        yield RouterSite(facts, router, None, found[router])
+
+
+def _beside(name: str) -> str | None:
+    """Why a router of this name in its layer is not the one of the layer's (text) experts."""
+    if "attn" in name or "attention" in name:
+        return "it routes attention heads, not experts"
+    if "vision" in name:
+        return "it routes image tokens only"
+    return None
+
+
+def _routers_inside(parent: nn.Module, width: int) -> Iterator[nn.Module]:
+    """The modules among a module's children that choose experts (a block in a few families)."""
+    experts = _experts_of(parent)
+    for child in parent.children():
+        if _chooses(child) or (experts not in (None, child) and _looks_like_router(child, width)):
+            yield child
+
+
+def _chooses(module: nn.Module) -> bool:
+    """Whether a module's own forward chooses by a known rule."""
+    return family_of(module) is not None and all(family_of(child) is None for child in module.children())
+
+
+def _experts_of(block: nn.Module) -> nn.Module | None:
+    experts = getattr(block, "experts", None)
+    return experts if isinstance(experts, nn.Module) else None
 
 
 def _looks_like_router(module: nn.Module, width: int) -> bool:
     if family_of(module) is not None:
-        return True
+        return False  # known: it chooses, or what is inside it does
     weight = getattr(module, "weight", None)
     return (
-        isinstance(weight, torch.Tensor)
+        isinstance(weight, Tensor)
         and weight.dim() == 2
         and weight.shape[1] == width
         and 1 < weight.shape[0] != width
@@ -130,25 +188,51 @@ def _looks_like_router(module: nn.Module, width: int) -> bool:
     )
 
 
+def score_weight(router: nn.Module) -> Tensor:
+    """The weight of a router whose product gives the scores: its own, or the last of those inside it
+    outside of the experts.
+    """
+    if isinstance(weight := getattr(router, "weight", None), Tensor):
+        return weight
+    inside = [
+        parameter
+        for name, parameter in router.named_parameters()
+        if name.endswith("weight") and parameter.dim() == 2 and "experts" not in name.split(".")
+    ]
+    if not inside:
+        raise ModelError(f"{type(router).__name__} has no weight that gives scores")
+    return inside[-1]
+
+
 def _facts(index: int, block: nn.Module, router: nn.Module) -> Router:
-    weight: torch.Tensor = router.weight  # type: ignore[assignment]
-    experts = int(getattr(router, "num_experts", 0) or weight.shape[0])
-    top_k = int(getattr(router, "top_k", 0) or getattr(block, "top_k", 0) or 0)
-    shared = getattr(block, "shared_experts", None) or getattr(block, "shared_expert", None)
     family = family_of(router)
-    if family is None:
-        reason = f"the routing rule of {type(router).__name__} is not known"
-        return Router(index, experts, top_k, "unknown", shared_experts=int(shared is not None), reason=reason)
-    groups = _groups(router) if family.group_score is not None else None
-    return Router(
+    facts = Router(
         layer=index,
-        experts=experts,
-        top_k=top_k,
-        rule=rule_of(router, family, groups),
-        groups=groups,
-        shared_experts=_count_shared(block, shared),
-        reason=_why_not(router, family, experts, top_k, groups),
+        experts=_whole(router, family.experts if family else "num_experts") or _rows(router),
+        top_k=_whole(router, family.top_k if family else "top_k") or _whole(block, "top_k"),
+        rule="unknown",
+        shared_experts=_count_shared(block),
     )
+    if family is None:
+        return replace(facts, reason=f"the routing rule of {type(router).__name__} is not known")
+    groups = _groups(router) if family.group_score is not None else None
+    facts = replace(facts, rule=rule_of(router, family, groups), groups=groups)
+    site = RouterSite(facts, router, _experts_of(block), block)
+    return replace(facts, reason=_why_not(site, family))
+
+
+def _whole(module: nn.Module, name: str) -> int:
+    value = attribute(module, name)
+    return value if isinstance(value, int) else 0
+
+
+def _rows(router: nn.Module) -> int:
+    """The scores that a router's weight gives (a quantised one has another shape)."""
+    weight = score_weight(router)
+    for module in router.modules():
+        if getattr(module, "weight", None) is weight and isinstance(module, nn.Linear):
+            return module.out_features
+    return weight.shape[0]
 
 
 def _groups(router: nn.Module) -> tuple[int, int] | None:
@@ -159,19 +243,23 @@ def _groups(router: nn.Module) -> tuple[int, int] | None:
     return None if groups[0] == groups[1] else groups
 
 
-def _count_shared(block: nn.Module, shared: object) -> int:
-    if not isinstance(shared, nn.Module):
-        return 0
-    return int(getattr(getattr(block, "config", None), "n_shared_experts", 1) or 1)
+def _count_shared(block: nn.Module) -> int:
+    for name in ("shared_experts", "shared_expert", "shared_mlp"):
+        if isinstance(getattr(block, name, None), nn.Module):
+            return int(getattr(getattr(block, "config", None), "n_shared_experts", 1) or 1)
+    return 0
 
 
-def _why_not(
-    router: nn.Module, family: Family, experts: int, top_k: int, groups: tuple[int, int] | None
-) -> str | None:
-    if not 1 <= top_k <= experts or experts < 2:
-        return f"it chooses {top_k} of {experts} experts"
-    if groups is not None and experts % groups[0]:
-        return f"{experts} experts do not divide into {groups[0]} groups"
-    if family.correction_bias is not None and getattr(router, family.correction_bias, None) is None:
+def _why_not(site: RouterSite, family: Family) -> str | None:
+    facts = site.facts
+    if family.refused is not None:
+        return family.refused
+    if not 1 <= facts.top_k <= facts.experts or facts.experts < 2:
+        return f"it chooses {facts.top_k} of {facts.experts} experts"
+    if facts.groups is not None and facts.experts % facts.groups[0]:
+        return f"{facts.experts} experts do not divide into {facts.groups[0]} groups"
+    if has_bias(site.module, family) and site.correction_bias is None:
         return f"its correction bias {family.correction_bias} is missing"
+    if site.experts is None and family.choice in ("experts", "skipping"):
+        return "its experts are not in a module of their own"
     return None
