@@ -114,7 +114,7 @@ def countable_routers(model: nn.Module) -> list[RouterSite]:
         raise ModelError(
             f"{type(model).__name__} has no routers: expert steering needs a Mixture-of-Experts model"
         )
-    sites = [site for site in found if site.facts.steerable and site.experts is not None]
+    sites = [site for site in found if site.facts.steerable]
     if not sites:
         raise ModelError(f"no router of {type(model).__name__} can be steered: {found[0].facts.reason}")
     return sites
