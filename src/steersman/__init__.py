@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     )
     from steersman.experts.contrast import RoutingContrast, merge_contrasts
     from steersman.experts.counting import detect_experts
+    from steersman.interop.ds4 import export_ds4
+    from steersman.interop.easysteer import export_easysteer, import_easysteer
+    from steersman.interop.steermoe import import_steermoe
     from steersman.limits import Router
     from steersman.models.apply import apply_rows
     from steersman.models.architecture import read_architecture
@@ -41,6 +44,9 @@ _HOME = {
     ),
     "steersman.experts.contrast": ("RoutingContrast", "merge_contrasts"),
     "steersman.experts.counting": ("detect_experts",),
+    "steersman.interop.ds4": ("export_ds4",),
+    "steersman.interop.easysteer": ("export_easysteer", "import_easysteer"),
+    "steersman.interop.steermoe": ("import_steermoe",),
     "steersman.limits": ("Router",),
     "steersman.models.apply": ("apply_rows",),
     "steersman.models.architecture": ("read_architecture",),
@@ -71,6 +77,10 @@ __all__ = [
     "apply_rows",
     "compose",
     "detect_experts",
+    "export_ds4",
+    "export_easysteer",
+    "import_easysteer",
+    "import_steermoe",
     "load_model",
     "load_pairs",
     "merge_contrasts",

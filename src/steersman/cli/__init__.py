@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from steersman.cli import artifacts, demo, experts, generation, lab, models
+from steersman.cli import artifacts, demo, experts, generation, interop, lab, models
 from steersman.cli.failures import reported
 from steersman.cli.options import CONTEXT_SETTINGS, version_option
 
@@ -43,6 +43,8 @@ for command in (
     experts.select,
     generation.generate,
     artifacts.show,
+    interop.import_,
+    interop.export,
     lab.lab,
 ):
     steersman.add_command(command)

@@ -39,6 +39,11 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
+def looks_like_json(path: Path) -> bool:
+    """Whether a file is text that begins as a JSON object does. Raises `ArtifactError` as `read_bytes`."""
+    return read_bytes(path).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
 def read_json(path: Path) -> Any:
     """A JSON file's value. Raises `ArtifactError` for what is not JSON, holds NaN, or gives a key twice."""
     try:

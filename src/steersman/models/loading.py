@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from steersman.errors import ModelError
-from steersman.models.identity import LAB_NAME
+from steersman.models.identity import LAB_NAME, weights_id
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
@@ -68,6 +74,32 @@ def load_model(
     except Exception as error:  # at a damaged checkpoint each of three libraries raises what it likes
         raise ModelError(f"{name}: cannot be opened as a model ({_first_line(error)})") from error
     return model.train(False), tokenizer
+
+
+def load_structure(name: str, *, revision: str | None = None) -> PreTrainedModel:
+    """Open a model for what it is, not for running it: its layers and its identity, without its weights.
+
+    Weights stay on disk where the checkpoint's safetensors files are at hand, which is all that its identity
+    needs; otherwise the model is opened whole.
+
+    Args:
+        name: As for `load_model`.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ModelError: it does not exist or cannot be opened.
+    """
+    if name.startswith("lab:"):
+        return load_model(name, device="cpu")[0]
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            build: Any = AutoModelForCausalLM.from_config
+            model: PreTrainedModel = build(config, trust_remote_code=False).train(False)
+        weights_id(model)
+        return model
+    except Exception:  # whatever keeps it from being read this way, opening it whole says best
+        return load_model(name, device="cpu", revision=revision)[0]
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
