@@ -20,9 +20,9 @@ from torch._dynamo.eval_frame import OptimizedModule
 from steersman.errors import PlanError, SteeringNotApplied
 from steersman.models.architecture import find_decoder
 from steersman.models.following import Following, cache_length, refuse_empty_scope
-from steersman.models.identity import unwrap
 from steersman.models.program import Pass, Program, Site
 from steersman.models.tokens import Tokens, tokens_of_forward
+from steersman.models.weights import unwrap
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
