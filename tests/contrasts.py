@@ -7,8 +7,9 @@ from dataclasses import fields
 
 import numpy as np
 
-from steersman.experts.contrast import RoutingContrast, Weighting
+from steersman.experts.contrast import RoutingContrast
 from steersman.experts.risk_difference import ClusterSums
+from steersman.experts.tally import Weighting
 from steersman.limits import Router
 from steersman.steering import Architecture
 

@@ -19,7 +19,8 @@ from steersman.cli.output import in_columns, number, put_out, require_free
 
 if TYPE_CHECKING:
     from steersman import RoutingContrast
-    from steersman.experts.contrast import By, Weighting
+    from steersman.experts.contrast import By
+    from steersman.experts.tally import Weighting
     from steersman.steering import Scope
 
 SHOWN = 12

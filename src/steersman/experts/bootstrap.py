@@ -11,6 +11,7 @@ integers, so that sums stay exact; memory does not depend on the number of pairs
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -63,6 +64,15 @@ class Replicates:
                 raise PairsError("too many pairs for a bootstrap in this weighting: its sums outgrow 64 bits")
             self.tokens[block] += tokens
             self.activations[block] += activations  # a ≤ n: what holds n holds these
+
+    def to_tensors(self) -> tuple[dict[str, Integers], int]:
+        """The tables, and how many replicates there are."""
+        return {"activations": self.activations, "tokens": self.tokens}, self.number
+
+    @classmethod
+    def from_tensors(cls, tables: Mapping[str, Integers]) -> Replicates:
+        """What `to_tensors` gave, which must have been checked."""
+        return cls(tables["activations"].copy(), tables["tokens"].copy())
 
     def __add__(self, other: Replicates) -> Replicates:
         tokens = self.tokens.astype(object) + other.tokens.astype(object)

@@ -5,7 +5,7 @@ from it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +15,41 @@ import numpy as np
 
 from steersman.errors import PlanError
 from steersman.experts import risk_difference as rd
-from steersman.experts.estimate import LEAST_CLUSTERS, Floats, q_values
+from steersman.experts import strata as st
+from steersman.experts.adjustment import Adjustment, adjust, adjusted_replicates
+from steersman.experts.bootstrap import Replicates
+from steersman.experts.estimate import LEAST_CLUSTERS, Estimate, Floats, q_values
 from steersman.experts.moments import Integers
 from steersman.experts.presets import preset_for
 from steersman.experts.risk_difference import ClusterSums
-from steersman.experts.selection import Choice, choose, ranked
+from steersman.experts.selection import Choice, choose, ranked, stability
+from steersman.experts.strata import StratumSums
+from steersman.experts.tally import Counted, Weighting
 from steersman.limits import Router
 from steersman.steering import Architecture, ExpertEdit, Scope, Steering, canonical_json
 
 if TYPE_CHECKING:
     import pandas
 
-Weighting = Literal["token", "pair"]
-By = Literal["risk_difference", "lower_bound"]
+Kind = Literal["risk_difference", "stratified", "adjusted"]
+"""A difference: plain, over positions, or with a nuisance regressed out."""
+By = Literal[
+    "risk_difference",
+    "lower_bound",
+    "stratified",
+    "stratified_lower_bound",
+    "adjusted",
+    "adjusted_lower_bound",
+]
+BY: dict[str, tuple[Kind, bool]] = {
+    "risk_difference": ("risk_difference", False),
+    "lower_bound": ("risk_difference", True),
+    "stratified": ("stratified", False),
+    "stratified_lower_bound": ("stratified", True),
+    "adjusted": ("adjusted", False),
+    "adjusted_lower_bound": ("adjusted", True),
+}
+"""What ranks experts: which difference, and whether less the reach of its interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +81,17 @@ class RoutingContrast:
     order: Integers | None = None
     """Only of an imported ranking: its own order, best first, as places in [layers, experts] counted row by
     row (int64). It has counts but no clusters: every error is NaN."""
+
+    counted: Counted = "target"
+    """Which tokens the counts are of."""
+    new_tokens: int = 0
+    """Of `generated` tokens: how many each text had at most."""
+    strata: StratumSums | None = None
+    """The sums by position within the target."""
+    replicates: Replicates | None = None
+    """Of a bootstrap over clusters."""
+    nuisance: RoutingContrast | None = None
+    """Another contrast of the same model, which `adjusted` has regressed out."""
 
     @property
     def imported(self) -> bool:
@@ -121,6 +154,90 @@ class RoutingContrast:
         return q_values(self.p_values, self.valid)
 
     @cached_property
+    def stratified(self) -> Floats:
+        """Δ over strata of positions within the target (Mantel-Haenszel), float64 [layers, experts].
+
+        Raises `PlanError` where positions were not counted.
+        """
+        return self.estimate("stratified").difference
+
+    @cached_property
+    def adjusted(self) -> Floats:
+        """Δ less the nuisance's share, float64 [layers, experts]; of the stratified Δ where positions were
+        counted.
+
+        Raises `PlanError` where there is no nuisance.
+        """
+        return self.estimate("adjusted").difference
+
+    @cached_property
+    def adjustment(self) -> Adjustment:
+        """The nuisance's slope b, how much of ΣΔ² it takes away, and what is left with its error (see
+        `steersman.experts.adjustment.adjust`).
+
+        Raises `PlanError` where there is no nuisance.
+        """
+        if self.nuisance is None:
+            raise PlanError("no nuisance was counted: detect with --adjust PAIRS (in Python adjust=)")
+        shared = np.intersect1d(self.cluster_ids, self.nuisance.cluster_ids)
+        return adjust(
+            self.estimate(self._base), self.nuisance.estimate(self._base), dependent=bool(len(shared))
+        )
+
+    @property
+    def _base(self) -> Kind:
+        """What a nuisance is regressed out of."""
+        return "risk_difference" if self.strata is None else "stratified"
+
+    def estimate(self, kind: Kind = "risk_difference") -> Estimate:
+        """A difference with its standard error, from which intervals and p-values follow.
+
+        Raises:
+            PlanError: what it needs was not counted.
+        """
+        if kind == "adjusted":
+            return self.adjustment.estimate
+        if kind == "risk_difference":
+            return Estimate(self.risk_difference, self.standard_error, self.clusters)
+        if kind != "stratified":
+            raise PlanError(f"estimate {kind!r} is unknown: use risk_difference, stratified or adjusted")
+        return self._stratified
+
+    @cached_property
+    def _stratified(self) -> Estimate:
+        if self.strata is None:
+            raise PlanError(
+                "positions were not counted: detect with --stratify position (in Python stratify=)"
+            )
+        return st.estimate(self.strata).where(self.valid)
+
+    def _replicated(self, kind: Kind) -> Floats:
+        """The difference in each replicate, [replicates, layers, experts]."""
+        if self.replicates is None:
+            raise PlanError("there are no replicates: detect with --bootstrap 200 (in Python bootstrap=)")
+        a, n = self.replicates.activations, self.replicates.tokens
+        if kind == "adjusted":
+            if self.nuisance is None:
+                raise PlanError("no nuisance was counted: detect with --adjust PAIRS (in Python adjust=)")
+            return adjusted_replicates(self._replicated(self._base), self.nuisance._replicated(self._base))
+        if kind == "risk_difference":  # the columns of a side are its strata
+            a = a.reshape(len(a), 2, -1, *a.shape[2:]).sum(axis=2)
+            n = n.reshape(len(n), 2, -1).sum(axis=2)
+        return np.where(self.valid, st.differences(a, n), np.nan)
+
+    def adjusted_by(self, nuisance: RoutingContrast | None) -> RoutingContrast:
+        """The same contrast with a nuisance to regress out (None: without one).
+
+        Raises:
+            PlanError: the two are of different models, or were not counted alike.
+        """
+        if nuisance is not None:
+            _require_alike(self, nuisance, "adjusted")
+            if nuisance.nuisance is not None:
+                raise PlanError("the nuisance has a nuisance of its own: give one without")
+        return replace(self, nuisance=nuisance)
+
+    @cached_property
     def sha256(self) -> str:
         """Hex sha256 over the counts and what they are counts of."""
         digest = hashlib.sha256(
@@ -129,30 +246,42 @@ class RoutingContrast:
         arrays = [self.activations, self.tokens, self.cluster_ids]
         for array in arrays if self.order is None else [*arrays, self.order]:
             digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        more = {
+            "counted": None if self.counted == "target" else [self.counted, self.new_tokens],
+            "strata": None if self.strata is None else [list(self.strata.starts), self.strata.n],
+            "replicates": None if self.replicates is None else self.replicates.number,
+            "nuisance": None if self.nuisance is None else self.nuisance.sha256,
+        }
+        if any(more.values()):  # without, the hash is what it was before there were such
+            digest.update(canonical_json(more).encode())
         return digest.hexdigest()
 
     def ranking(self, by: By = "risk_difference", *, reverse: bool = False) -> list[tuple[int, int, float]]:
         """(layer, expert, Δ), best first.
 
-        By |Δ|, or with `lower_bound` by |Δ| less the reach of its 95% interval (below 0 where that holds 0).
-        With `reverse` the sides are swapped, so that Δ changes its sign.
+        By |Δ|, or with a `lower_bound` by |Δ| less the reach of its 95% interval (below 0 where that holds
+        0); Δ is the one that `by` names. With `reverse` the sides are swapped, so that it changes its sign.
         """
-        delta = -self.risk_difference if reverse else self.risk_difference
-        if by == "risk_difference":
-            return ranked(delta, self.layers, merit=self._merit_of_order())
-        if by != "lower_bound":
-            raise PlanError(f"by={by!r} is unknown: use 'risk_difference' or 'lower_bound'")
-        if self.imported:
-            raise PlanError('by="lower_bound" needs intervals, and an imported ranking has none')
-        if self.clusters < LEAST_CLUSTERS:
-            raise PlanError(
-                f'by="lower_bound" needs at least {LEAST_CLUSTERS} clusters, there are {self.clusters}'
-            )
-        low, high = self.interval()
-        nearest = np.where(
-            self.risk_difference > 0, low, -high
-        )  # the end on the side of 0, which is never cut
-        return ranked(delta, self.layers, merit=nearest)
+        kind, bounded = self._by(by)
+        delta = self.estimate(kind).difference
+        return ranked(-delta if reverse else delta, self.layers, merit=self._merit(kind, delta, bounded))
+
+    def _by(self, by: str) -> tuple[Kind, bool]:
+        if by not in BY:
+            raise PlanError(f"by={by!r} is unknown: use {', '.join(BY)}")
+        kind, bounded = BY[by]
+        if bounded and self.imported:
+            raise PlanError(f'by="{by}" needs intervals, and an imported ranking has none')
+        clusters = self.estimate(kind).clusters
+        if bounded and clusters < LEAST_CLUSTERS:
+            raise PlanError(f'by="{by}" needs at least {LEAST_CLUSTERS} clusters, there are {clusters}')
+        return kind, bounded
+
+    def _merit(self, kind: Kind, delta: Floats, bounded: bool) -> Floats | None:
+        """What is best first, [layers, experts]; None where |Δ| ranks."""
+        if bounded:
+            return np.abs(delta) - self.estimate(kind).margin()
+        return self._merit_of_order() if kind == "risk_difference" else None
 
     def _merit_of_order(self) -> Floats | None:
         """[layers, experts], the larger the earlier in an imported ranking; None where |Δ| ranks."""
@@ -180,6 +309,42 @@ class RoutingContrast:
             ranking, routers, activate=activate, deactivate=deactivate, top=top, strength=strength or 1.0
         )
 
+    def stability(
+        self,
+        *,
+        activate: int | None = None,
+        deactivate: int | None = None,
+        top: int | None = None,
+        reverse: bool = False,
+        by: By = "risk_difference",
+        strength: float = 1.0,
+    ) -> dict[int, dict[int, float]]:
+        """For each expert that `choose` takes, the share of bootstrap replicates in which the same choice
+        takes it with the same sign: {layer: {expert: share}}.
+
+        Each replicate ranks and limits anew; a nuisance's slope is its own. With a `lower_bound` the reach of
+        the intervals is that of all pairs.
+
+        Raises:
+            PlanError: there are no replicates, or what `choose` raises.
+        """
+        asked: dict[str, Any] = {
+            "activate": activate,
+            "deactivate": deactivate,
+            "top": top,
+            "strength": strength or 1.0,
+        }
+        choice = self.choose(reverse=reverse, by=by, **asked)
+        kind, bounded = self._by(by)
+        deltas = self._replicated(kind)
+        return stability(
+            choice,
+            -deltas if reverse else deltas,
+            [self._merit(kind, delta, bounded) for delta in deltas],
+            {router.layer: router for router in self.routers},
+            **asked,
+        )
+
     def select(
         self,
         *,
@@ -201,7 +366,8 @@ class RoutingContrast:
             top: How many of the largest |Δ| whatever their sign, instead of the other two.
             reverse: Swap the sides first: steer toward the negative side.
             preset: A published size by name (`steersman.experts.presets`), instead of the three numbers.
-            by: Rank by |Δ|, or by |Δ| less the reach of its interval.
+            by: Rank by |Δ|, or with a `lower_bound` by |Δ| less the reach of its interval; Δ is the plain
+                one, `stratified` or `adjusted`.
             scope: Which tokens to steer.
             strength: 0 to 1, the size of every λ.
 
@@ -226,7 +392,8 @@ class RoutingContrast:
             layer: {expert: sign * strength for expert, sign in experts.items()}
             for layer, experts in choice.signs.items()
         }
-        asked = {"activate": activate, "deactivate": deactivate, "top": top, "preset": preset}
+        numbers = {"activate": activate, "deactivate": deactivate, "top": top}
+        asked = {**numbers, "preset": preset}
         return Steering(
             edits=(ExpertEdit(strengths, scope),),
             architecture=self.architecture,
@@ -239,12 +406,56 @@ class RoutingContrast:
                 "reverse": reverse,
                 **{name: value for name, value in asked.items() if value is not None},
                 "skipped": list(choice.skipped),
-                "from": [{"kind": "routing_contrast", "sha256": self.sha256}, *map(dict, self.made_from)],
+                **self._confidence(by, {**numbers, "reverse": reverse, "by": by, "strength": strength}),
+                "from": [{"kind": "routing_contrast", "sha256": self.sha256}, *self._sources()],
             },
         )
 
+    def _confidence(self, by: By, asked: dict[str, Any]) -> dict[str, Any]:
+        """What a selection's provenance says of how sure it is."""
+        found: dict[str, Any] = {}
+        if BY[by][0] == "adjusted":
+            found["adjustment"] = {"slope": self.adjustment.slope, "share": self.adjustment.share}
+        if self.replicates is not None:
+            shares = self.stability(**asked)
+            found["stability"] = {
+                "replicates": self.replicates.number,
+                "experts": [
+                    {"layer": layer, "expert": expert, "share": share}
+                    for layer, experts in sorted(shares.items())
+                    for expert, share in sorted(experts.items())
+                ],
+            }
+        return found
+
+    def _sources(self) -> list[dict[str, Any]]:
+        """What it was counted on, its nuisance too."""
+        nuisance = () if self.nuisance is None else self.nuisance.made_from
+        return [*map(dict, self.made_from), *({**source, "role": "nuisance"} for source in nuisance)]
+
+    def _columns(self, kind: Kind, there: bool) -> dict[str, Floats]:
+        """A table's columns of another difference than the plain one."""
+        if not there:
+            return {}
+        estimate = self.estimate(kind)
+        low, high = estimate.interval()
+        p = estimate.p_values()
+        columns = {
+            kind: estimate.difference,
+            f"{kind}_standard_error": estimate.standard_error,
+            f"{kind}_low": low,
+            f"{kind}_high": high,
+            f"{kind}_p": p,
+            f"{kind}_q": q_values(p, self.valid),
+        }
+        return {name: values[self.valid] for name, values in columns.items()}
+
     def table(self) -> pandas.DataFrame:
-        """One row an expert, largest |Δ| first; an imported ranking in its own order."""
+        """One row an expert, largest |Δ| first; an imported ranking in its own order.
+
+        Where they were counted, `stratified` and `adjusted` differences have columns of their own, with their
+        errors, intervals, p- and q-values; `nuisance` is not among them.
+        """
         import pandas
 
         rows, columns = np.nonzero(self.valid)
@@ -263,6 +474,8 @@ class RoutingContrast:
                 "high": high[rows, columns],
                 "p": self.p_values[rows, columns],
                 "q": self.q_values[rows, columns],
+                **self._columns("stratified", self.strata is not None),
+                **self._columns("adjusted", self.nuisance is not None),
             }
         )
         merit = self._merit_of_order()
@@ -310,19 +523,17 @@ def merge_contrasts(contrasts: Iterable[RoutingContrast]) -> RoutingContrast:
 
 
 def _merge_two(one: RoutingContrast, other: RoutingContrast) -> RoutingContrast:
-    for what in ("weights_id", "weighting"):
-        if getattr(one, what) != getattr(other, what):
-            raise PlanError(f"these contrasts differ in their {what.replace('_', ' ')} and cannot be merged")
     if one.imported or other.imported:
         raise PlanError("an imported ranking cannot be merged: nobody knows which pairs are in it")
-    if one.architecture.id != other.architecture.id:
-        raise PlanError("these contrasts are of different architectures and cannot be merged")
+    _require_alike(one, other, "merged")
     shared = np.intersect1d(one.cluster_ids, other.cluster_ids)
     if len(shared):
         raise PlanError(
             f"{len(shared)} clusters (pairs or groups) are in two shards: "
             "a shard was given twice, or it splits a group"
         )
+    if (one.nuisance is None) != (other.nuisance is None):
+        raise PlanError("one of these contrasts has a nuisance and another none: they cannot be merged")
     return replace(
         one,
         activations=np.where(one.activations < 0, -1, one.activations + other.activations),
@@ -331,5 +542,49 @@ def _merge_two(one: RoutingContrast, other: RoutingContrast) -> RoutingContrast:
         cluster_ids=np.sort(np.concatenate([one.cluster_ids, other.cluster_ids])),
         pairs=one.pairs + other.pairs,
         skipped=one.skipped + other.skipped,
-        made_from=(*one.made_from, *other.made_from),
+        made_from=_without_shards((*one.made_from, *other.made_from)),
+        strata=one.strata + other.strata if one.strata and other.strata else None,
+        replicates=one.replicates + other.replicates if one.replicates and other.replicates else None,
+        nuisance=_merge_two(one.nuisance, other.nuisance) if one.nuisance and other.nuisance else None,
     )
+
+
+def _require_alike(one: RoutingContrast, other: RoutingContrast, done: str) -> None:
+    """Raise `PlanError` where two contrasts are of different models, or of different tokens."""
+    if one.weights_id != other.weights_id:
+        raise PlanError(f"these contrasts differ in their weights id and cannot be {done}")
+    if one.architecture.id != other.architecture.id:
+        raise PlanError(f"these contrasts are of different architectures and cannot be {done}")
+    for what, of in _COUNTED_BY.items():
+        if of(one) != of(other):
+            raise PlanError(
+                f"these contrasts differ in their {what} ({of(one)} and {of(other)}) and cannot be {done}"
+            )
+
+
+_COUNTED_BY: dict[str, Callable[[RoutingContrast], object]] = {
+    "weighting": lambda contrast: contrast.weighting,
+    "tokens": lambda contrast: contrast.counted,
+    "number of new tokens": lambda contrast: contrast.new_tokens,
+    "strata": lambda contrast: None if contrast.strata is None else contrast.strata.starts,
+    "bootstrap": lambda contrast: 0 if contrast.replicates is None else contrast.replicates.number,
+}
+
+
+def _without_shards(sources: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
+    """Sources with all the shards of one as the one."""
+    merged: list[Mapping[str, Any]] = []
+    for source in sources:
+        whole = {key: value for key, value in source.items() if key != "shard"}
+        shards = {
+            str(other["shard"])
+            for other in sources
+            if "shard" in other and {**whole, "shard": other["shard"]} == dict(other)
+        }
+        count = str(source.get("shard", "")).partition("/")[2]
+        complete = bool(count) and shards == {f"{number + 1}/{count}" for number in range(int(count))}
+        if not complete:
+            merged.append(source)
+        elif whole not in merged:
+            merged.append(whole)
+    return tuple(merged)

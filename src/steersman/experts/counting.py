@@ -1,110 +1,128 @@
-"""Counting which experts a model really uses on the target tokens of contrast pairs: exact, streaming, in
-padded batches.
+"""Detection: counting which experts a model really uses on the two sides of contrast pairs, exact, streaming,
+in padded batches, and resumable.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from steersman.errors import ModelError, PairsError
-from steersman.experts.contrast import RoutingContrast, Weighting
+from steersman.experts.batches import count_batch, count_continuations
+from steersman.experts.contrast import RoutingContrast
+from steersman.experts.encoding import EncodedPair, EncodedPairs, Shard
 from steersman.experts.moments import Integers
-from steersman.experts.recording import recording
-from steersman.experts.risk_difference import ClusterSums
-from steersman.models.architecture import (
-    RouterSite,
-    check_ids,
-    decoder_config,
-    find_decoder,
-    find_routers,
-    read_architecture,
-)
+from steersman.experts.progress import Progress
+from steersman.experts.strata import POSITION_STRATA, stratum_of
+from steersman.experts.tally import Counted, Tally, Weighting
+from steersman.models.architecture import RouterSite, find_routers, read_architecture
 from steersman.models.identity import model_name, weights_id
-from steersman.pairs import ContrastPair, ContrastPairs, TruncatedTarget, encode, load_pairs
+from steersman.pairs import ContrastPairs, Part, load_pairs
+from steersman.steering import Architecture
 
 WINDOW_BATCHES = 16
 """Texts are sorted by length within windows of this many batches: little padding, bounded memory."""
-PAIR_UNIT = 1 << 40
-"""With `weighting="pair"` a rate is counted in this fraction, so that sums stay exact integers."""
+
+Pairs = ContrastPairs | str | Path | Iterable[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How to count."""
+
+    weighting: Weighting
+    counted: Counted
+    new_tokens: int
+    starts: tuple[int, ...] | None
+    bootstrap: int
+    shard: Shard | None
+    batch_size: int
+    truncate: bool
 
 
 def detect_experts(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: ContrastPairs | str | Path | Iterable[dict[str, Any]],
+    pairs: Pairs,
     *,
     weighting: Weighting = "token",
+    tokens: Part = "target",
+    generate: int = 0,
+    stratify: Literal["position"] | None = None,
+    adjust: Pairs | None = None,
+    bootstrap: int = 0,
+    shard: str | None = None,
     batch_size: int = 16,
     truncate: bool = False,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     progress: bool = False,
 ) -> RoutingContrast:
-    """Count how often each expert is in the top-k that the model really used, over the target tokens of both
-    sides.
+    """Count how often each expert is in the top-k that the model really used, over tokens of both sides.
 
-    SteerMoE (arXiv 2509.09660), section 3.1. Memory does not grow with the number of pairs.
+    SteerMoE (arXiv 2509.09660), section 3.1. Memory does not grow with the number of pairs, but for a few
+    numbers a pair.
 
     Args:
         model: A transformers Mixture-of-Experts model.
         tokenizer: Its (fast) tokenizer.
         pairs: Contrast pairs, or what `load_pairs` takes.
-        weighting: `token`: every target token counts the same (the paper); `pair`: every pair does.
+        weighting: `token`: every token counts the same (the paper); `pair`: every pair does.
+        tokens: Which are counted: of the `target`; of the final `answer` of the chats; or of the `prompt`,
+            all before it.
+        generate: Count the model's own words instead: the tokens, at most so many, with which it continues
+            each side's prompt, greedily, as they are fed back to it. Ends are not counted, and pairs with a
+            side that ends at once are left out and `skipped`.
+        stratify: With `position` also compare tokens at like positions alone (`RoutingContrast.stratified`).
+        adjust: Other pairs, whose contrast is a nuisance: it is counted too, and regressed out
+            (`RoutingContrast.adjusted`).
+        bootstrap: Replicates to count beside (`RoutingContrast.stability`); 200 tell shares to within 0.07.
+        shard: `"I/N"`: count part I of N. No cluster is split, and `merge_contrasts` of all N parts is the
+            very result of one run.
         batch_size: Texts in one forward.
         truncate: Leave out pairs with a side longer than the model's context, and count them in `skipped`.
+        checkpoint: A folder to save progress in, at most a fiftieth of the time. It is yours to remove when
+            the result is safe.
+        resume: Go on from what is saved in `checkpoint`, if anything is; otherwise that is an error.
         progress: Show a progress bar on stderr where it takes more than a second.
 
     Raises:
         ModelError: the model has no routers, or one that cannot be counted.
         PairsError: a pair cannot be rendered, its target is not in its text, or it is longer than the
-            context.
+            context; or an option is unknown.
+        ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
     """
-    if weighting not in ("token", "pair"):
-        raise PairsError(f"weighting={weighting!r} is unknown: use 'token' or 'pair'")
-    if batch_size < 1:
-        raise PairsError(f"batch_size is {batch_size}: give 1 or more")
-    if not isinstance(pairs, ContrastPairs):
-        pairs = load_pairs(pairs)
-    sites = countable_routers(model)
-    longest = getattr(decoder_config(model), "max_position_embeddings", None)
-    identity = weights_id(model)  # before the work: it may have none
-    kept = _usable(model, tokenizer, pairs, longest, truncate)
-    counter = _ClusterCounter(len(sites), max(site.facts.experts for site in sites), weighting)
-    with (
-        evaluating(model),
-        tqdm(total=len(kept), desc="detect", unit="pair", delay=1, disable=not progress) as bar,
-    ):
-        for part in _windows(kept, WINDOW_BATCHES * batch_size):
-            window = [_encode_pair(tokenizer, pairs[place], longest) for place in part]
-            counter.add_window(window, _count_texts(model, sites, window, batch_size))
-            bar.update(len(window))
-    counter.close()
-    name, revision = model_name(model)
-    for row, site in enumerate(sites):
-        counter.activations[:, row, site.facts.experts :] = -1
-    return RoutingContrast(
-        activations=counter.activations,
-        tokens=counter.tokens,
-        sums=counter.sums,
-        architecture=read_architecture(model),
-        weights_id=identity,
-        cluster_ids=np.array(sorted(counter.cluster_ids), dtype=np.int64),
-        pairs=len(kept),
-        skipped=len(pairs) - len(kept),
-        weighting=weighting,
-        model=name,
-        revision=revision,
-        made_from=({"kind": "pairs", "name": pairs.name, "sha256": pairs.sha256},),
+    options = _options(
+        weighting, tokens, generate, stratify, bootstrap, shard, batch_size=batch_size, truncate=truncate
     )
+    sources = {"pairs": pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)}
+    if adjust is not None:
+        sources["adjust"] = adjust if isinstance(adjust, ContrastPairs) else load_pairs(adjust)
+    sites = countable_routers(model)
+    identity = weights_id(model)  # before the work: it may have none
+    architecture = read_architecture(model)
+    encoded = {name: _encoded(model, tokenizer, source, options) for name, source in sources.items()}
+    saved = None
+    if checkpoint is not None:
+        run = _run_of(model, architecture, identity, sources, encoded, options)
+        saved = Progress(checkpoint, run, resume=resume)
+    tallies = _tallies(model, tokenizer, sites, encoded, options, saved, progress)
+    contrasts = {
+        name: _contrast(model, architecture, identity, source, encoded[name].skipped, tallies[name], options)
+        for name, source in sources.items()
+    }
+    for of_source in encoded.values():
+        of_source.close()
+    return contrasts["pairs"].adjusted_by(contrasts.get("adjust"))
 
 
 def countable_routers(model: nn.Module) -> list[RouterSite]:
@@ -120,64 +138,6 @@ def countable_routers(model: nn.Module) -> list[RouterSite]:
     return sites
 
 
-@dataclass(frozen=True)
-class _EncodedPair:
-    """Both sides of a pair as token ids and target positions (int32), and its cluster."""
-
-    ids: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-    target: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-    cluster: str
-
-
-def _usable(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: ContrastPairs,
-    longest: int | None,
-    truncate: bool,
-) -> list[int]:
-    """Places of the pairs to count, those of a cluster one after another.
-
-    All are encoded once before any is counted, so that a bad one is found before any work is done; what was
-    encoded is not kept, so that memory does not grow with it.
-    """
-    first: dict[str, int] = {}  # place of each cluster's first pair
-    kept: list[tuple[int, int]] = []
-    for place, pair in enumerate(pairs):
-        try:
-            encoded = _encode_pair(tokenizer, pair, longest)
-        except TruncatedTarget:
-            if not truncate:
-                raise
-        else:
-            check_ids(model, max(int(ids.max()) for ids in encoded.ids), pair.where)
-            kept.append((first.setdefault(pair.cluster, place), place))
-    if not kept:
-        raise PairsError(f"{pairs.name}: no pair is left to count")
-    return [place for _, place in sorted(kept)]
-
-
-def _encode_pair(tokenizer: PreTrainedTokenizerBase, pair: ContrastPair, longest: int | None) -> _EncodedPair:
-    sides = [
-        encode(tokenizer, content, target, where=f"{pair.where}, {side} side", max_length=longest)
-        for side, content, target in (
-            ("positive", pair.positive, pair.positive_target),
-            ("negative", pair.negative, pair.negative_target),
-        )
-    ]
-    return _EncodedPair(
-        ids=(np.array(sides[0].ids, np.int32), np.array(sides[1].ids, np.int32)),
-        target=(np.array(sides[0].target, np.int32), np.array(sides[1].target, np.int32)),
-        cluster=pair.cluster,
-    )
-
-
-def _windows(places: list[int], texts: int) -> Iterator[list[int]]:
-    size = max(1, texts // 2)
-    for start in range(0, len(places), size):
-        yield places[start : start + size]
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Without dropout and router jitter, which would change choices; every module's mode is put back."""
@@ -190,120 +150,207 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _options(
+    weighting: Weighting,
+    tokens: Part,
+    generate: int,
+    stratify: str | None,
+    bootstrap: int,
+    shard: str | None,
+    *,
+    batch_size: int,
+    truncate: bool,
+) -> _Options:
+    for name, value, known in (
+        ("weighting", weighting, ("token", "pair")),
+        ("tokens", tokens, ("target", "prompt", "answer")),
+        ("stratify", stratify, (None, "position")),
+    ):
+        if value not in known:
+            words = " or ".join(repr(word) for word in known if word is not None)
+            raise PairsError(f"{name}={value!r} is unknown: use {words}")
+    for name, number, least in (
+        ("batch_size", batch_size, 1),
+        ("generate", generate, 0),
+        ("bootstrap", bootstrap, 0),
+    ):
+        if number < least:
+            raise PairsError(f"{name} is {number}: give {least} or more")
+    if generate and tokens != "target":
+        raise PairsError(f"generate counts what the model writes: leave out tokens={tokens!r}")
+    if stratify and weighting == "pair":
+        raise PairsError("strata weigh tokens by position: leave out weighting='pair', or stratify")
+    return _Options(
+        weighting=weighting,
+        counted="generated" if generate else tokens,
+        new_tokens=generate,
+        starts=POSITION_STRATA if stratify else None,
+        bootstrap=bootstrap,
+        shard=None if shard is None else Shard.parse(shard),
+        batch_size=batch_size,
+        truncate=truncate,
+    )
+
+
+def _encoded(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: ContrastPairs, options: _Options
+) -> EncodedPairs:
+    return EncodedPairs(
+        model,
+        tokenizer,
+        pairs,
+        counted=options.counted,
+        new_tokens=options.new_tokens,
+        truncate=options.truncate,
+        shard=options.shard,
+    )
+
+
+def _run_of(
+    model: nn.Module,
+    architecture: Architecture,
+    identity: str,
+    sources: dict[str, ContrastPairs],
+    encoded: dict[str, EncodedPairs],
+    options: _Options,
+) -> dict[str, Any]:
+    """Everything that the counts depend on, by words that an error can use."""
+    parameter = next(model.parameters())
+    return {
+        "weights": identity,
+        "architecture": architecture.id,
+        "dtype": str(parameter.dtype),
+        "device": parameter.device.type,
+        "versions": {name: version(name) for name in ("steersman", "torch", "transformers")},
+        "pairs": {name: source.sha256 for name, source in sources.items()},
+        "tokenization": {name: of_source.sha256 for name, of_source in encoded.items()},
+        "weighting": options.weighting,
+        "tokens": options.counted,
+        "generate": options.new_tokens,
+        "stratify": None if options.starts is None else list(options.starts),
+        "bootstrap": options.bootstrap,
+        "shard": None if options.shard is None else str(options.shard),
+        "batch size": options.batch_size,
+        "truncate": options.truncate,
+    }
+
+
+def _tallies(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sites: list[RouterSite],
+    encoded: dict[str, EncodedPairs],
+    options: _Options,
+    saved: Progress | None,
+    progress: bool,
+) -> dict[str, Tally]:
+    """Count every source, one after the other."""
+    experts = max(site.facts.experts for site in sites)
+    tallies: dict[str, Tally] = {}
+    total, before = sum(map(len, encoded.values())), dict(saved.saved) if saved is not None else {}
+    with (
+        evaluating(model),
+        tqdm(total=total, desc="detect", unit="pair", delay=1, disable=not progress) as bar,
+    ):
+        for name, pairs in encoded.items():
+            tally = before.get(name) or Tally.empty(
+                len(sites), experts, options.weighting, options.starts, options.bootstrap
+            )
+            tallies[name] = tally
+            bar.update(tally.done)
+            size = max(1, WINDOW_BATCHES * options.batch_size // 2)
+            for start in range(tally.done, len(pairs), size):
+                window = pairs[start : start + size]
+                counts, tokens = _count_texts(model, tokenizer, sites, window, options)
+                tally.add(np.array([pair.cluster for pair in window], np.int64), counts, tokens)
+                bar.update(len(window))
+                if saved is not None:
+                    saved.save(tallies)
+        if saved is not None:
+            saved.save(tallies, at_once=True)
+    for tally in tallies.values():
+        tally.close()
+    return tallies
+
+
 def _count_texts(
-    model: nn.Module, sites: list[RouterSite], window: list[_EncodedPair], batch_size: int
-) -> Integers:
-    """Activations of each text of a window: int64 [pairs, 2, layers, experts]."""
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sites: list[RouterSite],
+    window: list[EncodedPair],
+    options: _Options,
+) -> tuple[Any, Integers]:
+    """A window's activations [pairs, 2, strata, layers, experts] and tokens [pairs, 2, strata]."""
     texts = [(place, side) for place in range(len(window)) for side in (0, 1)]
     texts.sort(key=lambda text: len(window[text[0]].ids[text[1]]))
+    strata = len(options.starts or (0,))
     experts = max(site.facts.experts for site in sites)
-    counts = np.zeros((len(window), 2, len(sites), experts), np.int64)
-    for start in range(0, len(texts), batch_size):
-        batch = texts[start : start + batch_size]
-        ids = [window[place].ids[side] for place, side in batch]
-        targets = [window[place].target[side] for place, side in batch]
-        counted = count_batch(model, sites, ids, targets)
-        for row, (place, side) in enumerate(batch):
-            counts[place, side] = counted[row]
-    return counts
-
-
-def count_batch(
-    model: nn.Module,
-    sites: list[RouterSite],
-    ids: list[np.ndarray[Any, Any]],
-    targets: list[np.ndarray[Any, Any]],
-) -> Integers:
-    """Run texts through the decoder in one padded batch and count the experts of their target tokens.
-
-    Args:
-        ids: Token ids of each text.
-        targets: Positions of the target tokens of each text.
-
-    Returns:
-        int64 [texts, layers, experts].
-    """
-    decoder = find_decoder(model)
-    device = next(decoder.parameters()).device
-    if device.type == "meta":  # offloaded: accelerate brings inputs to where each layer runs
-        device = torch.device("cpu")
-    rows, columns = len(ids), max(map(len, ids))
-    tokens = np.zeros((rows, columns), np.int64)
-    mask = np.zeros((rows, columns), np.int64)
-    for row, text in enumerate(ids):
-        tokens[row, : len(text)] = text
-        mask[row, : len(text)] = 1
-    places = np.concatenate([row * columns + target.astype(np.int64) for row, target in enumerate(targets)])
-    owners = np.repeat(np.arange(rows), [len(target) for target in targets])
-    experts = max(site.facts.experts for site in sites)
-    place = torch.from_numpy(places).to(device)
-    owner = torch.from_numpy(owners).to(device)
-    recorded: dict[int, Tensor] = {}
-
-    def count(number: int, chosen: Tensor) -> None:
-        if chosen.shape[0] != rows * columns:
-            raise ModelError(
-                f"layer {sites[number].facts.layer}: {chosen.shape[0]} tokens reached the experts, "
-                f"{rows * columns} were given"
-            )
-        keys = owner.to(chosen.device)[:, None] * experts + chosen[place.to(chosen.device)]
-        recorded[number] = torch.bincount(keys.flatten(), minlength=rows * experts).view(rows, experts)
-
-    with recording(sites, count), torch.no_grad():
-        decoder(
-            input_ids=torch.from_numpy(tokens).to(device),
-            attention_mask=torch.from_numpy(mask).to(device),
-            use_cache=False,
+    # A text has fewer tokens than 2^31.
+    counts = np.zeros((len(window), 2, strata, len(sites), experts), np.int32)
+    tokens = np.zeros((len(window), 2, strata), np.int64)
+    for start in range(0, len(texts), options.batch_size):
+        batch = texts[start : start + options.batch_size]
+        counted, lengths = _count_batch(
+            model, tokenizer, sites, [(window[place], side) for place, side in batch], options
         )
-    return torch.stack([recorded[row].to(device) for row in range(len(sites))], dim=1).cpu().numpy()
+        places, sides = (np.array(values) for values in zip(*batch, strict=True))
+        counts[places, sides], tokens[places, sides] = counted, lengths
+    return counts, tokens
 
 
-class _ClusterCounter:
-    """Adds texts' counts up to clusters, and closed clusters to the sums."""
-
-    def __init__(self, layers: int, experts: int, weighting: Weighting) -> None:
-        self.activations: Integers = np.zeros((2, layers, experts), np.int64)
-        self.tokens: Integers = np.zeros(2, np.int64)
-        self.sums = ClusterSums.zeros(layers, experts, object if weighting == "pair" else np.int64)
-        self.cluster_ids: list[int] = []
-        self._weighting = weighting
-        self._open: tuple[str, Any, list[int]] | None = None
-
-    def add_window(self, window: list[_EncodedPair], counts: Integers) -> None:
-        """Add pairs, those of a cluster one after another, with their counts [pairs, 2, layers, experts]."""
-        for pair, counted in zip(window, counts, strict=True):
-            lengths = [len(pair.target[0]), len(pair.target[1])]
-            self.activations += counted
-            self.tokens += np.array(lengths)
-            if self._open is None or self._open[0] != pair.cluster:
-                self.close()
-                self._open = (pair.cluster, 0, [0, 0])
-            cluster, total, weights = self._open
-            if self._weighting == "pair":
-                counted, lengths = _as_rates(counted, lengths)
-            weights = [weight + length for weight, length in zip(weights, lengths, strict=True)]
-            self._open = (cluster, total + counted, weights)
-
-    def close(self) -> None:
-        """Enter the open cluster, if any, into the sums."""
-        if self._open is not None:
-            cluster, counted, weights = self._open
-            self.sums.add(counted[0], weights[0], counted[1], weights[1])
-            self.cluster_ids.append(hash_of_cluster(cluster))
-            self._open = None
+def _count_batch(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sites: list[RouterSite],
+    batch: list[tuple[EncodedPair, int]],
+    options: _Options,
+) -> tuple[Integers, Integers]:
+    """Activations [texts, strata, layers, experts] and tokens [texts, strata] of one batch."""
+    starts = options.starts or (0,)
+    ids = [pair.ids[side] for pair, side in batch]
+    if options.counted == "generated":
+        stratum = stratum_of(np.arange(options.new_tokens), starts)
+        return count_continuations(model, tokenizer, sites, ids, options.new_tokens, stratum, len(starts))
+    targets = [pair.target[side] for pair, side in batch]
+    if options.starts is None:
+        return count_batch(model, sites, ids, targets), np.array([[len(target)] for target in targets])
+    strata = [stratum_of(np.arange(len(target)), starts) for target in targets]
+    tokens = np.stack([np.bincount(of_text, minlength=len(starts)) for of_text in strata])
+    return count_batch(model, sites, ids, targets, strata, len(starts)), tokens
 
 
-def _as_rates(counted: Integers, lengths: list[int]) -> tuple[Any, list[int]]:
-    """A pair's counts as rates in `PAIR_UNIT`s, rounded to the nearest (Python integers), and the weight
-    of a pair.
-    """
-    per_side = [
-        (2 * counted[side].astype(object) * PAIR_UNIT + lengths[side]) // (2 * lengths[side])
-        for side in (0, 1)
-    ]
-    return np.stack(per_side), [PAIR_UNIT, PAIR_UNIT]
-
-
-def hash_of_cluster(cluster: str) -> int:
-    """A signed 64-bit hash of a cluster's name."""
-    return int.from_bytes(hashlib.sha256(cluster.encode()).digest()[:8], "little", signed=True)
+def _contrast(
+    model: nn.Module,
+    architecture: Architecture,
+    identity: str,
+    source: ContrastPairs,
+    skipped: int,
+    tally: Tally,
+    options: _Options,
+) -> RoutingContrast:
+    if not tally.counted:
+        raise PairsError(f"{source.name}: no pair is left to count: the model ends every text at once")
+    activations = tally.activations.copy()
+    steerable = [router for router in architecture.routers if router.steerable]
+    for row, router in enumerate(steerable):
+        activations[:, row, router.experts :] = -1
+    name, revision = model_name(model)
+    shard = {} if options.shard is None else {"shard": str(options.shard)}
+    return RoutingContrast(
+        activations=activations,
+        tokens=tally.tokens,
+        sums=tally.sums,
+        architecture=architecture,
+        weights_id=identity,
+        cluster_ids=np.array(sorted(tally.cluster_ids), dtype=np.int64),
+        pairs=tally.counted,
+        skipped=skipped + tally.done - tally.counted,
+        weighting=options.weighting,
+        model=name,
+        revision=revision,
+        made_from=({"kind": "pairs", "name": source.name, "sha256": source.sha256, **shard},),
+        counted=options.counted,
+        new_tokens=options.new_tokens,
+        strata=tally.strata,
+        replicates=tally.replicates,
+    )

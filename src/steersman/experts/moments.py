@@ -10,6 +10,8 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.int64]
 
 INT64_MAX = int(np.iinfo(np.int64).max)
+STORED_LIMB = 1 << 62
+"""Integers of any size are stored in limbs below this."""
 _LIMB_BITS = 24
 _LIMB = (1 << _LIMB_BITS) - 1
 _MOST_ROWS = 1 << 14
@@ -56,6 +58,21 @@ def weighted_sum(weights: Integers, x: Integers) -> Integers:
     else:
         product = weights @ flat
     return product.reshape(len(weights), *x.shape[1:])
+
+
+def as_limbs(values: npt.NDArray[Any]) -> Integers:
+    """Integers as they are (int64), or of any size as two limbs of 62 bits, [2, …] low first."""
+    if values.dtype == np.int64:
+        return values
+    high = values // STORED_LIMB
+    return np.stack([(values % STORED_LIMB).astype(np.int64), high.astype(np.int64)])
+
+
+def from_limbs(values: Integers, dimensions: int) -> Any:
+    """What `as_limbs` took: integers with so many dimensions."""
+    if values.ndim == dimensions:
+        return values
+    return values[0].astype(object) + values[1].astype(object) * STORED_LIMB
 
 
 def _largest(values: Integers) -> int:

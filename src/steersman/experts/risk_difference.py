@@ -13,13 +13,14 @@ sums of shards gives the very result of one run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from steersman.experts.estimate import LEAST_CLUSTERS, Estimate, Floats, true_division
-from steersman.experts.moments import INT64_MAX, Integers, product_sum
+from steersman.experts.moments import INT64_MAX, Integers, as_limbs, from_limbs, product_sum
 
 
 @dataclass
@@ -106,6 +107,21 @@ class ClusterSums:
             if isinstance(value, np.ndarray):  # object only where int64 will not do, whatever the parts took
                 value = value.astype(object if wide else np.int64)
             setattr(self, field.name, value)
+
+    def to_tensors(self) -> tuple[dict[str, Integers], dict[str, str]]:
+        """The tables as int64 (two limbs where they are larger), the others as digits: JSON numbers have a
+        size.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tables = {name: as_limbs(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+        return tables, {name: str(value) for name, value in values.items() if name not in tables}
+
+    @classmethod
+    def from_tensors(cls, tables: Mapping[str, Integers], scalars: Mapping[str, str]) -> ClusterSums:
+        """What `to_tensors` gave, which must have been checked."""
+        values: dict[str, Any] = {name: from_limbs(table, 2) for name, table in tables.items()}
+        values |= {name: int(text) for name, text in scalars.items()}
+        return cls(**values)
 
     def __add__(self, other: ClusterSums) -> ClusterSums:
         names = [field.name for field in fields(self)]

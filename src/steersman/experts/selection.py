@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +34,12 @@ def ranked(
         layers: The true index of each row.
         merit: [layers, experts], what is best first; None: |score|.
     """
-    order = np.abs(scores) if merit is None else merit
-    entries = [
-        (-float(order[row, expert]), layers[row], int(expert), float(scores[row, expert]))
-        for row, expert in np.argwhere(~np.isnan(scores) & (scores != 0))
-    ]
-    return [(layer, expert, score) for _, layer, expert, score in sorted(entries)]
+    rows, experts = np.nonzero(~np.isnan(scores) & (scores != 0))
+    values, true_layers = scores[rows, experts], np.array(layers)[rows]
+    best = np.abs(values) if merit is None else merit[rows, experts]
+    order = np.lexsort((experts, true_layers, -best))
+    columns = (true_layers[order].tolist(), experts[order].tolist(), values[order].tolist())
+    return list(zip(*columns, strict=True))
 
 
 def choose(
@@ -76,6 +77,48 @@ def choose(
         order = {entry: place for place, entry in enumerate(ranking)}
         wanted = sorted(positive + negative, key=order.__getitem__)
     return _within_limits(wanted, routers, strength)
+
+
+def stability(
+    choice: Choice,
+    scores: Iterable[npt.NDArray[np.float64]],
+    merits: Iterable[npt.NDArray[np.float64] | None],
+    routers: dict[int, Router],
+    *,
+    activate: int | None = None,
+    deactivate: int | None = None,
+    top: int | None = None,
+    strength: float = 1.0,
+) -> dict[int, dict[int, float]]:
+    """For each expert of a choice the share of replicates in which the same choice takes it, with its sign.
+
+    A replicate with fewer experts than asked for takes those there are.
+
+    Args:
+        scores: Of each replicate, [layers, experts], signed.
+        merits: Of each replicate, as in `ranked`.
+    """
+    layers = sorted(routers)
+    hits = {layer: dict.fromkeys(experts, 0) for layer, experts in choice.signs.items()}
+    replicates = list(zip(scores, merits, strict=True))
+    for of_replicate, merit in replicates:
+        ranking = ranked(of_replicate, layers, merit)
+        there = (sum(entry[2] > 0 for entry in ranking), sum(entry[2] < 0 for entry in ranking))
+        again = choose(
+            ranking,
+            routers,
+            activate=None if activate is None else min(activate, there[0]),
+            deactivate=None if deactivate is None else min(deactivate, there[1]),
+            top=None if top is None else min(top, len(ranking)),
+            strength=strength,
+        )
+        for layer, experts in choice.signs.items():
+            for expert, sign in experts.items():
+                hits[layer][expert] += again.signs.get(layer, {}).get(expert) == sign
+    return {
+        layer: {expert: count / len(replicates) for expert, count in experts.items()}
+        for layer, experts in hits.items()
+    }
 
 
 def _first(entries: list[tuple[int, int, float]], number: int, what: str) -> list[tuple[int, int, float]]:

@@ -21,6 +21,7 @@ products of a and n between strata: these are kept, as integers.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any
@@ -29,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steersman.experts.estimate import LEAST_CLUSTERS, Estimate, Floats, true_division
-from steersman.experts.moments import INT64_MAX, Integers, product_sum
+from steersman.experts.moments import INT64_MAX, Integers, as_limbs, from_limbs, product_sum
 
 POSITION_STRATA = (0, 1, 2, 4, 8, 16, 32)
 """First position within the target of each stratum: 0, 1, 2-3, 4-7, 8-15, 16-31, 32 and beyond."""
@@ -92,6 +93,23 @@ class StratumSums:
         for name in ("a", "aa", "an"):
             setattr(self, name, getattr(total, name).astype(dtype))
         self.n, self.nn, self.clusters = total.n, total.nn, total.clusters
+
+    def to_tensors(self) -> tuple[dict[str, Integers], dict[str, Any]]:
+        """The tables as int64 (two limbs where they are larger), the others as JSON, in digits."""
+        facts = {
+            "starts": list(self.starts),
+            "n": [str(value) for value in self.n],
+            "nn": [str(value) for value in self.nn],
+            "clusters": str(self.clusters),
+        }
+        return {name: as_limbs(getattr(self, name)) for name in ("a", "aa", "an")}, facts
+
+    @classmethod
+    def from_tensors(cls, tables: Mapping[str, Integers], facts: Mapping[str, Any]) -> StratumSums:
+        """What `to_tensors` gave, which must have been checked."""
+        a, aa, an = (from_limbs(tables[name], size) for name, size in (("a", 3), ("aa", 3), ("an", 4)))
+        n, nn = ([int(text) for text in facts[name]] for name in ("n", "nn"))
+        return cls(tuple(facts["starts"]), a, aa, an, n, nn, int(facts["clusters"]))
 
     def __add__(self, other: StratumSums) -> StratumSums:
         total = StratumSums(

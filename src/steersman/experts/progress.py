@@ -1,0 +1,209 @@
+"""Progress of a detection on disk: enough to go on after a kill as if there had been none.
+
+A folder with manifest.json (what is being counted, how far it is, sha256 of the tensors and of itself) and
+one file of tensors. A save writes a new tensors file, then puts the manifest that names it in place, then
+removes the old one: whenever the process dies, the folder holds one complete state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from steersman.errors import ArtifactError
+from steersman.experts.tally import Tally
+from steersman.steering import canonical_json, sha256_of
+
+FORMAT, FORMAT_VERSION = "steersman-progress", 1
+MANIFEST = "manifest.json"
+_KEYS = {"format", "format_version", "run", "tallies", "tensors", "tensors_sha256", "manifest_sha256"}
+_OURS = re.compile(r"manifest\.json(\.new)?|tensors-\d+\.safetensors")
+
+SHARE = 0.02
+"""Saving takes at most this share of the time."""
+
+
+class Progress:
+    """The folder that a detection's progress is saved in.
+
+    Args:
+        folder: Where; made at the first save.
+        run: What is being counted: a saved state of another run is refused.
+        resume: Go on from a saved state, if there is one. Otherwise one is an error.
+
+    Raises:
+        ArtifactError: progress is there and not wanted, damaged, or another run's; or other files are.
+    """
+
+    def __init__(self, folder: str | Path, run: Mapping[str, Any], *, resume: bool) -> None:
+        self._folder = Path(folder)
+        self._run = dict(run)
+        self._number = 0
+        self._rest_until = 0.0
+        self._saved: dict[str, Tally] = {}
+        present = _present(self._folder)
+        if MANIFEST in present:
+            if not resume:
+                raise _unwanted(self._folder)
+            self._saved = self._load()
+
+    @property
+    def saved(self) -> Mapping[str, Tally]:
+        """What was counted before, by name; empty where nothing was."""
+        return self._saved
+
+    def save(self, tallies: Mapping[str, Tally], *, at_once: bool = False) -> None:
+        """Save, unless the last time is so recent that saving would take more than its share of the time.
+
+        Raises:
+            ArtifactError: the folder cannot be written.
+        """
+        start = time.monotonic()
+        if start < self._rest_until and not at_once:
+            return
+        try:
+            self._write(tallies)
+        except OSError as error:
+            raise ArtifactError(f"{self._folder}: cannot be written ({error.strerror})") from None
+        end = time.monotonic()
+        self._rest_until = end + (end - start) / SHARE
+
+    def _write(self, tallies: Mapping[str, Tally]) -> None:
+        tensors: dict[str, np.ndarray[Any, Any]] = {}
+        facts: dict[str, Any] = {}
+        for name, tally in tallies.items():
+            more, facts[name] = tally.to_tensors()
+            tensors |= {f"{name}.{key}": np.ascontiguousarray(value) for key, value in more.items()}
+        content = save_tensors(tensors)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._number += 1
+        file = self._folder / f"tensors-{self._number}.safetensors"
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "run": self._run,
+            "tallies": facts,
+            "tensors": file.name,
+            "tensors_sha256": hashlib.sha256(content).hexdigest(),
+        }
+        manifest["manifest_sha256"] = sha256_of(manifest)
+        _write_synced(file, content)
+        _write_synced(self._folder / f"{MANIFEST}.new", json.dumps(manifest, indent=1).encode())
+        (self._folder / f"{MANIFEST}.new").replace(self._folder / MANIFEST)
+        for other in self._folder.iterdir():
+            if other.name not in (MANIFEST, file.name) and _OURS.fullmatch(other.name):
+                other.unlink()
+
+    def _load(self) -> dict[str, Tally]:
+        path = self._folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_bytes())
+            if manifest.get("format") != FORMAT or set(manifest) != _KEYS:
+                raise ArtifactError(f"{path}: not the progress of a detection; --force discards it")
+            if manifest["format_version"] != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"{path}: saved by another version of steersman; --force discards it and starts again"
+                )
+            claimed = manifest.pop("manifest_sha256")
+            if sha256_of(manifest) != claimed or not _OURS.fullmatch(manifest["tensors"]):
+                raise ValueError("it does not match its own sha256")
+            self._check_run(manifest["run"])
+            content = (self._folder / manifest["tensors"]).read_bytes()
+            if hashlib.sha256(content).hexdigest() != manifest["tensors_sha256"]:
+                raise ValueError("its tensors do not match their sha256")
+            self._number = int(manifest["tensors"].removeprefix("tensors-").partition(".")[0])
+            return self._tallies(load_tensors(content), manifest["tallies"])
+        except ArtifactError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"{path}: damaged ({reason}); --force discards it and starts again") from None
+
+    def _check_run(self, saved: Mapping[str, Any]) -> None:
+        mine = json.loads(canonical_json(self._run))
+        different = sorted(name for name in {*mine, *saved} if mine.get(name) != saved.get(name))
+        if different:
+            raise ArtifactError(
+                f"{self._folder}: progress of another run, which differs in {', '.join(different)}; "
+                "--force discards it and starts again"
+            )
+
+    def _tallies(
+        self, tensors: Mapping[str, np.ndarray[Any, Any]], facts: Mapping[str, Any]
+    ) -> dict[str, Tally]:
+        return {
+            name: Tally.from_tensors(
+                {
+                    key.removeprefix(f"{name}."): value
+                    for key, value in tensors.items()
+                    if key.startswith(f"{name}.")
+                },
+                of_tally,
+                self._run["weighting"],
+            )
+            for name, of_tally in facts.items()
+        }
+
+
+def refuse_unwanted(folder: str | Path) -> None:
+    """Raise ArtifactError where progress is saved already: before any work.
+
+    Raises:
+        ArtifactError: progress, or another's files, are there.
+    """
+    if MANIFEST in _present(Path(folder)):
+        raise _unwanted(Path(folder))
+
+
+def discard(folder: str | Path) -> None:
+    """Remove saved progress, if there is any.
+
+    Raises:
+        ArtifactError: the folder holds other files, or cannot be removed.
+    """
+    place = Path(folder)
+    if not _present(place) and not place.is_dir():
+        return
+    try:
+        shutil.rmtree(place)
+    except OSError as error:
+        raise ArtifactError(f"{place}: cannot be removed ({error.strerror})") from None
+
+
+def _unwanted(folder: Path) -> ArtifactError:
+    return ArtifactError(
+        f"{folder}: progress of an earlier run is there: go on from it with --resume (in Python "
+        "resume=True), or discard it with --force"
+    )
+
+
+def _present(folder: Path) -> set[str]:
+    """Names of the files in the folder. Raises ArtifactError where some are not ours."""
+    try:
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise ArtifactError(f"{folder}: is not a folder, and progress is to be saved there")
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
+    if foreign := sorted(name for name in names if not _OURS.fullmatch(name)):
+        raise ArtifactError(f"{folder}: holds other files ({foreign[0]}), and progress is to be saved there")
+    return names
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
