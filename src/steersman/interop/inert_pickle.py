@@ -11,13 +11,14 @@ registry, persistent ids, sets, out-of-band buffers), ends the reading.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 MOST_BYTES = 64 << 20
 """The largest ranking published has 1.5 MB; 61 layers × 384 experts would have about 6."""
-MOST_STEPS = 4_000_000
+MOST_STEPS = 1_000_000
 
 _MARK = object()
 
@@ -56,7 +57,9 @@ def read_inert(content: bytes, known: Mapping[tuple[str, str], str]) -> Any:
     """
     if len(content) > MOST_BYTES:
         raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
-    return _Machine(known).run(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # at escapes in text of Python 2, refused below
+        return _Machine(known).run(content)
 
 
 class _Machine:

@@ -17,6 +17,7 @@ Column = np.ndarray[Any, Any]
 """Numbers, or text (None where it is missing) with dtype object."""
 
 _NUMBERS = {kind + size for kinds, sizes in (("iu", "1248"), ("f", "48")) for kind in kinds for size in sizes}
+_MISSING = Word("missing")
 _OFFSETS = {"large_string": "<i8", "string": "<i4"}
 
 
@@ -37,8 +38,8 @@ def record(value: Any, word: str, what: str) -> Record:
 
 
 def plain_record(value: Any) -> Record | None:
-    """A record as it is; one of copyreg._reconstructor(class, object, None), which protocols 0 and 1 have for
-    new objects, as the one it means.
+    """A record as it is; one of a function that makes an empty object of the class it is given (copyreg's in
+    protocols 0 and 1, pandas' of its compiled arrays) as the one it means.
     """
     if not isinstance(value, Record):
         return None
@@ -102,6 +103,7 @@ class ArrayReader:
         if _size(shape) != len(items):
             unexpected(f"an array of {shape} objects that has {len(items)}")
         self._spend(8 * len(items))
+        items = [None if type(item) is Word and item == _MISSING else item for item in items]
         if not all(item is None or type(item) in (str, int, float, bool) for item in items):
             unexpected("an array holds something else than numbers and text")
         values = np.empty(len(items), dtype=object)
@@ -110,7 +112,7 @@ class ArrayReader:
 
     def _bytes(self, value: Any) -> bytes:
         """Bytes as they are, or as older protocols have them: in a bytearray, or text encoded in latin1."""
-        if isinstance(value, Record) and value.word == "bytearray":
+        if isinstance(value, Record) and value.word in ("bytearray", "bytes"):
             value = value.arguments[0] if value.arguments else b""
         if isinstance(value, Record) and value.word == "encode":
             arguments = value.arguments
@@ -133,8 +135,8 @@ class ArrayReader:
     def _strings(self, array: Record) -> Column:
         """pandas' StringArray: an array of objects in its state."""
         for part in _state_parts(array):
-            if isinstance(part, Record) and part.word == "empty array":
-                values = self._from_state(part)
+            if isinstance(part, Record) and part.word in ("empty array", "array"):
+                values = self.values(part)
                 if values.dtype == object and values.ndim == 1:
                     return values
         unexpected("a column of text without its text")

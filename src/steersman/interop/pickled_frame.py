@@ -20,8 +20,9 @@ _STRINGS = ("pandas.arrays", "pandas.core.arrays", "pandas.core.arrays.string_")
 _ARROW_STRINGS = ("pandas.arrays", "pandas.core.arrays", "pandas.core.arrays.string_arrow")
 
 KNOWN: dict[tuple[str, str], str] = {
-    **{(module, name): name for module in _BUILTINS for name in ("slice", "bytearray", "object")},
+    **{(module, name): name for module in _BUILTINS for name in ("slice", "bytes", "bytearray", "object")},
     **{(module, "_reconstructor"): "new" for module in _COPYREG},
+    ("pandas._libs.arrays", "__pyx_unpickle_NDArrayBacked"): "new",
     ("_codecs", "encode"): "encode",
     **{(f"{core}.multiarray", "_reconstruct"): "empty array" for core in _NUMPY_CORE},
     **{(f"{core}.numeric", "_frombuffer"): "array" for core in _NUMPY_CORE},
@@ -60,6 +61,7 @@ KNOWN: dict[tuple[str, str], str] = {
         for name in ("ArrowStringArray", "ArrowStringArrayNumpySemantics")
     },
     **{(module, "StringDtype"): "string dtype" for module in ("pandas", "pandas.core.arrays.string_")},
+    **{(module, "NA"): "missing" for module in ("pandas", "pandas._libs.missing")},
     ("pyarrow.lib", "_restore_array"): "arrow array",
     ("pyarrow.lib", "chunked_array"): "arrow chunks",
     ("pyarrow.lib", "py_buffer"): "arrow buffer",

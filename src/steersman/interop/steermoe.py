@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from steersman.interop.pickled_arrays import Column
 from steersman.interop.pickled_frame import read_frame
 from steersman.models.architecture import read_architecture
 from steersman.models.identity import model_name, weights_id
+from steersman.steering import Architecture
 
 COUNTS = ("layer", "expert", "a1", "a2", "d1", "d2")
 """Whole numbers; pandas mostly keeps them as float64."""
@@ -75,7 +76,13 @@ def import_steermoe(source: str | Path, model: nn.Module) -> RoutingContrast:
         ArtifactError: the file is damaged, foreign or hostile, contradicts itself, or is of another model.
     """
     ranking = read_ranking(source)
-    architecture = read_architecture(model)
+    name, revision = model_name(model)
+    contrast = contrast_of(ranking, read_architecture(model), weights_id(model))
+    return replace(contrast, model=name, revision=revision)
+
+
+def contrast_of(ranking: Ranking, architecture: Architecture, weights: str) -> RoutingContrast:
+    """A ranking as a contrast of a model. Raises `ArtifactError` where it is another model's."""
     routers = [router for router in architecture.routers if router.steerable]
     expected = {router.layer: (router.experts, router.top_k) for router in routers}
     found = {layer: (number, ranking.top_k[layer]) for layer, number in ranking.experts.items()}
@@ -88,17 +95,14 @@ def import_steermoe(source: str | Path, model: nn.Module) -> RoutingContrast:
     sums = ClusterSums.zeros(*shape)
     sums.a1, sums.a2 = np.maximum(activations, 0)
     sums.n1, sums.n2 = ranking.tokens.tolist()
-    name, revision = model_name(model)
     return RoutingContrast(
         activations=activations,
         tokens=ranking.tokens,
         sums=sums,
         architecture=architecture,
-        weights_id=weights_id(model),
+        weights_id=weights,
         cluster_ids=np.zeros(0, np.int64),
         pairs=0,
-        model=name,
-        revision=revision,
         made_from=({"kind": "steermoe_ranking", "name": ranking.name, "sha256": ranking.sha256},),
         order=rows * shape[1] + ranking.expert,
     )
