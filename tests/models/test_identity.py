@@ -133,11 +133,19 @@ def test_a_checkpoint_overwritten_after_loading_is_not_taken_for_the_model(tmp_p
     assert weights_id(loaded) == weights_id(first)
 
 
-def test_offloaded_weights_are_identified_by_their_files_only(tmp_path: Path) -> None:
+def test_offloaded_weights_are_identified_by_what_accelerate_keeps(tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     model = f.tiny("qwen3_moe")
     model.save_pretrained(tmp_path)
-    offloaded = accelerate.cpu_offload(load(tmp_path), execution_device="cpu")
-    assert weights_id(offloaded) == weights_id(model)
+    for offloaded in (load(tmp_path), f.tiny("qwen3_moe")):
+        assert weights_id(accelerate.cpu_offload(offloaded, execution_device="cpu")) == weights_id(model)
+    changed = load(tmp_path)
+    f.router_of(changed, 1).weight.data.mul_(-3)
+    assert weights_id(accelerate.cpu_offload(changed, execution_device="cpu")) != weights_id(model)
+
+
+def test_weights_that_are_nowhere_cannot_be_identified() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(f.config_of("qwen3_moe"))
     with pytest.raises(ModelError, match="offloaded and its safetensors checkpoint is not at hand"):
-        weights_id(accelerate.cpu_offload(f.tiny("qwen3_moe"), execution_device="cpu"))
+        weights_id(model)

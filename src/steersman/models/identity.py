@@ -3,7 +3,8 @@ checkpoint.
 
 The id is sha256 over each tensor's name, shape and sampled bytes, in the order of the names. A model that
 was built in memory gets the id that its checkpoint would have if it were saved now, so that a plan made
-before saving fits after loading.
+before saving fits after loading. How a checkpoint was loaded (dtype, device, offloaded, sharded, quantised
+while loading) does not count; active adapters do.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import PreTrainedModel, remove_tied_weights_from_state_dict
 
 from steersman.errors import ModelError
+from steersman.models.weights import (
+    adapter_tensors,
+    first_index,
+    is_sharded,
+    local,
+    own_tensors,
+    tied_names,
+    unwrap,
+)
 
 WINDOWS = 8
 """How many stretches of a tensor's bytes are read."""
@@ -68,12 +78,15 @@ def weights_id(model: nn.Module) -> str:
     """
     plain = unwrap(model)
     files = _checkpoint_files(plain)
-    state = (_state_of_memory(plain), tuple((str(file), *_stamp(file)) for file in files))
+    adapters = adapter_tensors(model)
+    state = (_state_of_memory(plain, adapters), tuple((str(file), *_stamp(file)) for file in files))
     known = _known_ids.get(plain)
     if known is not None and known[0] == state:
         return known[1]
     stored = [tensor for file in files for tensor in _read_header(file)]
     identity = _digest_of_files(stored) if stored and _agrees(plain, stored) else _digest_of_memory(plain)
+    if adapters:
+        identity = _digest_with_adapters(identity, adapters)
     _known_ids[plain] = (state, identity)
     return identity
 
@@ -95,12 +108,6 @@ def _checkpoint_name(model: nn.Module) -> tuple[str, str | None]:
     config = getattr(model, "config", None)
     name = getattr(config, "name_or_path", "") or ""
     return str(name), getattr(config, "_commit_hash", None)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT wrapper; any other model as it is."""
-    base = getattr(model, "get_base_model", None)
-    return base() if callable(base) and not isinstance(model, PreTrainedModel) else model
 
 
 def _digest(tensors: Iterable[tuple[str, tuple[int, ...], int, Callable[[int, int], bytes]]]) -> str:
@@ -196,15 +203,23 @@ def _agrees(model: nn.Module, stored: list[StoredTensor]) -> bool:
     by_name = {tensor.name: tensor for tensor in stored}
     prefix = getattr(model, "base_model_prefix", "")
     compared = 0
-    for name, tensor in model.state_dict().items():
-        for part_name, part in _as_stored(model, name, tensor, by_name).items():
+    for name, tensor in own_tensors(model).items():
+        if tensor.is_meta or not tensor.is_floating_point():
+            continue  # out of reach or quantised: nothing to compare
+        if is_sharded(tensor):
+            if (found := by_name.get(name)) is not None and (same := _same_part(tensor, found)) is not None:
+                compared += 1
+                if not same:
+                    return False
+            continue
+        for part_name, part in _as_stored(model, name, local(tensor), by_name).items():
             # A decoder without its head is stored under the whole model's names.
             found = by_name.get(part_name) or by_name.get(f"{prefix}.{part_name}")
-            if found is not None and found.dtype in _DTYPES:
+            if found is not None and found.dtype in _DTYPES and part.shape == found.shape:
                 compared += 1
                 if not _same_values(part, found):
                     return False
-    return compared > 0  # where no name is known, nothing says that these are the checkpoint's weights
+    return compared > 0  # where nothing is comparable, nothing says that these are the checkpoint's weights
 
 
 def _as_stored(
@@ -214,14 +229,12 @@ def _as_stored(
 
     One at a time, so that no second copy of the model is ever in memory.
     """
-    if name in by_name or tensor.is_meta or not isinstance(model, PreTrainedModel):
+    if name in by_name or not isinstance(model, PreTrainedModel):
         return {name: tensor}
     return dict(revert_weight_conversion(model, {name: tensor}))
 
 
 def _same_values(parameter: Tensor, stored: StoredTensor) -> bool:
-    if parameter.shape != stored.shape or parameter.is_meta or not parameter.is_floating_point():
-        return True  # another layout (quantised, sharded, offloaded): nothing to compare
     dtype = _DTYPES[stored.dtype]
     flat = parameter.detach().reshape(-1)
     for offset, count in _windows(stored.size):
@@ -234,15 +247,40 @@ def _same_values(parameter: Tensor, stored: StoredTensor) -> bool:
     return True
 
 
+def _same_part(tensor: Tensor, stored: StoredTensor) -> bool | None:
+    """Whether the part of a sharded tensor that is here has the stored values, judged by three of them; None
+    where it is not known which part it is.
+    """
+    start, part = first_index(tensor), local(tensor)
+    if start is None or tensor.shape != stored.shape or stored.dtype not in _DTYPES or not part.numel():
+        return None
+    dtype = _DTYPES[stored.dtype]
+    for index in (
+        tuple(0 for _ in part.shape),
+        tuple(n // 2 for n in part.shape),
+        tuple(n - 1 for n in part.shape),
+    ):
+        place = 0
+        for size, first, offset in zip(stored.shape, start, index, strict=True):
+            place = place * size + first + offset
+        value = torch.frombuffer(bytearray(stored.read(place * dtype.itemsize, dtype.itemsize)), dtype=dtype)
+        here = part[index].detach().reshape(1).cpu()
+        if not torch.equal(value.to(here.dtype).nan_to_num(), here.nan_to_num()):
+            return False
+    return True
+
+
 # ---------------------------------------------------------------- memory
 
 
-def _state_of_memory(model: nn.Module) -> int:
+def _state_of_memory(model: nn.Module, adapters: Mapping[str, Tensor | str]) -> int:
     """A number that changes with the weights: it follows each tensor's place and version, and a few values
     for writes through `.data`, which no version counts.
     """
-    tensors = list(model.state_dict().values())
-    real = [tensor for tensor in tensors if not tensor.is_meta and tensor.numel()]
+    tensors = [
+        value for value in (*model.state_dict().values(), *adapters.values()) if isinstance(value, Tensor)
+    ]
+    real = [part for tensor in tensors if not tensor.is_meta and (part := local(tensor)).numel()]
     places = tuple((t.data_ptr(), _version(t), t.dtype) for t in real)
     samples: dict[torch.device, list[Tensor]] = {}
     for tensor in real:
@@ -250,31 +288,54 @@ def _state_of_memory(model: nn.Module) -> int:
             # Not every device has doubles.
             samples.setdefault(tensor.device, []).append(tensor[index].detach().float())
     values = tuple(torch.stack(found).cpu().numpy().tobytes() for found in samples.values())
-    return hash((len(tensors), places, values))
+    settings = tuple((name, value) for name, value in adapters.items() if isinstance(value, str))
+    return hash((len(tensors), places, values, tuple(adapters), settings))
 
 
 def _digest_of_memory(model: nn.Module) -> str:
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise ModelError(
-            "the model's weights are offloaded and its safetensors checkpoint is not at hand: "
-            "they cannot be identified"
-        )
+    tensors = own_tensors(model)
+    for found, how in (
+        (any(tensor.is_meta for tensor in tensors.values()), "offloaded"),
+        (any(is_sharded(tensor) for tensor in tensors.values()), "sharded over processes"),
+    ):
+        if found:
+            raise ModelError(
+                f"the model's weights are {how} and its safetensors checkpoint is not at hand: "
+                "they cannot be identified"
+            )
     return _digest(
         (name, tuple(tensor.shape), tensor.numel() * tensor.element_size(), _reader(tensor))
-        for name, tensor in _as_saved(model).items()
+        for name, tensor in _as_saved(model, tensors).items()
     )
+
+
+def _digest_with_adapters(identity: str, adapters: Mapping[str, Tensor | str]) -> str:
+    """The id of a model with active adapters: they are weights too."""
+    tensors = {name: value for name, value in adapters.items() if isinstance(value, Tensor)}
+    settings = {name: value for name, value in adapters.items() if isinstance(value, str)}
+    digest = hashlib.sha256(f"{identity}\0{sorted(settings.items())}\0".encode())
+    digest.update(
+        _digest(
+            (name, tuple(tensor.shape), tensor.numel() * tensor.element_size(), _reader(local(tensor)))
+            for name, tensor in tensors.items()
+        ).encode()
+    )
+    return digest.hexdigest()
 
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _as_saved(model: nn.Module) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = model.state_dict()
-    if isinstance(model, PreTrainedModel):
-        state = remove_tied_weights_from_state_dict(state, model)
-        state = revert_weight_conversion(model, state)
-    return state
+def _as_saved(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(model, PreTrainedModel):
+        return tensors
+    offloaded = any(tensor.is_meta for tensor in model.state_dict().values())
+    tied = tied_names(model, tensors) if offloaded else set()  # files do not say which tensors are one
+    state = remove_tied_weights_from_state_dict(
+        {name: local(tensor) for name, tensor in tensors.items() if name not in tied}, model
+    )
+    return dict(revert_weight_conversion(model, state))
 
 
 def _reader(tensor: Tensor) -> Callable[[int, int], bytes]:
