@@ -33,7 +33,8 @@ from steersman import ArtifactError, ExpertEdit, Router, RoutingContrast, Steeri
 from steersman.steering import canonical_json, sha256_of
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
-KINDS = ("steering", "contrast", "contrast by pair")
+KINDS = ("steering", "contrast", "contrast by pair", "contrast with everything")
+DATA = Path(__file__).parent / "data"
 
 
 def rich_steering() -> Steering:
@@ -60,7 +61,9 @@ def rich_steering() -> Steering:
 def artifact(kind: str) -> Steering | RoutingContrast:
     if kind == "steering":
         return rich_steering()
-    return contrasts.made(seed=3, weighting="pair" if kind.endswith("pair") else "token")
+    return contrasts.made(
+        seed=3, weighting="pair" if kind.endswith("pair") else "token", everything=kind.endswith("everything")
+    )
 
 
 def reader(kind: str) -> Callable[[Path], Steering | RoutingContrast]:
@@ -139,7 +142,7 @@ def test_the_manifest_says_what_the_format_says(kind: str, folder: Path) -> None
     manifest, _ = opened(folder)
     content = (folder / TENSORS).read_bytes()
     assert manifest["format"] == "steersman"
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == (1 if kind == "steering" else 2)
     assert manifest["tensors_sha256"] == hashlib.sha256(content).hexdigest()
     without = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     assert manifest["manifest_sha256"] == hashlib.sha256(canonical_json(without).encode()).hexdigest()
@@ -451,6 +454,14 @@ def allowed(kind: str, path: tuple[Any, ...], value: Any) -> bool:
     """Whether a place may hold this, so that only the hashes protect it: what is for people to read."""
     if value != value:  # NaN is no JSON
         return False
+    if path[:2] == ("nuisance", "from"):
+        path = ("made_from", *path[1:])
+    if path[0] == "new_tokens":  # how many there could have been
+        return type(value) is int and value > 0
+    if path[:2] == ("strata", "starts") and len(path) == 3:  # where a stratum begins
+        return path[2] == 1 and type(value) is int and value > 0
+    if path[:3] == ("nuisance", "strata", "starts") and len(path) == 4:
+        return False  # a nuisance's begin where the contrast's do
     if path[0] == "made_from":
         depth = len(path)
         if kind == "steering":
@@ -475,6 +486,8 @@ def test_every_value_of_the_manifest_is_checked(kind: str, folder: Path) -> None
     """Each place in turn holds something else and the hashes fit: what it means must be refused."""
     manifest, _ = opened(folder)
     places = [path for path in paths_in(manifest) if path[-1] != "manifest_sha256"]
+    if kind.endswith("everything"):  # what the other contrasts have as well is checked there; lists are alike
+        places = [p for p in places if p[0] not in ("architecture", "model") and p[-1] not in range(2, 99)]
     assert len(places) > 40
     wrong = []
     for path in places:
@@ -500,6 +513,7 @@ def test_every_key_of_the_manifest_is_needed_and_no_other_is_taken(kind: str, fo
     manifest, _ = opened(folder)
     for path in paths_in(manifest):
         inside_provenance = path[0] == "made_from" and (kind == "steering" or len(path) > 2)
+        inside_provenance |= path[:2] == ("nuisance", "from") and len(path) > 2
         changed = copy.deepcopy(manifest)
         del at(changed, path[:-1])[path[-1]]
         if path[-1] != "manifest_sha256":
@@ -508,7 +522,7 @@ def test_every_key_of_the_manifest_is_needed_and_no_other_is_taken(kind: str, fo
             (folder / MANIFEST).write_text(json.dumps(changed), encoding="utf-8")
         if (not (inside_provenance and len(path) > 1) and path[0] != "evidence") or len(path) == 1:
             refused(reader(kind), folder)
-        if isinstance(at(manifest, path), dict) and not (inside_provenance or path == ("made_from", "from")):
+        if isinstance(at(manifest, path), dict) and not (inside_provenance or path[-1] == "from"):
             changed = copy.deepcopy(manifest)
             at(changed, path)["extra"] = 1
             seal(folder, changed)
@@ -537,7 +551,24 @@ def test_without_a_fitting_hash_no_change_is_taken(kind: str, folder: Path) -> N
         refused(reader(kind), folder)
 
 
-@pytest.mark.parametrize("version", [2, 10, 10**20])
+@pytest.mark.parametrize("weighting", ["token", "pair"])
+def test_contrasts_saved_by_the_first_version_are_read(weighting: Any) -> None:
+    read = RoutingContrast.from_pretrained(DATA / f"contrast-format-1-{weighting}")
+    contrasts.assert_same(read, contrasts.made(seed=3, weighting=weighting))
+
+
+def test_the_first_version_has_no_keys_of_the_second(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "contrast-format-1-token", tmp_path / "contrast")
+    manifest, _ = opened(tmp_path / "contrast")
+    seal(tmp_path / "contrast", {**manifest, "nuisance": None})
+    refused(RoutingContrast.from_pretrained, tmp_path / "contrast", "unknown key 'nuisance'")
+    contrasts.made().save_pretrained(tmp_path / "contrast", force=True)
+    manifest, _ = opened(tmp_path / "contrast")
+    seal(tmp_path / "contrast", {**manifest, "format_version": 1})
+    refused(RoutingContrast.from_pretrained, tmp_path / "contrast", "unknown key")
+
+
+@pytest.mark.parametrize("version", [3, 10, 10**20])
 def test_a_newer_format_says_so(kind: str, folder: Path, version: int) -> None:
     manifest, _ = opened(folder)
     seal(folder, {**manifest, "format_version": version, "keys_of_tomorrow": 1})
@@ -802,9 +833,13 @@ def consistent(read: Steering | RoutingContrast, name: str, what: str) -> bool:
         return False  # the fingerprint tells
     if what not in ("other", "last other", "negative", "huge"):
         return False
+    if name == "nuisance.cluster_ids":
+        return bool((np.diff(read.nuisance.cluster_ids) > 0).all())
     if name == "cluster_ids":
         return bool((np.diff(read.cluster_ids) > 0).all())
-    return name.startswith("sums.") and bool((read.standard_error[read.valid] >= 0).all())
+    if name.endswith("replicates.tokens") or name.endswith("replicates.activations"):
+        return False
+    return ("sums." in name or "strata." in name) and bool((read.standard_error[read.valid] >= 0).all())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -16,7 +16,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,18 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from steersman.errors import ArtifactError, PlanError
+from steersman.experts.bootstrap import Replicates
 from steersman.experts.contrast import RoutingContrast
+from steersman.experts.moments import STORED_LIMB
+from steersman.experts.plausibility import check_counts, check_replicates, check_strata, check_sums
 from steersman.experts.risk_difference import ClusterSums
+from steersman.experts.strata import StratumSums
 from steersman.limits import Router
 from steersman.steering import Architecture, ExpertEdit, Steering, canonical_json, sha256_of
 
 FORMAT = "steersman"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = {"steering": 1, "routing_contrast": 2}
+"""What is written of each kind; older versions are read."""
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 
@@ -49,13 +53,19 @@ _COMMON = {
     "tensors_sha256",
     "manifest_sha256",
 }
+_COUNTS = {"pairs", "skipped", "clusters", "sums"}
 _KEYS = {
-    "steering": _COMMON | {"edits", "on_conflict", "fingerprint"},
-    "routing_contrast": _COMMON | {"weighting", "pairs", "skipped", "clusters", "sums"},
+    ("steering", 1): _COMMON | {"edits", "on_conflict", "fingerprint"},
+    ("routing_contrast", 1): _COMMON | _COUNTS | {"weighting"},
+    ("routing_contrast", 2): _COMMON
+    | _COUNTS
+    | {"weighting", "counted", "new_tokens", "strata", "replicates", "nuisance"},
 }
-_LIMB = 1 << 62
 _MOST_EXPERTS = 1 << 20
 """Far above any router there is: what a manifest says must not make the reader allocate without bound."""
+
+_MOST_REPLICATES = 1 << 20
+_MOST_STRATA = 64
 
 _CANNOT_WRITE = {
     getattr(errno, name)
@@ -150,86 +160,156 @@ def _read_edit(entry: Any, number: int, tensors: Tensors) -> ExpertEdit:
 
 def save_contrast(contrast: RoutingContrast, folder: str | Path, *, force: bool = False) -> None:
     """Write a routing contrast. Raises `ArtifactError` as `save_steering` does."""
+    tensors, counts = _counts(contrast)
+    if contrast.order is not None:
+        tensors["order"] = contrast.order
+    nuisance = None
+    if contrast.nuisance is not None:
+        of_nuisance, nuisance = _counts(contrast.nuisance)
+        tensors |= {f"nuisance.{name}": tensor for name, tensor in of_nuisance.items()}
+        nuisance["from"] = [dict(source) for source in contrast.nuisance.made_from]
+    manifest = {
+        **_manifest("routing_contrast", contrast, {"from": [dict(source) for source in contrast.made_from]}),
+        **counts,
+        "weighting": contrast.weighting,
+        "counted": contrast.counted,
+        "new_tokens": contrast.new_tokens,
+        "replicates": 0 if contrast.replicates is None else contrast.replicates.number,
+        "nuisance": nuisance,
+    }
+    _write(folder, manifest, tensors, force)
+
+
+def _counts(contrast: RoutingContrast) -> tuple[Tensors, dict[str, Any]]:
+    """What was counted of one set of pairs: tensors, and their part of the manifest."""
     tensors: Tensors = {
         "activations": contrast.activations,
         "tokens": contrast.tokens,
         "cluster_ids": contrast.cluster_ids,
     }
-    if contrast.order is not None:
-        tensors["order"] = contrast.order
-    scalars: dict[str, str] = {}
-    for name, value in _sums(contrast.sums):
-        if isinstance(value, np.ndarray):
-            tensors[f"sums.{name}"] = _as_limbs(value)
-        else:
-            scalars[name] = str(value)  # of any size: JSON numbers are not
-    manifest = {
-        **_manifest("routing_contrast", contrast, {"from": [dict(source) for source in contrast.made_from]}),
-        "weighting": contrast.weighting,
+    facts: dict[str, Any] = {
         "pairs": contrast.pairs,
         "skipped": contrast.skipped,
         "clusters": contrast.clusters,
-        "sums": scalars,
+        "strata": None,
     }
-    _write(folder, manifest, tensors, force)
+    parts: list[tuple[str, ClusterSums | StratumSums]] = [("sums", contrast.sums)]
+    if contrast.strata is not None:
+        parts.append(("strata", contrast.strata))
+    for name, part in parts:
+        tables, facts[name] = part.to_tensors()
+        tensors |= {f"{name}.{key}": table for key, table in tables.items()}
+    if contrast.replicates is not None:
+        tables, _ = contrast.replicates.to_tensors()
+        tensors |= {f"replicates.{key}": table for key, table in tables.items()}
+    return tensors, facts
 
 
 def load_contrast(source: str | Path, *, revision: str | None = None) -> RoutingContrast:
-    """Read a routing contrast from a folder or the Hub.
+    """Read a routing contrast from a folder or the Hub, also one of an older format.
 
     Raises `ArtifactError` for anything damaged, foreign or newer.
     """
     path, manifest, tensors = _read(source, "routing_contrast", revision)
     with _blaming(path):
         architecture = _read_architecture(manifest)
-        routers = [router for router in architecture.routers if router.steerable]
-        shape = (len(routers), max((router.experts for router in routers), default=0))
-        activations = _take(tensors, "activations", np.int64, 3)
-        tokens = _take(tensors, "tokens", np.int64, 1)
-        cluster_ids = _take(tensors, "cluster_ids", np.int64, 1)
-        order = _take(tensors, "order", np.int64, 1) if "order" in tensors else None
-        sums = _read_sums(manifest, tensors, shape)
-        if tensors:
-            raise ArtifactError(f"unknown tensor {min(tensors)!r} in {TENSORS}")
-        if activations.shape != (2, *shape) or tokens.shape != (2,):
-            raise ArtifactError(
-                f"activations {activations.shape} do not fit the model's routers {(2, *shape)}"
-            )
-        known = ("token", "pair") if order is None else ("token",)
-        weighting = _one_of(manifest["weighting"], "weighting", known)
-        pairs, clusters = _whole(manifest["pairs"], "pairs"), _whole(manifest["clusters"], "clusters")
-        fewest = 1 if order is None else 0
-        most = tokens.min() if order is None else 0
-        if not fewest <= len(cluster_ids) == sums.clusters == clusters <= pairs <= most:
-            raise ArtifactError(
-                f"{len(cluster_ids)} cluster ids, {clusters} clusters, {pairs} pairs and "
-                f"{tokens.tolist()} tokens do not go together"
-            )
-        if (cluster_ids[:-1] >= cluster_ids[1:]).any():
-            raise ArtifactError("the cluster ids do not ascend: a cluster may be in them twice")
-        _check_counts(activations, tokens, routers)
-        if order is not None:
-            _check_order(order, activations)
-        _check_sums(sums, activations, tokens, weighting, pairs)
         made_from = _mapping(manifest["made_from"], "made_from")
         _exact_keys(made_from, {"from"}, "made_from")
-        if not isinstance(made_from["from"], list):
-            raise ArtifactError("made_from.from is not a list")
-        return RoutingContrast(
-            activations=activations,
-            tokens=tokens,
-            sums=sums,
-            architecture=architecture,
-            weights_id=manifest["model"]["weights_id"],
-            cluster_ids=cluster_ids,
-            pairs=pairs,
-            skipped=_whole(manifest["skipped"], "skipped"),
-            weighting=weighting,
-            model=manifest["model"]["name"],
-            revision=manifest["model"]["revision"],
-            made_from=tuple(_mapping(source, "made_from.from") for source in made_from["from"]),
-            order=order,
+        order = _take(tensors, "order", np.int64, 1) if "order" in tensors else None
+        known = ("token", "pair") if order is None else ("token",)
+        how = _How(architecture, manifest, _one_of(manifest["weighting"], "weighting", known))
+        if order is not None and (how.replicates, manifest.get("strata"), manifest.get("nuisance")) != (
+            0,
+            None,
+            None,
+        ):
+            raise ArtifactError("an imported ranking has neither strata nor replicates nor a nuisance")
+        contrast = _read_counts(manifest, tensors, "", made_from["from"], how, order)
+        nuisance = None
+        if manifest.get("nuisance") is not None:
+            facts = manifest["nuisance"]
+            _exact_keys(facts, _COUNTS | {"strata", "from"}, "nuisance")
+            if (facts["strata"] is None) != (contrast.strata is None):
+                raise ArtifactError("nuisance: it and the contrast were not counted alike")
+            nuisance = _read_counts(facts, tensors, "nuisance.", facts["from"], how)
+        if tensors:
+            raise ArtifactError(f"unknown tensor {min(tensors)!r} in {TENSORS}")
+        return contrast.adjusted_by(nuisance)
+
+
+class _How:
+    """How a stored contrast was counted; a nuisance is counted as what it is regressed out of."""
+
+    def __init__(self, architecture: Architecture, manifest: Mapping[str, Any], weighting: Any) -> None:
+        known = ("target", "prompt", "answer", "generated")
+        self.architecture, self.model, self.weighting = architecture, manifest["model"], weighting
+        self.routers = [router for router in architecture.routers if router.steerable]
+        experts = max((router.experts for router in self.routers), default=0)
+        self.shape = (len(self.routers), experts)
+        # Version 1 has none of these.
+        self.counted = _one_of(manifest.get("counted", "target"), "counted", known)
+        self.new_tokens = _whole(manifest.get("new_tokens", 0), "new_tokens")
+        self.replicates = _whole(manifest.get("replicates", 0), "replicates", most=_MOST_REPLICATES)
+        if (self.counted == "generated") != (self.new_tokens > 0):
+            raise ArtifactError(f"new_tokens is {self.new_tokens}, but what was counted is {self.counted}")
+
+
+def _read_counts(
+    facts: Mapping[str, Any],
+    tensors: Tensors,
+    prefix: str,
+    sources: Any,
+    how: _How,
+    order: np.ndarray[Any, Any] | None = None,
+) -> RoutingContrast:
+    """One set of pairs' counts, checked; their tensors, whose names begin with the prefix, are taken."""
+    activations = _take(tensors, f"{prefix}activations", np.int64, 3)
+    tokens = _take(tensors, f"{prefix}tokens", np.int64, 1)
+    cluster_ids = _take(tensors, f"{prefix}cluster_ids", np.int64, 1)
+    sums = _read_sums(facts, tensors, prefix, how.shape)
+    if activations.shape != (2, *how.shape) or tokens.shape != (2,):
+        raise ArtifactError(
+            f"activations {activations.shape} do not fit the model's routers {(2, *how.shape)}"
         )
+    pairs, clusters = _whole(facts["pairs"], "pairs"), _whole(facts["clusters"], "clusters")
+    fewest = 1 if order is None else 0
+    most = tokens.min() if order is None else 0
+    if not fewest <= len(cluster_ids) == sums.clusters == clusters <= pairs <= most:
+        raise ArtifactError(
+            f"{len(cluster_ids)} cluster ids, {clusters} clusters, {pairs} pairs and "
+            f"{tokens.tolist()} tokens do not go together"
+        )
+    if (cluster_ids[:-1] >= cluster_ids[1:]).any():
+        raise ArtifactError("the cluster ids do not ascend: a cluster may be in them twice")
+    check_counts(activations, tokens, how.routers)
+    if order is not None:
+        _check_order(order, activations)
+    check_sums(sums, activations, tokens, how.weighting, pairs)
+    if not isinstance(sources, list):
+        raise ArtifactError("made_from.from is not a list")
+    strata = (
+        None if facts.get("strata") is None else _read_strata(facts["strata"], tensors, prefix, sums, how)
+    )
+    columns = 2 if strata is None else strata.columns
+    return RoutingContrast(
+        activations=activations,
+        tokens=tokens,
+        sums=sums,
+        architecture=how.architecture,
+        weights_id=how.model["weights_id"],
+        cluster_ids=cluster_ids,
+        pairs=pairs,
+        skipped=_whole(facts["skipped"], "skipped"),
+        weighting=how.weighting,
+        model=how.model["name"],
+        revision=how.model["revision"],
+        made_from=tuple(_mapping(source, "made_from.from") for source in sources),
+        order=order,
+        counted=how.counted,
+        new_tokens=how.new_tokens,
+        strata=strata,
+        replicates=_read_replicates(tensors, prefix, columns, sums, cluster_ids, how),
+    )
 
 
 def _check_order(order: np.ndarray[Any, Any], activations: np.ndarray[Any, Any]) -> None:
@@ -237,98 +317,83 @@ def _check_order(order: np.ndarray[Any, Any], activations: np.ndarray[Any, Any])
         raise ArtifactError("the order of an imported ranking does not name every expert once")
 
 
-def _check_counts(
-    activations: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any], routers: list[Router]
-) -> None:
-    for row, router in enumerate(routers):
-        counts, padding = activations[:, row, : router.experts], activations[:, row, router.experts :]
-        if (padding != -1).any() or (counts < 0).any() or (counts > tokens[:, None]).any():
-            raise ArtifactError(f"layer {router.layer}: impossible activation counts")
-        # As Python integers: a sum that leaves 64 bits could come round to the right number.
-        if (counts.astype(object).sum(axis=1) != tokens.astype(object) * router.top_k).any():
-            raise ArtifactError(
-                f"layer {router.layer}: counts do not add up to {router.top_k} experts a token"
-            )
+def _read_sums(
+    facts: Mapping[str, Any], tensors: Tensors, prefix: str, shape: tuple[int, int]
+) -> ClusterSums:
+    zeros, scalars = ClusterSums.zeros(0, 0).to_tensors()
+    given = _mapping(facts["sums"], "sums")
+    _exact_keys(given, set(scalars), "sums")
+    for name in scalars:
+        _digits(given[name], f"sums.{name}")
+    tables = {name: _take_sums(tensors, f"{prefix}sums.{name}", shape) for name in zeros}
+    return ClusterSums.from_tensors(tables, given)
 
 
-def _check_sums(
+def _read_strata(facts: Any, tensors: Tensors, prefix: str, sums: ClusterSums, how: _How) -> StratumSums:
+    _exact_keys(facts, {"starts", "n", "nn", "clusters"}, "strata")
+    if how.weighting != "token":
+        raise ArtifactError("strata weigh tokens: the weighting is by pair")
+    starts = facts["starts"]
+    if not isinstance(starts, list) or not 1 <= len(starts) <= _MOST_STRATA:
+        raise ArtifactError("strata.starts is not a list of positions")
+    for start in starts:
+        _whole(start, "strata.starts")
+    if starts[0] != 0 or any(one >= other for one, other in itertools.pairwise(starts)):
+        raise ArtifactError("strata.starts do not ascend from 0")
+    columns = 2 * len(starts)
+    half = columns * (columns + 1) // 2
+    for name, length in (("n", columns), ("nn", half)):
+        if not isinstance(facts[name], list) or len(facts[name]) != length:
+            raise ArtifactError(f"strata.{name} is not a list of {length} numbers")
+        for value in facts[name]:
+            _digits(value, f"strata.{name}")
+    _digits(facts["clusters"], "strata.clusters")
+    shapes: dict[str, tuple[int, ...]] = {"a": (columns,), "aa": (half,), "an": (columns, columns)}
+    tables = {
+        name: _take_sums(tensors, f"{prefix}strata.{name}", (*first, *how.shape))
+        for name, first in shapes.items()
+    }
+    strata = StratumSums.from_tensors(tables, facts)
+    check_strata(strata, sums)
+    return strata
+
+
+def _read_replicates(
+    tensors: Tensors,
+    prefix: str,
+    columns: int,
     sums: ClusterSums,
-    activations: np.ndarray[Any, Any],
-    tokens: np.ndarray[Any, Any],
-    weighting: str,
-    pairs: int,
-) -> None:
-    """The sums are of these counts: in the weighting by tokens the same, by pairs of as many pairs."""
-    for side, (uses, total) in enumerate(((sums.a1, sums.n1), (sums.a2, sums.n2))):
-        used = np.maximum(activations[side], 0)
-        if weighting == "token":
-            fits = total == tokens[side] and np.array_equal(uses, used)
-        else:
-            fits = (
-                total > 0
-                and total % pairs == 0
-                and bool(((uses <= total) & ((uses > 0) <= (used > 0))).all())
-            )
-        if not fits or total < 1:
-            raise ArtifactError("the sums over clusters are not those of the activations")
-    exact = {name: _exact(value) for name, value in _sums(sums)}
-    if not sums.clusters:  # an imported ranking: counts, and nothing of how they spread
-        if any(np.any(value) for name, value in exact.items() if name not in ("a1", "a2", "n1", "n2")):
-            raise ArtifactError("an imported ranking has no sums of products over clusters")
-        return
-    for one, other in itertools.combinations_with_replacement(("a1", "a2", "n1", "n2"), 2):
-        product = exact[one + other]
-        if one == other:  # between all clusters alike and all in one
-            possible = (product * sums.clusters >= exact[one] ** 2) & (product <= exact[one] ** 2)
-            possible &= product <= exact[f"n{one[1]}" * 2]  # a ≤ n in each
-        else:
-            possible = (product**2 <= exact[one + one] * exact[other + other]) & (
-                product <= exact[one] * exact[other]
-            )
-        if (one, other) == ("n1", "n2"):  # no cluster without a token on either side
-            possible &= product >= max(sums.n1, sums.n2)
-        if not np.all(possible):
-            raise ArtifactError(f"sums.{one}{other} cannot be a sum of products over clusters")
+    cluster_ids: np.ndarray[Any, Any],
+    how: _How,
+) -> Replicates | None:
+    if not how.replicates:
+        return None
+    activations = _take(tensors, f"{prefix}replicates.activations", np.int64, 4)
+    tokens = _take(tensors, f"{prefix}replicates.tokens", np.int64, 2)
+    shape = (how.replicates, columns)
+    if activations.shape != (*shape, *how.shape) or tokens.shape != shape:
+        raise ArtifactError(f"replicates have the shape {activations.shape}, not {(*shape, *how.shape)}")
+    replicates = Replicates(activations, tokens)
+    check_replicates(replicates, cluster_ids, sums, how.routers, how.weighting)
+    return replicates
 
 
-def _exact(value: Any) -> Any:
-    return value.astype(object) if isinstance(value, np.ndarray) else value
+def _take_sums(tensors: Tensors, name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """A tensor of sums: int64, or two limbs of 62 bits."""
+    there = tensors.get(name)
+    limbs = there is not None and there.ndim == len(shape) + 1
+    array = _take(tensors, name, np.int64, len(shape) + limbs)
+    if array.shape != ((2, *shape) if limbs else shape):
+        raise ArtifactError(f"{name} has shape {array.shape}, where {shape} fits the model's routers")
+    if (array < 0).any() or (limbs and (array[0] >= STORED_LIMB).any()):
+        raise ArtifactError(f"{name} holds what is not a sum")
+    return array
 
 
-def _sums(sums: ClusterSums) -> Iterator[tuple[str, Any]]:
-    return ((field.name, getattr(sums, field.name)) for field in fields(sums))
-
-
-def _as_limbs(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Integers as they are (int64), or of any size as two limbs of 62 bits, [2, …] low first."""
-    if values.dtype == np.int64:
-        return values
-    high = values // _LIMB
-    return np.stack([(values % _LIMB).astype(np.int64), high.astype(np.int64)])
-
-
-def _read_sums(manifest: Mapping[str, Any], tensors: Tensors, shape: tuple[int, int]) -> ClusterSums:
-    zeros = dict(_sums(ClusterSums.zeros(0, 0)))
-    scalars = _mapping(manifest["sums"], "sums")
-    _exact_keys(scalars, {name for name, value in zeros.items() if isinstance(value, int)}, "sums")
-    values: dict[str, Any] = {}
-    for name, value in zeros.items():
-        if isinstance(value, int):
-            text = scalars[name]
-            if not isinstance(text, str) or not (text.isascii() and text.isdecimal()):
-                raise ArtifactError(f"sums.{name} is not a whole number")
-            values[name] = int(text)
-            continue
-        limbs = tensors.get(f"sums.{name}")
-        array = _take(tensors, f"sums.{name}", np.int64, 2 if limbs is None else limbs.ndim)
-        if (array < 0).any() or (array.ndim == 3 and (array[0] >= _LIMB).any()):
-            raise ArtifactError(f"sums.{name} holds what is not a sum")
-        if array.ndim == 3 and len(array) == 2:
-            array = array[0].astype(object) + array[1].astype(object) * _LIMB
-        if array.shape != shape:
-            raise ArtifactError(f"sums.{name} has shape {array.shape}, the model's routers {shape}")
-        values[name] = array
-    return ClusterSums(**values)
+def _digits(text: Any, name: str) -> None:
+    if not isinstance(text, str) or not (text.isascii() and text.isdecimal()):
+        raise ArtifactError(f"{name} is not a whole number")
+    int(text)  # a ValueError where it has too many
 
 
 # ---------------------------------------------------------------- manifests
@@ -344,15 +409,17 @@ def read_manifest(source: str | Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise ArtifactError(f'{path}: not a Steersman artifact ("format" is not "{FORMAT}")')
     with _blaming(path):
-        if _whole(manifest.get("format_version"), "format_version") > FORMAT_VERSION:
+        version_ = _whole(manifest.get("format_version"), "format_version")
+        # A kind that only a newer tool knows may come with a newer version: that is the news then.
+        newest = FORMAT_VERSIONS.get(str(manifest.get("kind")), max(FORMAT_VERSIONS.values()))
+        if version_ > newest:
             raise ArtifactError(
-                f"format version {manifest['format_version']} is newer than this tool reads "
-                f"({FORMAT_VERSION}): upgrade steersman"
+                f"format version {version_} is newer than this tool reads ({newest}): upgrade steersman"
             )
-        if manifest["format_version"] < 1:
+        if version_ < 1:
             raise ArtifactError("format_version is 0; the first is 1")
-        kind = _one_of(manifest.get("kind"), "kind", tuple(_KEYS))
-        _exact_keys(manifest, _KEYS[kind], "the manifest")
+        kind = _one_of(manifest.get("kind"), "kind", tuple(FORMAT_VERSIONS))
+        _exact_keys(manifest, _KEYS[kind, version_], "the manifest")
         claimed = manifest["manifest_sha256"]
         content = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
         if sha256_of(content) != claimed:
@@ -368,7 +435,7 @@ def _manifest(
     architecture = artifact.architecture
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[kind],
         "kind": kind,
         "tool_version": version("steersman"),
         "model": {

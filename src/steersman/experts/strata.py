@@ -81,10 +81,10 @@ class StratumSums:
         part = StratumSums(
             self.starts,
             a.sum(axis=0),
-            np.stack([product_sum(a[:, j], a[:, k]) for j, k in _halves(self.columns)]),
+            np.stack([product_sum(a[:, j], a[:, k]) for j, k in halves(self.columns)]),
             np.stack([[product_sum(a[:, j], n[:, k, None, None]) for k in columns] for j in columns]),
             [int(value) for value in n.sum(axis=0)],
-            [int(product_sum(n[:, j], n[:, k])) for j, k in _halves(self.columns)],
+            [int(product_sum(n[:, j], n[:, k])) for j, k in halves(self.columns)],
             len(n),
         )
         total = self + part
@@ -187,7 +187,7 @@ def _squares(sums: StratumSums, share: list[int], common: int, difference: Any, 
     of_n = [-both[t] * n2[t] - difference * (share[t] * n2[t]) ** 2 for t in range(strata)]
     of_n += [both[t] * n1[t] - difference * (share[t] * n1[t]) ** 2 for t in range(strata)]
     total = np.zeros(a.shape[1:], object)
-    for place, (j, k) in enumerate(_halves(sums.columns)):
+    for place, (j, k) in enumerate(halves(sums.columns)):
         times = 1 if j == k else 2
         total = total + times * of_a[j] * of_a[k] * sums.aa[place].astype(object)
         total = total + times * sums.nn[place] * (of_n[j] * of_n[k])
@@ -217,6 +217,6 @@ def differences(a: npt.NDArray[Any], n: npt.NDArray[Any]) -> Floats:
     return total
 
 
-def _halves(columns: int) -> list[tuple[int, int]]:
+def halves(columns: int) -> list[tuple[int, int]]:
     """Pairs of columns j ≤ k."""
     return list(combinations_with_replacement(range(columns), 2))
