@@ -8,9 +8,14 @@ and an expert's strength λ in [-1, 1], β = |λ| / (1 - |λ|):
 λ = ±1 is the rule of SteerMoE (arXiv 2509.09660, section 3): its log-softmax is a shift of the scores, and
 every step here commutes with shifts. ε = max(0.01, 4 · eps(dtype) · |bound|), so that the bound stays outside
 after rounding: in bfloat16 5.0 + 0.01 is 5.0.
+
+`edit_scores` is the rule for any strengths. `move_to_bounds` is the same rule, to the bit, where every |λ| is
+0 or 1, in half the operations: at one token a model waits for each of them.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -24,8 +29,9 @@ def edit_scores(scores: Tensor, strengths: Tensor, plan: Tensor | None = None) -
 
     Args:
         scores: [tokens, experts], any floating dtype; not changed.
-        strengths: λ, [plans, experts], or [experts] / [1, experts] for one plan for all tokens.
-        plan: [tokens], the row of `strengths` that each token follows; None where one row serves all.
+        strengths: λ, [plans, experts] where `plan` is given; else [tokens, experts], or one row for all
+            tokens, [experts] or [1, experts].
+        plan: [tokens], the row of `strengths` that each token follows.
 
     Returns:
         [tokens, experts] in the dtype of `scores`, computed in float32 (float64 stays). Where λ = 0 the
@@ -51,3 +57,52 @@ def margin(bound: Tensor, dtype: torch.dtype) -> Tensor:
     `dtype`.
     """
     return torch.clamp(4 * torch.finfo(dtype).eps * bound.abs(), min=LEAST_MARGIN)
+
+
+def sources_of(strengths: Tensor) -> Tensor | None:
+    """Where `move_to_bounds` finds each expert's edited score; None where a strength is neither 0 nor ±1.
+
+    Args:
+        strengths: λ, [..., experts].
+
+    Returns:
+        int64 [..., experts], for E experts: e itself (its own score), E (the lower bound) or E + 1 (the
+        upper).
+    """
+    experts = strengths.shape[-1]
+    if not bool(((strengths == 0) | (strengths.abs() == 1)).all()):
+        return None
+    own = torch.arange(experts, device=strengths.device).expand(strengths.shape)
+    return own.masked_fill(strengths < 0, experts).masked_fill(strengths > 0, experts + 1)
+
+
+def move_to_bounds(scores: Tensor, sources: Tensor) -> Tensor:
+    """`edit_scores` for strengths of 0 and ±1.
+
+    max + ε is the largest of x + 0.01, x (1 + c) and x (1 - c) over the experts, c = 4 · eps(dtype): each
+    grows with x, and c is a power of two, so both products round as |x| c added to x would. min - ε
+    likewise: one reduction gives both.
+
+    Args:
+        scores: [tokens, experts], any floating dtype; not changed.
+        sources: From `sources_of`: [experts] for all tokens, or [tokens, experts].
+
+    Returns:
+        [tokens, experts] in the dtype of `scores`.
+    """
+    x = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
+    offset, factor = _candidates(scores.dtype, x.dtype, scores.device)
+    around = torch.addcmul(offset, x.unsqueeze(-2), factor).flatten(-2)
+    low, high = torch.aminmax(around, dim=-1, keepdim=True)
+    reached = torch.cat((x, low, high), -1)
+    edited = reached.index_select(-1, sources) if sources.dim() == 1 else reached.gather(-1, sources)
+    return edited if edited.dtype == scores.dtype else edited.to(scores.dtype)
+
+
+@functools.cache
+def _candidates(dtype: torch.dtype, computed: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Offsets and factors, [4, 1] each, of the values around a score among which the bounds are found."""
+    c = 4 * torch.finfo(dtype).eps
+    offset = torch.tensor([LEAST_MARGIN, -LEAST_MARGIN, 0.0, 0.0], dtype=computed, device=device)
+    factor = torch.tensor([1.0, 1.0, 1 + c, 1 - c], dtype=computed, device=device)
+    return offset[:, None], factor[:, None]

@@ -1,274 +1,241 @@
-"""Attaching expert edits to a model's routers, whatever the family, by the model's own routing code.
-
-A router runs as it always does; while it runs, the few operations on which its choice depends are
-intercepted:
-
-1. the product of hidden states and router weights gives the raw scores z: they are edited
-(`bounds.edit_scores`);
-2. where a correction bias is added for selection, the sum gives the selection scores c: they are edited by
-their own bounds,
-   taken from a first run without edits;
-3. the top-k over experts, and the top-k over groups of experts, rank a full activation first and a full
-deactivation last, and
-   still return the model's own values. Rounding or a softmax that runs out of range cannot break the promise
-   then.
-
-Everything else (softmax, sigmoid, renormalisation, scaling, sparsemixer) is the model's.
-"""
+"""Attaching expert edits to a model's routers, whatever the family, by the model's own routing code."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from steersman.errors import PlanError, SteeringNotApplied
-from steersman.experts.bounds import edit_scores
-from steersman.limits import Router
+from steersman.experts.interception import Interception, SteeringInterception
+from steersman.experts.plain_routing import PlainRouting, plain_routing
+from steersman.experts.router_tables import TokenEdit, table_of
 from steersman.models.architecture import RouterSite, find_routers
-from steersman.models.attachment import Restore, attaches, replace_method
-from steersman.models.families import Family, family_of
-from steersman.models.program import Pass, Program
-from steersman.models.tokens import ROLE_CODES
-from steersman.steering import ROLES, effective_strengths
-
-_LINEAR = (functional.linear, torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__)
-_TOPK = (torch.topk, torch.Tensor.topk)
-
-
-@dataclass(frozen=True)
-class RouterTable:
-    """What a program does at one router: strengths λ and ranks, a row for each (plan, role), on one
-    device.
-    """
-
-    strengths: Tensor
-    """float32 [plans · roles, experts]."""
-    expert_rank: Tensor | None
-    """+inf where λ = 1, -inf where λ = -1, else 0; [plans · roles, experts].
-
-    None where no strength is full.
-    """
-    group_rank: Tensor | None
-    """+inf where a group holds an expert with λ = 1, else 0; [plans · roles, groups].
-
-    None without groups or such experts.
-    """
-    idle: bool
-    """Every strength is 0."""
+from steersman.models.attachment import attaches
+from steersman.models.program import Pass, Program, Site
 
 
 @attaches("router")
-def attach_router(model: nn.Module, layer: int, current: Callable[[], Pass | None]) -> Restore:
-    """Steer the router of one layer whenever the running thread has a plan for it. Returns what undoes it.
+def attach_routers(
+    model: nn.Module, layers: list[int], current: Callable[[], Pass | None]
+) -> dict[int, SteeredRouter]:
+    """Steer the routers of some layers whenever the running thread has a plan for them.
 
     Raises:
-        PlanError: the layer has no router that can be steered.
+        PlanError: a layer has no router that can be steered; nothing is attached then.
     """
-    site = next((site for site in find_routers(model) if site.facts.layer == layer), None)
-    family = None if site is None else family_of(site.module)
-    if site is None or family is None or site.facts.reason is not None:
-        reason = site.facts.reason if site is not None else "there is none"
-        raise PlanError(f"the router of layer {layer} cannot be steered: {reason}")
-    steered = _SteeredRouter(site, family, current)
-    return replace_method(site.module, "forward", steered.forward)
+    sites: dict[int, RouterSite] = {}
+    for site in find_routers(model):
+        sites.setdefault(site.facts.layer, site)  # that of the layer's experts comes first
+    for layer in layers:
+        if layer not in sites or sites[layer].facts.reason is not None:
+            reason = sites[layer].facts.reason if layer in sites else "there is none"
+            raise PlanError(f"the router of layer {layer} cannot be steered: {reason}")
+    return {layer: _attach(sites[layer], current) for layer in layers}
 
 
-class _SteeredRouter:
+_attached: weakref.WeakKeyDictionary[nn.Module, SteeredRouter] = weakref.WeakKeyDictionary()
+"""Compiled code holds on to the function it was made with, so a router keeps its own from block to block."""
+
+
+def _attach(site: RouterSite, current: Callable[[], Pass | None]) -> SteeredRouter:
+    steered = _attached.get(site.module)
+    if steered is None or steered.in_use:
+        steered = _attached[site.module] = SteeredRouter()
+    steered.attach(site, current)
+    return steered
+
+
+class SteeredRouter:
     """One router's forward, run under the plan of the running pass."""
 
-    def __init__(self, site: RouterSite, family: Family, current: Callable[[], Pass | None]) -> None:
-        self._router = site.module
-        self._facts = site.facts
-        self._family = family
-        self._current = current
+    def __init__(self) -> None:
+        self._site: RouterSite | None = None
+        self._previous: Any = None
+        self._compiled = CompiledState()
+        self._ask: Callable[[], Pass | None] = _nobody
 
-    def forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        running = self._current()
-        site = ("router", self._facts.layer)
-        if running is None or site not in running.program.sites:
-            return forward(*args, **kwargs)
-        if table_of(running.program, self._facts, running.index.device).idle:
-            output = forward(*args, **kwargs)
-            running.ran.add(site)
-            return output
-        reference: _Interception | None = None
-        if running.wants_changes or self._family.correction_bias is not None:
-            reference = _Interception(self._router, self._facts, self._family)
-            with torch.no_grad(), reference:
-                unedited = forward(*(_untouched(args) if self._router.training else args), **kwargs)
-        steered = _SteeringInterception(self._router, self._facts, self._family, running, reference)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return self._run_compiled(args, kwargs)
+            return self._run(args, kwargs)
+
+        self._forward = forward
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it is attached, or someone's wrapper still calls it."""
+        return self._site is not None
+
+    def attach(self, site: RouterSite, current: Callable[[], Pass | None]) -> None:
+        """Take the place of the router's forward."""
+        self._ask = current
+        self._site = site
+        self._key: Site = ("router", site.facts.layer)
+        self._previous = site.module.__dict__.get("forward")
+        self._original = site.module.forward
+        self._biased = site.correction_bias is not None
+        # Another's wrapper (of an offloaded or a parallel router) has to be gone through.
+        self._plain: PlainRouting | None = plain_routing(site) if self._previous is None else None
+        site.module.__dict__["forward"] = self._forward
+
+    def detach(self) -> None:
+        """Put the previous forward back."""
+        self._ask = _nobody
+        if self._site is None or self._site.module.__dict__.get("forward") is not self._forward:
+            return  # wrapped again by someone else since: this one lets everything through now
+        if self._previous is None:
+            del self._site.module.__dict__["forward"]
+        else:
+            self._site.module.__dict__["forward"] = self._previous
+        self._site = self._previous = self._original = self._plain = None
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        running = self._ask()
+        if running is None or self._key not in running.program.sites:
+            return self._original(*args, **kwargs)
+        site: RouterSite = self._site  # type: ignore[assignment]
+        device = args[0].device if args else next(iter(kwargs.values())).device
+        table = table_of(running.program, site.facts, device)
+        if table.is_idle(running):
+            output = self._original(*args, **kwargs)
+        elif running.wants_changes:
+            output = self._run_and_compare(running, table.edit_of(running, device), args, kwargs)
+        else:
+            output = self._steer(table.edit_of(running, device), running.size, args, kwargs)
+        running.ran.add(self._key)
+        return output
+
+    def _steer(self, edit: TokenEdit, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        site: RouterSite = self._site  # type: ignore[assignment]
+        if self._plain is not None and len(args) == 1 and not kwargs and not site.module.training:
+            return self._plain.run(args[0], edit, size)
+        return self._intercept(edit, size, args, kwargs)[0]
+
+    def _intercept(
+        self, edit: TokenEdit, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, SteeringInterception]:
+        reference = self._watch(args, kwargs)[1] if self._biased else None
+        steered = SteeringInterception(self._site, edit, size, reference)  # type: ignore[arg-type]
         with steered:
-            output = forward(*args, **kwargs)
+            output = self._original(*args, **kwargs)
         steered.check()
-        if running.wants_changes and reference is not None:
-            running.count_changed(site, _choice_changed(unedited, output))
-        running.ran.add(site)
+        return output, steered
+
+    def _watch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Interception]:
+        """A run without edits."""
+        watched = Interception(self._site)  # type: ignore[arg-type]
+        training = self._site is not None and self._site.module.training
+        with torch.no_grad(), watched:
+            output = self._original(*(_untouched(args) if training else args), **kwargs)
+        return output, watched
+
+    def _run_and_compare(
+        self, running: Pass, edit: TokenEdit, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        unedited, watched = self._watch(args, kwargs)
+        output, steered = self._intercept(edit, running.size, args, kwargs)
+        before, after = self._chosen(unedited, watched), self._chosen(output, steered)
+        changed = (before.sort(dim=-1).values != after.sort(dim=-1).values).any(dim=-1)
+        running.count_changed(self._key, changed)
+        return output
+
+    def _chosen(self, output: Any, watched: Interception) -> Tensor:
+        """The expert ids [tokens, k] that a run of the router gave."""
+        if watched.chosen is not None:
+            return watched.chosen.reshape(-1, watched.chosen.shape[-1])
+        return chosen_experts(output)
+
+    # ------------------------------------------------------------ compiled code
+
+    def publish(self, running: Pass | None, size: int, device: torch.device) -> None:
+        """Lay out the plan of a forward for compiled code, which cannot ask for it."""
+        site: RouterSite = self._site  # type: ignore[assignment]
+        self._compiled.publish(running, site, size, device)
+
+    def withdraw(self) -> bool:
+        """Take the plan away again; returns whether compiled code has followed it."""
+        return self._compiled.withdraw()
+
+    def _run_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = self._compiled
+        if state.index is None:
+            raise SteeringNotApplied(
+                "compiled code runs a steered router outside of a forward of the compiled model: compile the "
+                "model itself (torch.compile(model) or model.compile()), before the block"
+            )
+        output = self._steer(state.edit(), state.index.shape[0], args, kwargs)
+        state.ran = True
         return output
 
 
-class _Interception(TorchFunctionMode):
-    """Watches a router's forward and keeps its raw scores z and selection scores c, unedited."""
+class CompiledState:
+    """What compiled code reads of a plan: tensors that change their content from plan to plan, not their
+    form.
+    """
 
-    def __init__(self, router: nn.Module, facts: Router, family: Family) -> None:
-        super().__init__()
-        self.router = router
-        self.facts = facts
-        self.family = family
-        self.cast_bias: Tensor | None = None
-        self.selection_scores: Tensor | None = None
-        self.scored = 0
-        self.biased = 0
-        self.ranked = 0
+    def __init__(self) -> None:
+        self.index: Tensor | None = None
+        """The row of each token, int64 [tokens]; None where no forward runs."""
+        self.ran = False
+        self._strengths: Tensor | None = None
+        self._expert_rank: Tensor | None = None
+        self._group_rank: Tensor | None = None
+        self._filled_from: weakref.ref[Program] | None = None
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _LINEAR and not self.scored:
-            scores = func(*args, **kwargs)
-            if scores.shape[-1] != self.facts.experts:
-                return scores
-            self.scored += 1
-            return self.on_scores(scores)
-        if func in _TOPK:
-            return self.on_topk(func, args, kwargs)
-        if self.family.correction_bias is not None and any(self._is_bias(arg) for arg in args):
-            return self.on_bias(func(*args, **kwargs))
-        return func(*args, **kwargs)
+    def publish(self, running: Pass | None, site: RouterSite, size: int, device: torch.device) -> None:
+        """Lay out a plan; None is that of unsteered tokens."""
+        self.ran = False
+        self._allocate(site, 1 if running is None else len(running.program.rows), device)
+        if running is None:
+            self.index = torch.zeros(size, dtype=torch.int64, device=device)  # row 0 has no edits
+            return
+        if self._filled_from is None or self._filled_from() is not running.program:
+            self._fill(running, site, device)
+        self.index = running.index_on(device)
 
-    def _is_bias(self, arg: object) -> bool:
-        # Looked up each time: an offloaded router gets its tensors only when it runs.
-        name = self.family.correction_bias
-        return arg is not None and (arg is self.cast_bias or arg is getattr(self.router, name or "", None))
+    def withdraw(self) -> bool:
+        """Take the plan away."""
+        self.index = None
+        ran, self.ran = self.ran, False
+        return ran
 
-    def on_scores(self, scores: Tensor) -> Tensor:
-        """The raw scores z [tokens, experts] have been computed."""
-        return scores
+    def edit(self) -> TokenEdit:
+        """What holds for the tokens of the forward; always in the same form."""
+        index = self.index
+        groups = self._group_rank
+        return TokenEdit(
+            strengths=self._strengths[index],  # type: ignore[index]
+            sources=None,
+            expert_rank=self._expert_rank[index],  # type: ignore[index]
+            group_rank=None if groups is None else groups[index],
+            dead_rank=self._expert_rank[index].clamp(max=0),  # type: ignore[index]
+        )
 
-    def on_bias(self, result: Tensor) -> Tensor:
-        """An operation took the correction bias: its sum with the scores is c; a cast of it is followed."""
-        if result.dim() == 1:
-            self.cast_bias = result
-            return result
-        self.biased += 1
-        self.selection_scores = result
-        return result
+    def _allocate(self, site: RouterSite, rows: int, device: torch.device) -> None:
+        """Make room for rows: more than are needed, so that most plans find the same form."""
+        held = self._strengths
+        if held is not None and held.shape[0] >= rows and held.device == device:
+            return
+        capacity = max(8, 1 << (rows - 1).bit_length())
+        self._strengths = torch.zeros(capacity, site.facts.experts, device=device)
+        self._expert_rank = torch.zeros(capacity, site.facts.experts, device=device)
+        groups = site.facts.groups
+        self._group_rank = None if groups is None else torch.zeros(capacity, groups[0], device=device)
+        self._filled_from = None
 
-    def on_topk(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A top-k runs, perhaps over experts or groups."""
-        return func(*args, **kwargs)
-
-
-class _SteeringInterception(_Interception):
-    """Edits scores and guards the ranking of one router's forward."""
-
-    def __init__(
-        self,
-        router: nn.Module,
-        facts: Router,
-        family: Family,
-        running: Pass,
-        reference: _Interception | None,
-    ) -> None:
-        super().__init__(router, facts, family)
-        self.running = running
-        self.reference = reference
-        self._place(running.index.device)
-
-    def _place(self, device: torch.device) -> None:
-        self.table = table_of(self.running.program, self.facts, device)
-        self.index = self.running.index_on(device)
-
-    def on_scores(self, scores: Tensor) -> Tensor:
-        self._place(scores.device)  # where the router runs, which need not be where its weights rest
-        rows = scores.numel() // self.facts.experts
-        if rows != self.index.numel():
-            raise SteeringNotApplied(
-                f"router:{self.facts.layer} was given {rows} tokens where the model was given "
-                f"{self.index.numel()}: packed batches cannot be steered"
-            )
-        edited = edit_scores(scores.reshape(rows, -1), self.table.strengths, self.index)
-        return edited.view_as(scores)
-
-    def on_bias(self, result: Tensor) -> Tensor:
-        if result.dim() == 1:
-            return super().on_bias(result)
-        unedited = self.reference.selection_scores if self.reference is not None else None
-        if unedited is None:
-            raise SteeringNotApplied(f"router:{self.facts.layer}: its selection scores were not found")
-        self.biased += 1
-        return edit_scores(unedited, self.table.strengths, self.index)
-
-    def on_topk(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        rank = self._rank(args[0], args[1] if len(args) > 1 else kwargs.get("k"))
-        if rank is None:
-            return func(*args, **kwargs)
-        scores = args[0]
-        chosen = func(scores + rank[self.index].to(scores.dtype).view_as(scores), *args[1:], **kwargs).indices
-        return torch.return_types.topk((scores.gather(-1, chosen), chosen))
-
-    def _rank(self, scores: Tensor, k: int | None) -> Tensor | None:
-        """The ranks that a top-k over these scores must respect; None where it is not one of routing's."""
-        facts = self.facts
-        if scores.dim() != 2:
-            return None  # the best experts within each group, for the group's score
-        if scores.shape[-1] == facts.experts and k == facts.top_k:
-            self.ranked += 1
-            return self.table.expert_rank
-        if facts.groups is not None and (scores.shape[-1], k) == facts.groups:
-            return self.table.group_rank
-        return None
-
-    def check(self) -> None:
-        """Raise `SteeringNotApplied` unless everything that had to be edited was, once."""
-        expected = (1, int(self.family.correction_bias is not None), int(self.family.keeps_topk))
-        seen = (self.scored, self.biased, self.ranked)
-        if seen != expected:
-            raise SteeringNotApplied(
-                f"router:{self.facts.layer} did not run as known: scores, bias and top-k were met "
-                f"{seen} times, not {expected}; the output is not steered"
-            )
-
-
-def table_of(program: Program, facts: Router, device: torch.device) -> RouterTable:
-    """The table of one router under a program, made once for each device."""
-    tables: dict[torch.device, RouterTable] = program.compiled.setdefault(("router", facts.layer), {})
-    if device not in tables:
-        tables[device] = _build_table(program, facts, device)
-    return tables[device]
-
-
-def _build_table(program: Program, facts: Router, device: torch.device) -> RouterTable:
-    strengths = torch.zeros(len(program.plans) * ROLE_CODES, facts.experts)
-    for plan in range(len(program.plans)):
-        edits = program.edits(plan)
-        for code, role in enumerate(ROLES, start=1):
-            for expert, strength in effective_strengths(edits, role).get(facts.layer, {}).items():
-                strengths[plan * ROLE_CODES + code, expert] = strength
-    inside, outside = strengths == 1, strengths == -1
-    rank = torch.zeros_like(strengths).masked_fill(inside, torch.inf).masked_fill(outside, -torch.inf)
-    groups: Tensor | None = None
-    if facts.groups is not None and bool(inside.any()):
-        kept = inside.view(len(inside), facts.groups[0], -1).any(dim=-1)
-        groups = torch.zeros_like(kept, dtype=torch.float32).masked_fill(kept, torch.inf).to(device)
-    return RouterTable(
-        strengths=strengths.to(device),
-        expert_rank=rank.to(device) if bool((inside | outside).any()) else None,
-        group_rank=groups,
-        idle=not bool(strengths.any()),
-    )
-
-
-def _choice_changed(unedited: Any, edited: Any) -> Tensor:
-    """Which tokens' sets of chosen experts differ between two outputs of a router; bool [tokens]."""
-    before, after = chosen_experts(unedited), chosen_experts(edited)
-    return (before.sort(dim=-1).values != after.sort(dim=-1).values).any(dim=-1)
+    def _fill(self, running: Pass, site: RouterSite, device: torch.device) -> None:
+        table = table_of(running.program, site.facts, device)
+        held = (self._strengths, self._expert_rank, self._group_rank)
+        for target, source in zip(held, table.tensors, strict=True):
+            if target is not None:
+                target.zero_()
+                if source is not None:
+                    target[: len(source)] = source
+        self._filled_from = weakref.ref(running.program)
 
 
 def chosen_experts(output: Any) -> Tensor:
@@ -277,6 +244,10 @@ def chosen_experts(output: Any) -> Tensor:
         if isinstance(value, Tensor) and not value.is_floating_point():
             return value.reshape(-1, value.shape[-1])
     raise SteeringNotApplied("the router's output holds no expert ids")
+
+
+def _nobody() -> Pass | None:
+    return None
 
 
 def _untouched(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -123,14 +123,18 @@ class Context(AbstractContextManager[Receipt]):
 
         Raises `SteeringNotApplied` where the rows do not fit.
         """
+        self.check_rows(rows, copies)
         if self.broadcast:
             return [0] * rows
+        return [plan for plan in self._plan_of_row for _ in range(copies)]
+
+    def check_rows(self, rows: int, copies: int) -> None:
+        """Raise `SteeringNotApplied` where the model was given other rows than there are plans."""
         given = rows // copies
-        if given != len(self._plan_of_row):
+        if not self.broadcast and given != len(self._plan_of_row):
             raise SteeringNotApplied(
                 f"apply_rows has {len(self._plan_of_row)} plans, but the model was given {given} rows"
             )
-        return [plan for plan in self._plan_of_row for _ in range(copies)]
 
     def holds_thread(self) -> bool:
         """Whether the running thread is steered by this block."""

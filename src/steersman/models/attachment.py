@@ -5,22 +5,23 @@ What a site does is the business of its lever, which registers itself with `atta
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 from steersman.errors import PlanError, SteeringNotApplied
 from steersman.models.architecture import find_decoder
+from steersman.models.compiled import compiled_entrances, holds_compiled_code
 from steersman.models.following import Following, cache_length, refuse_empty_scope
 from steersman.models.program import Pass, Program, Site
+from steersman.models.replacing import Restore, replace_method
 from steersman.models.tokens import Tokens, tokens_of_forward
 from steersman.models.weights import unwrap
 from steersman.steering import Steering
@@ -28,8 +29,21 @@ from steersman.steering import Steering
 if TYPE_CHECKING:
     from steersman.models.apply import Context
 
-Restore = Callable[[], None]
-Attacher = Callable[[nn.Module, int, Callable[[], Pass | None]], Restore]
+
+class AttachedSite(Protocol):
+    """A planned site of a model, as its lever has attached it."""
+
+    def detach(self) -> None:
+        """Put back what was there before."""
+
+    def publish(self, running: Pass | None, size: int, device: torch.device) -> None:
+        """Lay out the plan of a forward of `size` tokens for compiled code; None: that of no edits."""
+
+    def withdraw(self) -> bool:
+        """Take that plan away; returns whether compiled code has followed it."""
+
+
+Attacher = Callable[[nn.Module, list[int], Callable[[], Pass | None]], Mapping[int, AttachedSite]]
 
 _LEVERS = {"router": "steersman.experts.routers"}
 """The module that registers what edits at a kind of site do, by name: levers build on this one."""
@@ -45,8 +59,8 @@ _CHANGED = (
 def attaches(point: str) -> Callable[[Attacher], Attacher]:
     """Register how edits at one kind of site attach to a model.
 
-    The function gets the model, a layer, and a callable that gives the running `Pass` (None where this
-    thread is unsteered); it returns what undoes it.
+    The function gets the model, layers, and a callable that gives the running `Pass` (None where this thread
+    is unsteered); it returns what it has attached at each layer, or raises with nothing attached.
     """
 
     def register(attacher: Attacher) -> Attacher:
@@ -67,18 +81,21 @@ class Attachment:
     def __init__(self, model: nn.Module) -> None:
         self.decoder = find_decoder(model)
         self.contexts: tuple[Context, ...] = ()
-        self._restore: dict[Site | tuple[str, nn.Module] | str, Restore] = {}
+        self._restore: dict[tuple[str, nn.Module] | str, Restore] = {}
+        self._sites: dict[Site, AttachedSite] = {}
         self._programs: dict[tuple[Context, ...], Program] = {}
         self._local = threading.local()
         self._generating: list[tuple[Context, ...]] = []
         self._warned = False
+        self._compiled = False
+        self._compiled_turn = threading.RLock()
 
     @classmethod
     def open(cls, model: nn.Module, context: Context) -> Attachment:
         """Add a block to the attachment of a model: there is one for each decoder, however it is wrapped."""
         with cls._guard:
             attachment = cls._known.get(find_decoder(model)) or cls(model)
-            attachment._open(unwrap(model), context)
+            attachment._open(model, context)
             return attachment
 
     def _open(self, model: nn.Module, context: Context) -> None:
@@ -112,7 +129,8 @@ class Attachment:
                 self._detach()
             return in_use
 
-    def _attach(self, model: nn.Module, sites: frozenset[Site]) -> None:
+    def _attach(self, outer: nn.Module, sites: frozenset[Site]) -> None:
+        model = unwrap(outer)
         if "before" not in self._restore:
             before = self.decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True)
             # Called after a failed forward too: a layer run alone after it must not pass for a part of it.
@@ -127,14 +145,24 @@ class Attachment:
             # A decoder may be steered first, and then the model around it, which generates.
             if hasattr(model, name) and (name, model) not in self._restore:
                 self._restore[name, model] = replace_method(model, name, wrapper)
-        for site in sorted(sites - self._restore.keys()):
-            point, layer = site
-            self._restore[site] = _attacher(point)(model, layer, self.current)
+        for owner, name in compiled_entrances(outer, self.decoder):
+            if (name, owner) not in self._restore:
+                self._restore[name, owner] = replace_method(owner, name, self._compiled_forward(owner))
+        self._compiled = self._compiled or holds_compiled_code(outer)
+        missing = sites - self._sites.keys()
+        for point in sorted({point for point, _ in missing}):
+            layers = sorted(layer for where, layer in missing if where == point)
+            attached = _attacher(point)(model, layers, self.current)
+            self._sites.update({(point, layer): site for layer, site in attached.items()})
 
     def _detach(self) -> None:
+        for site in self._sites.values():
+            site.detach()
         for restore in reversed(list(self._restore.values())):
             restore()
+        self._sites.clear()
         self._restore.clear()
+        self._compiled = False
         self._programs.clear()
         self._warned = False
         self._known.pop(self.decoder, None)  # it holds the model: unused, it must not keep it alive
@@ -158,25 +186,72 @@ class Attachment:
     # ------------------------------------------------------------ the decoder's forward
 
     def _before_forward(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._local.running = None
-        active = self._active()
-        if not active:
-            self._warn_unsteered()
-            return
-        if not any(context.sites for context in active):
-            return  # empty plans: nothing to do, nothing to miss
-        with self._guard:
-            if active not in self._programs:
-                architecture = next(p.architecture for c in active for p in c.plans if p is not None)
-                self._programs[active] = Program(active, architecture)
-            program = self._programs[active]
-        self._local.running = Pass(program, self._tokens(active, args, kwargs))
+        if torch.compiler.is_compiling() or getattr(self._local, "inside_compiled", False):
+            return  # the way in has done it
+        self._begin(decoder, args, kwargs)
 
     def _after_forward(self, decoder: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if torch.compiler.is_compiling() or getattr(self._local, "inside_compiled", False):
+            return
+        self._end(completed=output is not None)  # None where the forward failed
+
+    def _compiled_forward(self, owner: nn.Module) -> Callable[..., Any]:
+        """What takes the place of a way into compiled code that runs the decoder."""
+
+        def forward(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling() or getattr(self._local, "inside_compiled", False):
+                return compiled(*args, **kwargs)
+            completed = False
+            self._begin(owner, args, kwargs)
+            self._local.inside_compiled = True
+            try:
+                output = compiled(*args, **kwargs)
+                completed = True
+                return output
+            finally:
+                self._local.inside_compiled = False
+                self._end(completed)
+
+        return forward
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find out what each token of the forward that begins is to its row, and which plan it follows."""
+        self._local.running = None
+        active = self._active()
+        running: Pass | None = None
+        if not active:
+            self._warn_unsteered()
+        elif any(context.sites for context in active):  # empty plans: nothing to do, nothing to miss
+            with self._guard:
+                if active not in self._programs:
+                    architecture = next(p.architecture for c in active for p in c.plans if p is not None)
+                    self._programs[active] = Program(active, architecture)
+                program = self._programs[active]
+            running = Pass(program, self._tokens(active, _named(module, args, kwargs)))
+        if self._compiled:
+            self._publish(running, _given(_named(module, args, kwargs)))
+        self._local.running = running
+
+    def _end(self, completed: bool) -> None:
         running: Pass | None = getattr(self._local, "running", None)
         self._local.running = None
-        if running is not None and output is not None:  # None where the forward failed
+        if getattr(self._local, "published", False):
+            self._local.published = False
+            followed = {key for key, site in self._sites.items() if site.withdraw()}
+            self._compiled_turn.release()
+            if running is not None:
+                running.ran |= followed
+        if running is not None and completed:
             running.close()
+
+    def _publish(self, running: Pass | None, given: Tensor) -> None:
+        """Lay out the plan where compiled code finds it, which is one place for all threads."""
+        if running is not None and running.wants_changes:
+            raise SteeringNotApplied('receipt="changes" needs code that is not compiled')
+        self._compiled_turn.acquire()
+        self._local.published = True
+        for site in self._sites.values():
+            site.publish(running, given.shape[0] * given.shape[1], given.device)
 
     def _warn_unsteered(self) -> None:
         if not self._warned and any(context.sites for context in self.contexts):
@@ -187,16 +262,8 @@ class Attachment:
                 stacklevel=2,
             )
 
-    def _tokens(self, active: tuple[Context, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
-        if args:
-            kwargs = {**inspect.signature(self.decoder.forward).bind_partial(*args).arguments, **kwargs}
-        given = kwargs.get("input_ids")
-        if given is None:
-            given = kwargs.get("inputs_embeds")
-        if not isinstance(given, Tensor) or given.dim() < 2:
-            raise SteeringNotApplied(
-                "the decoder was called without input_ids or inputs_embeds of [rows, columns]"
-            )
+    def _tokens(self, active: tuple[Context, ...], kwargs: dict[str, Any]) -> Tokens:
+        given = _given(kwargs)
         rows, columns = given.shape[:2]
         cache = kwargs.get("past_key_values")
         length = cache_length(cache)
@@ -204,8 +271,8 @@ class Attachment:
         if generation is not None:
             if generation.contexts != active:
                 raise SteeringNotApplied(_CHANGED)
-            return generation.started(given.device).next(
-                rows, columns, has_cache=cache is not None, cache_length=length
+            return generation.started().next(
+                rows, columns, has_cache=cache is not None, cache_length=length, device=given.device
             )
         lengths = next((c.prompt_lengths for c in reversed(active) if c.prompt_lengths is not None), None)
         if lengths is None:
@@ -277,11 +344,24 @@ def _refuse_unsteerable_ways(model: nn.Module, decoder: nn.Module) -> None:
     """Raise `PlanError` for ways of running a model that would go around its plans."""
     if decoder.training and getattr(decoder, "gradient_checkpointing", False):
         raise PlanError("gradient checkpointing reruns layers outside the forward: turn it off to steer")
-    if any(
-        isinstance(module, OptimizedModule) or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    ):
-        raise PlanError("the model is compiled, and compiled code does not see plans: steer it uncompiled")
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a module's forward by name."""
+    if not args:
+        return kwargs
+    return {**inspect.signature(unwrap(module).forward).bind_partial(*args).arguments, **kwargs}
+
+
+def _given(kwargs: dict[str, Any]) -> Tensor:
+    given = kwargs.get("input_ids")
+    if given is None:
+        given = kwargs.get("inputs_embeds")
+    if not isinstance(given, Tensor) or given.dim() < 2:
+        raise SteeringNotApplied(
+            "the decoder was called without input_ids or inputs_embeds of [rows, columns]"
+        )
+    return given
 
 
 def _plans(contexts: tuple[Context, ...]) -> list[Steering | None]:
@@ -295,28 +375,3 @@ def _mask_of(kwargs: dict[str, Any]) -> Tensor | None:
     if mask is not None and not isinstance(mask, Tensor):
         raise SteeringNotApplied("this form of attention mask does not tell which tokens are padding")
     return mask
-
-
-def replace_method(module: nn.Module, name: str, wrapper: Callable[..., Any]) -> Restore:
-    """Put `wrapper(original, *args, **kwargs)` in place of a module's method; the result puts the previous
-    one back.
-    """
-    missing = object()
-    previous = module.__dict__.get(name, missing)
-    original = getattr(module, name)
-
-    @functools.wraps(original)
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    module.__dict__[name] = replaced
-
-    def restore() -> None:
-        if module.__dict__.get(name) is not replaced:
-            return  # wrapped again by someone else since: ours lets everything through now
-        if previous is missing:
-            del module.__dict__[name]
-        else:
-            module.__dict__[name] = previous
-
-    return restore

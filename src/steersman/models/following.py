@@ -69,8 +69,8 @@ class Following:
         # Beams are reordered between steps and drop finished ones by themselves: no row ends early.
         return criteria if beams else _WatchedCriteria(criteria, self._generation)
 
-    def started(self, device: torch.device) -> Generation:
-        """The generation that is followed, its roles on `device`.
+    def started(self) -> Generation:
+        """The generation that is followed.
 
         Raises `SteeringNotApplied` where it was never begun.
         """
@@ -78,7 +78,6 @@ class Following:
             raise SteeringNotApplied(
                 "this way of generating is not known, so its tokens' roles cannot be told"
             )
-        self._generation.roles = self._generation.roles.to(device)
         return self._generation
 
     def finish(self, plans: Iterable[Steering | None]) -> None:

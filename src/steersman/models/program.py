@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from steersman.errors import SteeringNotApplied
 from steersman.models.tokens import ROLE_CODES, Tokens, codes_of
-from steersman.steering import Architecture, Steering, check_edits
+from steersman.steering import ROLES, SCOPES, Architecture, Steering, check_edits
 
 if TYPE_CHECKING:
     from steersman.models.apply import Context
@@ -25,10 +26,10 @@ def site_name(site: Site) -> str:
 
 
 class Program:
-    """Several blocks' plans as one: every combination of their rows' plans gets a number, by which tokens
-    find their edits.
+    """Several blocks' plans as one.
 
-    A token of plan p and role code r follows row `p * ROLE_CODES + r` of each site's table.
+    Every combination of their rows' plans gets a number, and every token a code: `plan * ROLE_CODES + role`.
+    Codes under which the same edits hold share a *row*; row 0 has no edits. Levers keep tables by row.
 
     Raises:
         PlanError: the plans contradict each other or together break a limit.
@@ -41,45 +42,66 @@ class Program:
         self.compiled: dict[Site, Any] = {}
         """What a lever has prepared for its sites; filled by the lever."""
         self.sites: frozenset[Site] = frozenset().union(*(context.sites for context in contexts))
+        self.rows: list[tuple[str, tuple[Any, ...]]] = [("", ())]
+        """(role, the edits that hold for it, in order of the blocks) of each row."""
+        self.row_of_code: list[int] = []
         self._held: dict[tuple[Context, Site], tuple[bool, ...]] = {}
+        self._row_of_code: dict[torch.device, Tensor] = {}
         for plan in self.plans:
             steerings = self._steerings(plan)
             sums = any(steering.on_conflict == "sum" for steering in steerings)
             edits = [edit for steering in steerings for edit in steering.edits]
             check_edits(edits, architecture, "sum" if sums else "error")
+            self._add_rows(edits)
 
-    def edits(self, plan: int) -> list[Any]:
-        """The edits of a combined plan, in order of the blocks."""
-        return [edit for steering in self._steerings(self.plans[plan]) for edit in steering.edits]
+    def _add_rows(self, edits: list[Any]) -> None:
+        known = {tuple(map(id, edits)): row for row, (_, edits) in enumerate(self.rows)}
+        self.row_of_code.append(0)  # outside: padding, and what follows a row's end
+        for role in ROLES:
+            held = tuple(edit for edit in edits if role in SCOPES[edit.scope])
+            key = tuple(map(id, held))
+            if key not in known:
+                known[key] = len(self.rows)
+                self.rows.append((role, held))
+            self.row_of_code.append(known[key])
 
-    def plan_of_rows(self, rows: int, copies: int, device: torch.device) -> Tensor:
-        """The combined plan of each row of a forward, int64 [rows]; `copies` rows stand for one row given."""
+    def rows_on(self, device: torch.device) -> Tensor:
+        """`row_of_code` as a tensor, int64 [codes]."""
+        if device not in self._row_of_code:
+            self._row_of_code[device] = torch.tensor(self.row_of_code, device=device)
+        return self._row_of_code[device]
+
+    def plan_of_rows(self, rows: int, copies: int) -> list[int]:
+        """The combined plan of each row of a forward; `copies` rows stand for one row given."""
         number = [0] * rows
         for context in self.contexts:
+            if len(context.plans) == 1:
+                context.check_rows(rows, copies)
+                continue
             local = context.plan_of_rows(rows, copies)
             number = [n * len(context.plans) + p for n, p in zip(number, local, strict=True)]
-        return torch.tensor(number, device=device)
+        return number
 
     def held(self, context: Context, site: Site) -> tuple[bool, ...]:
-        """For each row of the tables, whether an edit of this block at this site holds the token."""
+        """For each code, whether an edit of this block at this site holds the token."""
         if (context, site) not in self._held:
             self._held[context, site] = self._find_held(context, site)
         return self._held[context, site]
 
     def _find_held(self, context: Context, site: Site) -> tuple[bool, ...]:
         position = self.contexts.index(context)
-        rows: list[bool] = []
+        codes: list[bool] = []
         for plan in self.plans:
             steering = context.plans[plan[position]]
             edits = steering.edits if steering is not None else ()
-            codes = {
+            held = {
                 code
                 for edit in edits
                 if edit.point == site[0] and site[1] in edit.layers
                 for code in codes_of(edit.scope)
             }
-            rows.extend(code in codes for code in range(ROLE_CODES))
-        return tuple(rows)
+            codes.extend(code in held for code in range(ROLE_CODES))
+        return tuple(codes)
 
     def _steerings(self, plan: tuple[int, ...]) -> list[Steering]:
         chosen = (context.plans[p] for context, p in zip(self.contexts, plan, strict=True))
@@ -87,45 +109,63 @@ class Program:
 
 
 class Pass:
-    """One decoder forward under steering: which table row each token follows, and which sites have run."""
+    """One decoder forward under steering: which row of the tables each token follows, and which sites ran.
+
+    `row` is that row where one holds for every token, as far as the host can tell; None else.
+    """
 
     def __init__(self, program: Program, tokens: Tokens) -> None:
-        roles = tokens.roles
-        rows = program.plan_of_rows(roles.shape[0], tokens.copies, roles.device)
         self.program = program
-        self.index = (rows[:, None] * ROLE_CODES + roles).reshape(-1)
-        """The table row of each token, int64 [rows · columns]."""
-        self._fresh = None
-        if tokens.fresh:
-            columns = torch.arange(roles.shape[1], device=roles.device)
-            self._fresh = (columns >= tokens.fresh).expand_as(roles).reshape(-1)
+        self.tokens = tokens
+        self.size = tokens.rows * tokens.columns
+        """Tokens of the forward, padding included."""
         self.ran: set[Site] = set()
-        self._on_device: dict[torch.device, Tensor] = {}
+        self._plans = Counter(program.plan_of_rows(tokens.rows, tokens.copies))
+        self._codes: Tensor | None = None
+        self._index: dict[torch.device, Tensor] = {}
+        roles = range(ROLE_CODES) if tokens.counts is None else [r for r, n in enumerate(tokens.counts) if n]
+        rows = {program.row_of_code[plan * ROLE_CODES + role] for plan in self._plans for role in roles}
+        self.row: int | None = rows.pop() if len(rows) == 1 else None
 
     @property
     def wants_changes(self) -> bool:
         """Whether a receipt asks which tokens' choices were changed."""
         return any(context.receipt_kind == "changes" for context in self.program.contexts)
 
+    @property
+    def codes(self) -> Tensor:
+        """The code of each token, int64 [rows · columns]."""
+        if self._codes is None:
+            plans = self.program.plan_of_rows(self.tokens.rows, self.tokens.copies)
+            first = torch.tensor(plans, device=self.tokens.device)[:, None] * ROLE_CODES
+            self._codes = (first + self.tokens.roles).reshape(-1)
+        return self._codes
+
     def index_on(self, device: torch.device) -> Tensor:
-        """`index` on a site's device."""
-        if device not in self._on_device:
-            self._on_device[device] = self.index.to(device)
-        return self._on_device[device]
+        """The row of each token, int64 [rows · columns], on a site's device."""
+        if device not in self._index:
+            self._index[device] = self.program.rows_on(device)[self.codes.to(device)]
+        return self._index[device]
 
     def count_changed(self, site: Site, changed: Tensor) -> None:
         """Take note of which tokens, bool [rows · columns], chose otherwise at a site than they would have
         unsteered.
         """
-        changed = changed.to(self.index.device)
-        if self._fresh is not None:
-            changed = changed & self._fresh
+        codes = self.codes
+        changed = changed.to(codes.device)
+        if self.tokens.fresh:
+            changed = changed & self._fresh()
         for context in self.program.contexts:
             counts = context.receipt._changed
             if counts is not None and site in context.sites:
-                held = torch.tensor(self.program.held(context, site), device=self.index.device)
-                count = (changed & held[self.index]).sum()
+                held = torch.tensor(self.program.held(context, site), device=codes.device)
+                count = (changed & held[codes]).sum()
                 counts[site] = counts[site] + count if site in counts else count
+
+    def _fresh(self) -> Tensor:
+        """Which tokens are fed for the first time, bool [rows · columns]."""
+        columns = torch.arange(self.tokens.columns, device=self.tokens.device) >= self.tokens.fresh
+        return columns.expand(self.tokens.rows, -1).reshape(-1)
 
     def close(self) -> None:
         """Check that every planned site ran, then enter the tokens into the receipts.
@@ -139,9 +179,43 @@ class Pass:
             raise SteeringNotApplied(
                 f"planned but not run in this forward: {named}; the output is not steered"
             )
-        index = self.index if self._fresh is None else self.index[self._fresh]
-        histogram = torch.bincount(index, minlength=len(self.program.plans) * ROLE_CODES)
+        histogram = self._histogram()
         for context in self.program.contexts:
             context.forwards += 1
-            known = context.receipt._histograms
-            known[self.program] = known[self.program] + histogram if self.program in known else histogram
+            context.receipt._histograms.setdefault(self.program, Histogram()).add(histogram)
+
+    def _histogram(self) -> list[int] | Tensor:
+        """How many tokens have each code."""
+        codes = len(self.program.plans) * ROLE_CODES
+        counts = self.tokens.counts
+        if counts is not None:
+            histogram = [0] * codes
+            for plan, rows in self._plans.items():
+                for role, count in enumerate(counts):
+                    histogram[plan * ROLE_CODES + role] = rows * count
+            return histogram
+        found = self.codes[self._fresh()] if self.tokens.fresh else self.codes
+        return torch.bincount(found, minlength=codes)
+
+
+class Histogram:
+    """Sums of token counts by code: those known to the host, and those still on their device."""
+
+    def __init__(self) -> None:
+        self._known: list[int] = []
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    def add(self, counts: list[int] | Tensor) -> None:
+        """Add the counts of one forward, without waiting for a device."""
+        if isinstance(counts, list):
+            known = self._known or [0] * len(counts)
+            self._known = [one + other for one, other in zip(known, counts, strict=True)]
+        elif counts.device in self._on_device:
+            self._on_device[counts.device] += counts
+        else:
+            self._on_device[counts.device] = counts.clone()
+
+    def tolist(self) -> list[int]:
+        """The sums, by code."""
+        parts = [counts.tolist() for counts in self._on_device.values()]
+        return [sum(column) for column in zip(*filter(None, [self._known, *parts]), strict=True)]

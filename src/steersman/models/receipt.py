@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from steersman.models.program import Program, Site, site_name
+from steersman.models.program import Histogram, Program, Site, site_name
 
 if TYPE_CHECKING:
     from steersman.models.apply import Context
@@ -25,7 +25,7 @@ class Receipt:
         self.match = context.match
         """Whether only the weights a plan was made for were taken, or any of its architecture."""
         self._context = context
-        self._histograms: dict[Program, Tensor] = {}
+        self._histograms: dict[Program, Histogram] = {}
         self._changed: dict[Site, Tensor] | None = {} if context.receipt_kind == "changes" else None
 
     @property

@@ -9,7 +9,6 @@ its input to its end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,18 +22,44 @@ PROMPT, LAST, GENERATED = (1 + ROLES.index(role) for role in ("prompt", "last", 
 ROLE_CODES = 1 + len(ROLES)
 
 
-@dataclass(frozen=True)
 class Tokens:
     """The tokens of one decoder forward.
 
-    `roles` holds role codes, int64 [rows, columns]; columns before `fresh` were fed before (generation
-    without a cache feeds everything again) and are edited but not counted again.
+    Args:
+        roles: Role codes, int64 [rows, columns]; or None where `counts` says it all.
+        counts: Tokens of each role code in every row, where no row differs (no padding, no end): known
+            without a look at the device. A row is then its prompt, its last token, what was generated.
+        fresh: Columns before this one were fed before (generation without a cache feeds everything again):
+            they are edited but not counted again.
+        copies: How many rows of the forward stand for one row given: beams, or several answers to one prompt.
     """
 
-    roles: Tensor
-    fresh: int = 0
-    copies: int = 1
-    """How many rows of the forward stand for one row given: beams, or several answers to one prompt."""
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        device: torch.device,
+        *,
+        roles: Tensor | None = None,
+        counts: tuple[int, ...] | None = None,
+        fresh: int = 0,
+        copies: int = 1,
+    ) -> None:
+        self.rows = rows
+        self.columns = columns
+        self.device = device
+        self.counts = counts
+        self.fresh = fresh
+        self.copies = copies
+        self._roles = roles
+
+    @property
+    def roles(self) -> Tensor:
+        """Role codes, int64 [rows, columns]."""
+        if self._roles is None:
+            row = [code for code, count in enumerate(self.counts or ()) for _ in range(count)]
+            self._roles = torch.tensor(row, device=self.device).expand(self.rows, -1)
+        return self._roles
 
 
 def codes_of(scope: Scope) -> list[int]:
@@ -52,28 +77,40 @@ class Generation:
     """
 
     def __init__(self, prompt: Tensor, cached: int) -> None:
-        self.roles = _prompt_roles(prompt, cached)
         self.input_rows = prompt.shape[0]
         self.prompt_columns = prompt.shape[1]
         self.fed = cached
-        self.ended: Tensor | None = None
+        self._rows = self.input_rows
+        self._prompt = prompt
+        self._roles: Tensor | None = None
+        self._done: Tensor | None = None
+        # While all rows are alike, their roles follow from the columns alone.
+        self._alike = self.prompt_columns > 0 and bool(prompt.all())
 
     def end_rows(self, done: Tensor) -> None:
         """Mark rows [rows] bool as ended: what is fed to them from now on is outside."""
-        self.ended = done if self.ended is None else self.ended | done
+        if self._done is None and not bool(done.any()):
+            return
+        if self._alike:
+            self._alike = False
+            self._known_roles(self.fed, done.device)  # the columns until now, in which nothing had ended
+        self._done = done if self._done is None else self._done | done
 
-    def next(self, rows: int, columns: int, *, has_cache: bool, cache_length: int | None) -> Tokens:
+    def next(
+        self,
+        rows: int,
+        columns: int,
+        *,
+        has_cache: bool,
+        cache_length: int | None,
+        device: torch.device | None = None,
+    ) -> Tokens:
         """The tokens of the next forward, [rows, columns].
 
         Raises:
             SteeringNotApplied: the forward does not continue this generation, so its roles cannot be told.
         """
-        if self.roles.shape[0] != rows:
-            if self.roles.shape[0] != self.input_rows or rows % self.input_rows:
-                raise SteeringNotApplied(
-                    f"generate was given {self.input_rows} rows but fed {rows}: roles cannot be told"
-                )
-            self.roles = self.roles.repeat_interleave(rows // self.input_rows, dim=0)
+        self._multiply(rows)
         start = self.fed if has_cache else 0
         if cache_length is not None and has_cache and cache_length != start:
             raise SteeringNotApplied(
@@ -92,18 +129,48 @@ class Generation:
             raise SteeringNotApplied(
                 f"generation fed {end} tokens where {expected} were expected: roles cannot be told"
             )
-        while self.roles.shape[1] < end:
-            self._append_generated()
+        device = device or self._prompt.device
         copies = rows // self.input_rows
-        tokens = Tokens(self.roles[:, start:end], fresh=max(0, self.fed - start), copies=copies)
+        fresh = max(0, self.fed - start)
         self.fed = max(self.fed, end)
-        return tokens
+        if self._alike and not fresh:
+            return Tokens(rows, columns, device, counts=self._counts(start, end), copies=copies)
+        roles = self._known_roles(end, device)[:, start:end]
+        return Tokens(rows, columns, device, roles=roles, fresh=fresh, copies=copies)
 
-    def _append_generated(self) -> None:
-        column = self.roles.new_full((self.roles.shape[0], 1), GENERATED)
-        if self.ended is not None and self.ended.shape[0] == column.shape[0]:
-            column = column.masked_fill(self.ended.to(column.device)[:, None], OUTSIDE)
-        self.roles = torch.cat([self.roles, column], dim=1)
+    def _multiply(self, rows: int) -> None:
+        """Follow rows that beams, or several answers to one prompt, have multiplied."""
+        if rows == self._rows:
+            return
+        if self._rows != self.input_rows or rows % self.input_rows:
+            raise SteeringNotApplied(
+                f"generate was given {self.input_rows} rows but fed {rows}: roles cannot be told"
+            )
+        self._rows = rows
+        if self._roles is not None:
+            self._roles = self._roles.repeat_interleave(rows // self.input_rows, dim=0)
+
+    def _counts(self, start: int, end: int) -> tuple[int, ...]:
+        """Tokens of each role code in the columns from `start` to `end`, the same in every row."""
+        last = self.prompt_columns - 1
+        generated = end - max(start, self.prompt_columns) if end > self.prompt_columns else 0
+        lasts = int(start <= last < end)
+        return 0, end - start - lasts - generated, lasts, generated
+
+    def _known_roles(self, columns: int, device: torch.device) -> Tensor:
+        """Role codes of the first columns at least, int64 [rows, columns or more]."""
+        if self._roles is None:
+            prompt = self._prompt.to(device)
+            roles = _prompt_roles(prompt)
+            self._roles = roles.repeat_interleave(self._rows // self.input_rows, dim=0)
+        self._roles = self._roles.to(device)
+        missing = columns - self._roles.shape[1]
+        if missing > 0:
+            added = self._roles.new_full((self._rows, missing), GENERATED)
+            if self._done is not None and self._done.shape[0] == self._rows:
+                added = added.masked_fill(self._done.to(device)[:, None], OUTSIDE)
+            self._roles = torch.cat([self._roles, added], dim=1)
+        return self._roles
 
 
 def tokens_of_forward(
@@ -129,16 +196,24 @@ def tokens_of_forward(
     Raises:
         SteeringNotApplied: the lengths do not fit the rows, or the mask has an unknown form.
     """
+    if prompt_lengths is None and columns and (mask is None or _is_full(mask, rows, cached, columns)):
+        return Tokens(rows, columns, device, counts=(0, columns - 1, 1, 0))
     before, real = _split_mask(mask, rows, columns, cached, device)
     if prompt_lengths is None:
-        return Tokens(_prompt_roles(real, 0))
+        return Tokens(rows, columns, device, roles=_prompt_roles(real))
     if len(prompt_lengths) != rows:
         raise SteeringNotApplied(f"prompt_lengths has {len(prompt_lengths)} entries for {rows} rows")
     lengths = torch.tensor(list(prompt_lengths), device=device)[:, None]
     ordinal = before[:, None] + real.long().cumsum(dim=1) - 1
     roles = torch.full_like(ordinal, GENERATED)
     roles = roles.masked_fill(ordinal < lengths, PROMPT).masked_fill(ordinal == lengths - 1, LAST)
-    return Tokens(roles.masked_fill(~real, OUTSIDE))
+    return Tokens(rows, columns, device, roles=roles.masked_fill(~real, OUTSIDE))
+
+
+def _is_full(mask: Tensor, rows: int, cached: int, columns: int) -> bool:
+    """Whether a mask in the host's memory has no padding; on a device the question would make it wait."""
+    known = mask.shape in ((rows, columns), (rows, cached + columns))
+    return known and mask.device.type == "cpu" and bool(mask.all())
 
 
 def _split_mask(
@@ -170,10 +245,8 @@ def _visible(mask: Tensor) -> Tensor:
     return mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
 
 
-def _prompt_roles(real: Tensor, cached: int) -> Tensor:
-    """Role codes of a prompt: PROMPT, LAST at each row's last real token, OUTSIDE at padding and cached
-    columns' padding.
-    """
+def _prompt_roles(real: Tensor) -> Tensor:
+    """Role codes of a prompt: PROMPT, LAST at each row's last real token, OUTSIDE at padding."""
     columns = torch.arange(real.shape[1], device=real.device)
     last = torch.where(real, columns, -1).amax(dim=1, keepdim=True) if real.shape[1] else columns[None]
     roles = torch.where(columns == last, LAST, PROMPT)

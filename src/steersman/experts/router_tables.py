@@ -1,0 +1,100 @@
+"""What a program does at one router, row by row: strengths, where edited scores come from, and ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steersman.experts.bounds import edit_scores, move_to_bounds, sources_of
+from steersman.limits import Router
+from steersman.models.program import Pass, Program
+from steersman.steering import effective_strengths
+
+
+@dataclass(frozen=True)
+class TokenEdit:
+    """What holds for the tokens of one forward at one router: one row for all of them, [experts], or one
+    each, [tokens, experts].
+    """
+
+    strengths: Tensor
+    """λ, float32."""
+    sources: Tensor | None
+    """As of `bounds.move_to_bounds`; None where a strength is neither 0 nor ±1."""
+    expert_rank: Tensor | None
+    """+inf where λ = 1, -inf where λ = -1, else 0; None where no strength is full."""
+    group_rank: Tensor | None
+    """+inf where a group holds an expert with λ = 1, else 0; over groups. None without such."""
+    dead_rank: Tensor | None
+    """-inf where λ = -1, else 0: all that a softmax needs. None where no expert is dead."""
+
+    def scores(self, scores: Tensor) -> Tensor:
+        """Edited scores [tokens, experts]."""
+        if self.sources is not None:
+            return move_to_bounds(scores, self.sources)
+        return edit_scores(scores, self.strengths)
+
+
+class RouterTable:
+    """The rows of a program at one router, on one device."""
+
+    def __init__(self, program: Program, facts: Router, device: torch.device) -> None:
+        strengths = torch.zeros(len(program.rows), facts.experts)
+        for row, (role, edits) in enumerate(program.rows):
+            for expert, strength in effective_strengths(edits, role).get(facts.layer, {}).items():
+                strengths[row, expert] = strength
+        sources = sources_of(strengths)
+        inside, outside = strengths == 1, strengths == -1
+        self.idle = [not bool(row.any()) for row in strengths]
+        """Whether every strength of a row is 0."""
+        self._strengths = strengths.to(device)
+        self._sources = None if sources is None else sources.to(device)
+        self._dead = _rank(outside, -torch.inf, device)
+        both = inside | outside
+        self._expert = _rank(both, torch.inf, device, negative=outside)
+        groups = facts.groups
+        kept = inside.view(len(inside), groups[0], -1).any(dim=-1) if groups is not None else None
+        self._group = None if kept is None else _rank(kept, torch.inf, device)
+        self._of_row: dict[int, TokenEdit] = {}
+
+    def edit_of(self, running: Pass, device: torch.device) -> TokenEdit:
+        """What holds for the tokens of a forward."""
+        if running.row is None:
+            return self._edit(running.index_on(device))
+        if running.row not in self._of_row:
+            self._of_row[running.row] = self._edit(running.row)
+        return self._of_row[running.row]
+
+    def is_idle(self, running: Pass) -> bool:
+        """Whether nothing is to be done for any token, as far as the host can tell."""
+        return all(self.idle) if running.row is None else self.idle[running.row]
+
+    def _edit(self, at: int | Tensor) -> TokenEdit:
+        return TokenEdit(
+            *(None if table is None else table[at] for table in (self._strengths, self._sources)),  # type: ignore[arg-type]
+            expert_rank=None if self._expert is None else self._expert[at],
+            group_rank=None if self._group is None else self._group[at],
+            dead_rank=None if self._dead is None else self._dead[at],
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(strengths, expert ranks, group ranks), by row: what compiled code is given."""
+        return self._strengths, self._expert, self._group
+
+
+def _rank(where: Tensor, value: float, device: torch.device, negative: Tensor | None = None) -> Tensor | None:
+    if not bool(where.any()):
+        return None
+    rank = torch.zeros(where.shape).masked_fill(where, value)
+    return (rank if negative is None else rank.masked_fill(negative, -torch.inf)).to(device)
+
+
+def table_of(program: Program, facts: Router, device: torch.device) -> RouterTable:
+    """The table of one router under a program, made once for each device."""
+    tables: dict[torch.device, RouterTable] = program.compiled.setdefault(("router", facts.layer), {})
+    if device not in tables:
+        tables[device] = RouterTable(program, facts, device)
+    return tables[device]
