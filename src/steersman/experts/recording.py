@@ -78,7 +78,7 @@ def _given(site: RouterSite, values: tuple[Any, ...]) -> Tensor:
 
 
 def _given_or_skipped(site: RouterSite, values: tuple[Any, ...]) -> Tensor:
-    """The same, where a token that skips the experts is given expert 0 with weight 0."""
+    """The same, where a token that skips the experts is given expert 0 with weight 0: both do nothing."""
     chosen = _given(site, values)
     weights = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()][-1]
     skipped = (chosen == 0) & (weights.reshape(chosen.shape) == 0)
@@ -86,9 +86,11 @@ def _given_or_skipped(site: RouterSite, values: tuple[Any, ...]) -> Tensor:
 
 
 def _left(site: RouterSite, output: tuple[Any, ...]) -> Tensor:
-    """From scores [tokens, experts] that are 0 wherever an expert was not chosen."""
-    scores: Tensor = output[0]
-    return scores.topk(site.facts.top_k, dim=-1).indices
+    """From scores [tokens, experts] that are 0 where an expert was not chosen, and raw ones: a chosen
+    expert's score may vanish, and then it is the best of the others.
+    """
+    scores, raw = output
+    return raw.masked_fill(scores != 0, torch.inf).topk(site.facts.top_k, dim=-1).indices
 
 
 def _sorted_slots(site: RouterSite, output: tuple[Any, ...]) -> Tensor:
