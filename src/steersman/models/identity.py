@@ -25,15 +25,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import PreTrainedModel, remove_tied_weights_from_state_dict
 
 from steersman.errors import ModelError
-from steersman.models.weights import (
-    adapter_tensors,
-    first_index,
-    is_sharded,
-    local,
-    own_tensors,
-    tied_names,
-    unwrap,
-)
+from steersman.models.adapters import adapter_tensors, unwrap
+from steersman.models.weights import first_index, is_sharded, local, own_tensors, tied_names
 
 WINDOWS = 8
 """How many stretches of a tensor's bytes are read."""
