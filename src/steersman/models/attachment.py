@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from steersman.errors import PlanError, SteeringNotApplied
+from steersman.models.adapters import unwrap
 from steersman.models.architecture import find_decoder
 from steersman.models.compiled import compiled_entrances, holds_compiled_code
 from steersman.models.following import Following, cache_length, refuse_empty_scope
 from steersman.models.program import Pass, Program, Site
 from steersman.models.replacing import Restore, replace_method
 from steersman.models.tokens import Tokens, tokens_of_forward
-from steersman.models.weights import unwrap
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Attachment:
     def __init__(self, model: nn.Module) -> None:
         self.decoder = find_decoder(model)
         self.contexts: tuple[Context, ...] = ()
-        self._restore: dict[tuple[str, nn.Module] | str, Restore] = {}
+        self._restore: dict[tuple[str, nn.Module], Restore] = {}
         self._sites: dict[Site, AttachedSite] = {}
         self._programs: dict[tuple[Context, ...], Program] = {}
         self._local = threading.local()
@@ -131,11 +131,9 @@ class Attachment:
 
     def _attach(self, outer: nn.Module, sites: frozenset[Site]) -> None:
         model = unwrap(outer)
-        if "before" not in self._restore:
-            before = self.decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-            # Called after a failed forward too: a layer run alone after it must not pass for a part of it.
-            after = self.decoder.register_forward_hook(self._after_forward, always_call=True)
-            self._restore["before"], self._restore["after"] = before.remove, after.remove
+        if ("forward", self.decoder) not in self._restore:
+            entrance = replace_method(self.decoder, "forward", self._run_forward(self.decoder))
+            self._restore["forward", self.decoder] = entrance
         for name, wrapper in (
             ("generate", self._generate),
             ("generate_batch", self._refuse_continuous_batching),
@@ -147,7 +145,7 @@ class Attachment:
                 self._restore[name, model] = replace_method(model, name, wrapper)
         for owner, name in compiled_entrances(outer, self.decoder):
             if (name, owner) not in self._restore:
-                self._restore[name, owner] = replace_method(owner, name, self._compiled_forward(owner))
+                self._restore[name, owner] = replace_method(owner, name, self._run_forward(owner))
         self._compiled = self._compiled or holds_compiled_code(outer)
         missing = sites - self._sites.keys()
         for point in sorted({point for point, _ in missing}):
@@ -185,34 +183,24 @@ class Attachment:
 
     # ------------------------------------------------------------ the decoder's forward
 
-    def _before_forward(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or getattr(self._local, "inside_compiled", False):
-            return  # the way in has done it
-        self._begin(decoder, args, kwargs)
+    def _run_forward(self, owner: nn.Module) -> Callable[..., Any]:
+        """What takes the place of the decoder's forward, and of every way into compiled code that runs it."""
 
-    def _after_forward(self, decoder: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        if torch.compiler.is_compiling() or getattr(self._local, "inside_compiled", False):
-            return
-        self._end(completed=output is not None)  # None where the forward failed
-
-    def _compiled_forward(self, owner: nn.Module) -> Callable[..., Any]:
-        """What takes the place of a way into compiled code that runs the decoder."""
-
-        def forward(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or getattr(self._local, "inside_compiled", False):
-                return compiled(*args, **kwargs)
+        def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if getattr(self._local, "inside", False):
+                return forward(*args, **kwargs)  # the way in has begun it
             completed = False
             self._begin(owner, args, kwargs)
-            self._local.inside_compiled = True
+            self._local.inside = True
             try:
-                output = compiled(*args, **kwargs)
+                output = forward(*args, **kwargs)
                 completed = True
-                return output
             finally:
-                self._local.inside_compiled = False
+                self._local.inside = False
                 self._end(completed)
+            return output
 
-        return forward
+        return run
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find out what each token of the forward that begins is to its row, and which plan it follows."""
