@@ -1,0 +1,203 @@
+"""Every Mixture-of-Experts model type of transformers: the promise, untouched tokens and rows, counts,
+identity, restoration.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import every_family as e
+from steersman import Steering, apply_rows, detect_experts, read_architecture
+from steersman.models.identity import weights_id
+
+REFUSED = {"doge"}
+"""Types of which no router is steered: each needs a measured reason."""
+
+ROWS, COLUMNS = 3, 7
+IDS = torch.randint(3, e.VOCABULARY, (ROWS, COLUMNS), generator=torch.Generator().manual_seed(1))
+STEERED = [name for name in e.MODEL_TYPES if name not in REFUSED]
+
+
+@pytest.fixture(params=STEERED)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    """A tiny model of each type."""
+    return open_or_skip(request.param)
+
+
+def open_or_skip(name: str) -> nn.Module:
+    if not e.known(name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    return e.shared(name)
+
+
+def run(model: nn.Module, ids: Tensor = IDS) -> Tensor:
+    """The logits of one forward."""
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def steerable(model: nn.Module) -> dict[int, int]:
+    """The layers whose router can be steered, with E."""
+    return {r.layer: r.experts for r in read_architecture(model).routers if r.steerable}
+
+
+def shares(model: nn.Module) -> dict[int, Tensor]:
+    """How often each expert is chosen, unsteered."""
+    seen = e.chosen(model, lambda: run(model))
+    return {
+        layer: torch.bincount(seen[layer].flatten(), minlength=experts)
+        for layer, experts in steerable(model).items()
+    }
+
+
+def assert_promise(model: nn.Module, unseen: frozenset[int] = frozenset()) -> None:
+    """The least used expert of each layer is put in, the most used one out, each for every token."""
+    used = shares(model)
+    told = {layer: sorted({*range(len(share))} - unseen) for layer, share in used.items()}
+    inside = {layer: min(told[layer], key=share.__getitem__) for layer, share in used.items()}
+    outside = {layer: max(told[layer], key=share.__getitem__) for layer, share in used.items()}
+    assert unseen or all(share[outside[layer]] > 0 for layer, share in used.items()), "nothing to keep out"
+    for experts, side, promised in ((inside, "activate", True), (outside, "deactivate", False)):
+        plan = Steering.from_experts(model, **{side: {layer: [expert] for layer, expert in experts.items()}})
+        with plan.apply(model) as receipt:
+            seen = e.chosen(model, lambda: run(model))
+        for layer, expert in experts.items():
+            has = (seen[layer] == expert).any(dim=-1)
+            assert has.shape == (ROWS * COLUMNS,)
+            assert has.eq(promised).all(), f"layer {layer}: {int(has.sum())} of {len(has)} tokens"
+        assert receipt.tokens == {f"router:{layer}": ROWS * COLUMNS for layer in experts}
+
+
+def test_promise(model: nn.Module) -> None:
+    assert_promise(model)
+
+
+def test_promise_at_extreme_scores(model: nn.Module) -> None:
+    # Zaya's expert 0 and its skipping class look alike where a weight underflows: both do nothing then.
+    unseen = frozenset({0, e.EXPERTS}) if model.config.model_type == "zaya" else frozenset()
+    e.scaled(model, 200.0)
+    try:
+        assert_promise(model, unseen)
+    finally:
+        e.scaled(model, 1 / 200.0)
+
+
+def test_what_is_not_in_scope_is_untouched(model: nn.Module) -> None:
+    base = run(model)
+    before = e.chosen(model, lambda: run(model))
+    layer = min(steerable(model))
+    expert = int(shares(model)[layer].argmin())
+    plan = Steering.from_experts(model, {layer: [expert]}, scope="prompt")
+    for none in (0 * plan, Steering.from_experts(model)):
+        with none.apply(model):
+            assert torch.equal(run(model), base)
+    with apply_rows(model, [None, plan, None], prompt_lengths=[COLUMNS, 4, COLUMNS]):
+        seen = e.chosen(model, lambda: run(model))
+        logits = run(model)
+    first, unsteered = seen[layer].view(ROWS, COLUMNS, -1), before[layer].view(ROWS, COLUMNS, -1)
+    assert torch.equal(first[[0, 2]], unsteered[[0, 2]])
+    assert torch.equal(first[1, 4:], unsteered[1, 4:])
+    assert (first[1, :4] == expert).any(dim=-1).all()
+    torch.testing.assert_close(logits[[0, 2]], base[[0, 2]], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(logits[1], base[1])
+
+
+def test_everything_is_put_back(model: nn.Module) -> None:
+    base, before = run(model), list(attributes(model))
+    plan = Steering.from_experts(model, {layer: [0] for layer in steerable(model)})
+    with plan.apply(model):
+        assert not torch.equal(run(model), base)
+    assert list(attributes(model)) == before
+    assert torch.equal(run(model), base)
+    with pytest.raises(KeyError, match="inside"), plan.apply(model):
+        raise KeyError("inside")
+    assert list(attributes(model)) == before
+
+
+def attributes(model: nn.Module) -> Iterator[tuple[str, str, object]]:
+    """Everything that hangs on a model: each module's class and attributes, by identity; hooks by number."""
+    for name, module in model.named_modules():
+        yield name, "class", type(module)
+        for key, value in module.__dict__.items():
+            yield name, key, tuple(map(id, value.values())) if isinstance(value, dict) else id(value)
+
+
+def test_counts_equal_brute_force(model: nn.Module) -> None:
+    random = torch.Generator().manual_seed(2)
+    texts = [
+        [torch.randint(3, e.VOCABULARY, (length,), generator=random) for length in lengths]
+        for lengths in ((5, 9), (3, 8), (11, 4))
+    ]
+    pairs = [
+        {
+            side: " ".join(f"w{i}" for i in ids)
+            for side, ids in zip(("positive", "negative"), both, strict=True)
+        }
+        for both in texts
+    ]
+    routing = detect_experts(model, tokenizer(), pairs, batch_size=4)
+    layers = steerable(model)
+    assert list(routing.layers) == list(layers)
+    for side in (0, 1):
+        expected = {layer: torch.zeros(experts, dtype=torch.int64) for layer, experts in layers.items()}
+        for both in texts:
+            seen = e.chosen(model, lambda ids=both[side]: run(model, ids[None]))
+            for layer, counts in expected.items():
+                for expert in seen[layer].flatten().tolist():
+                    counts[expert] += 1
+        for row, counts in enumerate(expected.values()):
+            assert routing.activations[side, row].tolist() == counts.tolist()
+        assert routing.tokens[side] == sum(len(both[side]) for both in texts)
+
+
+@functools.cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, no special tokens."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(e.VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0")
+
+
+def test_identity(model: nn.Module, tmp_path: Path) -> None:
+    name = model.config.model_type
+    base = read_architecture(model)
+    model.config.save_pretrained(tmp_path)
+    again = type(model.config).from_pretrained(tmp_path)
+    with torch.device("meta"):
+        assert read_architecture(e.from_config(again)) == base
+        changed = [e.config_of(name, **dict.fromkeys(e.EXPERTS_NAMES, 2 * e.EXPERTS))]
+        if name != "zaya":  # always one expert a token
+            changed.append(e.config_of(name, **dict.fromkeys(e.TOP_K_NAMES, 3)))
+        if any(router.groups for router in base.routers):
+            changed.append(e.config_of(name, **dict.fromkeys(e.GROUPS_NAMES, 1), topk_group=1))
+        others = {read_architecture(e.from_config(config)).id for config in changed}
+    assert len(others) == len(changed)
+    assert base.id not in others
+
+
+def test_weights_have_an_id(model: nn.Module) -> None:
+    """A few bytes of each tensor tell models apart: the same random numbers twice, and one tensor changed."""
+    identity = weights_id(model)
+    weight = next(parameter for parameter in reversed(list(model.parameters())) if parameter.dim() == 2)
+    with torch.no_grad():
+        weight.add_(1)
+        assert weights_id(model) != identity
+        weight.sub_(1)
+
+
+def test_at_least_48_types() -> None:
+    assert sum(map(e.known, STEERED)) >= 48
+    unknown = [name for name in e.MODEL_TYPES if name not in CONFIG_MAPPING]
+    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23):
+        assert not unknown
