@@ -57,14 +57,13 @@ def _inner(wrapper: nn.Module) -> str | None:
     return next((name for name in _WRAPPED if name in wrapper._modules), None)
 
 
-def adapted(layer: nn.Module) -> set[nn.Module]:
-    """The modules of a layer with an adapter on them, in them or around them."""
-    paths = list(wrappers_in(layer))
-    return {
-        module
-        for name, module in layer.named_modules()
-        if any(f"{name}.".startswith(f"{path}.") or path.startswith(f"{name}.") for path in paths)
-    }
+def is_adapted(layer: nn.Module, name: str) -> bool:
+    """Whether an adapter is on the module of this name in a layer, around it, or in it outside of experts."""
+    return any(
+        f"{name}.".startswith(f"{path}.")
+        or (path.startswith(f"{name}.") and "experts" not in path.removeprefix(name).split("."))
+        for path in wrappers_in(layer)
+    )
 
 
 def own_name(name: str, wrappers: Mapping[str, nn.Module]) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steersman.errors import ModelError
 from steersman.limits import Router
+from steersman.models.adapters import is_adapted
 from steersman.models.families import Family, attribute, family_of, has_bias, rule_of
 from steersman.steering import Architecture
 
@@ -123,6 +124,9 @@ def check_ids(model: nn.Module, largest: int, where: str) -> None:
         )
 
 
+_ADAPTED = "an adapter is on its weight: merge it (merge_and_unload) or leave the router out of it"
+
+
 def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[RouterSite]:
     names = {module: name for name, module in layer.named_modules()}
     found = {
@@ -131,6 +135,12 @@ def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[Rout
         for router in _routers_inside(parent, width)
     }
     beside = {router: reason for router in found if (reason := _beside(names[router])) is not None}
+    adapted = [r for r in found if r not in beside and is_adapted(layer, names[r])]
+    if adapted:  # around a router each copy of it is one more: the first of a known family speaks for all
+        router = next((r for r in adapted if family_of(r) is not None), adapted[0])
+        facts = replace(_facts(index, found[router], router), reason=_ADAPTED)
+        yield RouterSite(facts, router, None, found[router])
+        return
     sites = [
         RouterSite(_facts(index, block, router), router, _experts_of(block), block)
         for router, block in found.items()
