@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from steersman.errors import ArchitectureMismatch, PlanError, SteeringNotApplied, WeightsMismatch
+from steersman.models.adapters import active_adapters
 from steersman.models.architecture import read_architecture
 from steersman.models.attachment import Attachment
 from steersman.models.identity import weights_id
@@ -188,8 +189,10 @@ def _check_model(steering: Steering, model: nn.Module, match: Match) -> None:
         )
     if match == "weights" and weights_id(model) != steering.weights_id:
         made_for = f" ({steering.model})" if steering.model else ""
+        adapters = active_adapters(model)
+        under = f" (the model runs with the adapter {', '.join(adapters)})" if adapters else ""
         raise WeightsMismatch(
-            f"this steering was made for other weights{made_for}; "
+            f"this steering was made for other weights{made_for}{under}; "
             'apply it with match="architecture" (--match architecture) if that is meant'
         )
 
