@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -53,7 +55,8 @@ for command in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0; 2 for what the user can mend, with one line on stderr; 1 for a bug, with its traceback; 130 for Ctrl-C.
+    0; 2 for what the user can mend, with one line on stderr; 1 for a bug, with its traceback; 130 for Ctrl-C,
+    143 for SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -63,6 +66,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
+    with _ended_cleanly():
+        _run_command(arguments)
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """Let SIGTERM end the process as an exception does: temporary folders are removed on the way."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread, which alone hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_command(arguments: list[str]) -> None:
     # Not click's own main(): it prints errors in its own form, and takes every EOFError for Ctrl-C.
     with steersman.make_context("steersman", arguments) as context:
         steersman.invoke(context)

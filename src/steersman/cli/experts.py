@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from steersman import RoutingContrast
     from steersman.experts.contrast import By
     from steersman.experts.tally import Weighting
+    from steersman.pairs import Part
     from steersman.steering import Scope
 
 SHOWN = 12
@@ -46,6 +47,35 @@ PLANTED_SIDES = {"refusal": ("refuse", "comply"), "faithfulness": ("document", "
     help="Whether each token or each pair counts the same.",
 )
 @click.option(
+    "--tokens",
+    type=click.Choice(["target", "prompt", "answer"]),
+    default="target",
+    show_default=True,
+    help="Count these of each side: the target's, the final answer's, or all before it.",
+)
+@click.option(
+    "--generate",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Count the model's own words instead: up to N with which it continues each prompt.",
+)
+@click.option(
+    "--stratify",
+    type=click.Choice(["position"]),
+    help="Also compare tokens at like positions alone.",
+)
+@click.option("--adjust", metavar="PAIRS", help="A nuisance: its contrast is counted too and regressed out.")
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="R",
+    help="Replicates, which tell how stable a selection is; 200 are good.",
+)
+@click.option("--shard", metavar="I/N", help="Count part I of N; merge adds them up.")
+@click.option("--resume", is_flag=True, help="Go on from what a run that was stopped has saved.")
+@click.option(
     "--truncate", is_flag=True, help="Leave out pairs that are too long for the model, and count them."
 )
 @batch_size_option(16)
@@ -56,6 +86,13 @@ def detect(
     pairs: str,
     output: Path,
     weighting: Weighting,
+    tokens: Part,
+    generate: int | None,
+    stratify: Literal["position"] | None,
+    adjust: str | None,
+    bootstrap: int,
+    shard: str | None,
+    resume: bool,
     truncate: bool,
     batch_size: int,
     force: bool,
@@ -63,20 +100,50 @@ def detect(
 ) -> None:
     """Count which experts of MODEL the two sides of PAIRS use.
 
+    Progress is saved beside the output, in FOLDER.partial, until the output is written.
+
     \b
-    Example:
+    Examples:
       steersman detect lab:moe lab:refusal/train -o refusal
+      steersman detect lab:moe lab:refusal/train -o refusal --resume
+      steersman detect lab:moe lab:refusal/train -o part-2 --shard 2/8
+      steersman detect lab:moe lab:faithfulness/train -o faithful --generate 8 --bootstrap 200
     """
     require_free(output, force)
     from steersman import detect_experts, load_pairs
+    from steersman.experts.progress import discard, pairs_done, refuse_unwanted
 
+    partial = output.absolute().with_name(f"{output.absolute().name}.partial")
+    if not resume and not force:
+        refuse_unwanted(partial)
     read = load_pairs(pairs)
+    nuisance = None if adjust is None else load_pairs(adjust)
     opened, tokenizer = model.open()
+    if force and not resume:
+        discard(partial)
+    before = pairs_done(partial)
     contrast = detect_experts(
-        opened, tokenizer, read, weighting=weighting, batch_size=batch_size, truncate=truncate, progress=True
+        opened,
+        tokenizer,
+        read,
+        weighting=weighting,
+        tokens=tokens,
+        generate=generate or 0,
+        stratify=stratify,
+        adjust=nuisance,
+        bootstrap=bootstrap,
+        shard=shard,
+        batch_size=batch_size,
+        truncate=truncate,
+        checkpoint=partial,
+        resume=resume,
+        progress=True,
     )
     contrast.save_pretrained(output, force=force)
+    discard(partial)
     result = {"output": str(output), **summary(contrast)}
+    if resume:
+        result["resumed_after"] = before
     planting = _planting(model.name, pairs, result["top"])
     if planting is not None:
         result["planting"] = planting
@@ -122,10 +189,21 @@ def merge(contrasts: tuple[Path, ...], output: Path, force: bool, as_json: bool)
 @click.option("--reverse", is_flag=True, help="Steer toward the negative side.")
 @click.option(
     "--by",
-    type=click.Choice(["risk_difference", "lower_bound"]),
+    type=click.Choice(
+        [
+            "risk_difference",
+            "lower_bound",
+            "stratified",
+            "stratified_lower_bound",
+            "adjusted",
+            "adjusted_lower_bound",
+        ]
+    ),
     default="risk_difference",
     show_default=True,
-    help="What makes an expert strong.",
+    metavar="MEASURE",
+    help="What makes an expert strong: risk_difference, lower_bound, stratified, stratified_lower_bound, "
+    "adjusted or adjusted_lower_bound.",
 )
 @click.option(
     "--scope",
@@ -192,6 +270,9 @@ def select(
         "activated": [entry for entry in chosen if entry["strength"] > 0],
         "deactivated": [entry for entry in chosen if entry["strength"] < 0],
         "skipped": list(steering.provenance.get("skipped", [])),
+        **{
+            key: steering.provenance[key] for key in ("stability", "adjustment") if key in steering.provenance
+        },
     }
     put_out(result, as_json, lambda: _selected_in_words(result, counted))
 
@@ -206,13 +287,33 @@ def summary(contrast: RoutingContrast) -> dict[str, Any]:
         "skipped": int(contrast.skipped),
         "weighting": contrast.weighting,
         "imported": contrast.imported,
+        "counted": contrast.counted,
+        "new_tokens": contrast.new_tokens,
+        "strata": None if contrast.strata is None else list(contrast.strata.starts),
+        "bootstrap": 0 if contrast.replicates is None else contrast.replicates.number,
+        "adjustment": _adjustment(contrast),
         "top": _strongest(contrast),
+    }
+
+
+def _adjustment(contrast: RoutingContrast) -> dict[str, Any] | None:
+    """The nuisance that was counted, and what it takes away."""
+    if contrast.nuisance is None:
+        return None
+    return {
+        "slope": contrast.adjustment.slope,
+        "share": contrast.adjustment.share,
+        "tokens": [int(count) for count in contrast.nuisance.tokens],
+        "pairs": int(contrast.nuisance.pairs),
+        "clusters": int(contrast.nuisance.clusters),
+        "skipped": int(contrast.nuisance.skipped),
     }
 
 
 def _strongest(contrast: RoutingContrast) -> list[dict[str, Any]]:
     table = contrast.table().head(SHOWN)
-    names = ["risk_difference", "low", "high", "q"]
+    others = [name for name in ("stratified", "adjusted") if name in table]
+    names = ["risk_difference", "low", "high", "q", *others]
     return [
         {
             "layer": int(row["layer"]),
@@ -225,6 +326,7 @@ def _strongest(contrast: RoutingContrast) -> list[dict[str, Any]]:
 
 def in_table(rows: list[dict[str, Any]]) -> str:
     """Experts in words: where they are, how much more the positive side uses them, and how sure that is."""
+    others = [name for name in ("stratified", "adjusted") if rows and name in rows[0]]
     cells = [
         (
             row["layer"],
@@ -232,10 +334,11 @@ def in_table(rows: list[dict[str, Any]]) -> str:
             f"{row['risk_difference']:+.3f}",
             "–" if row["low"] is None else f"[{row['low']:+.3f}, {row['high']:+.3f}]",
             "–" if row["q"] is None else f"{row['q']:.2g}" if row["q"] else "<1e-300",
+            *("–" if row[name] is None else f"{row[name]:+.3f}" for name in others),
         )
         for row in rows
     ]
-    return in_columns(("layer", "expert", "risk difference", "95 % interval", "q"), cells)
+    return in_columns(("layer", "expert", "risk difference", "95 % interval", "q", *others), cells)
 
 
 def counts_in_words(result: dict[str, Any]) -> list[str]:
@@ -250,13 +353,36 @@ def counts_in_words(result: dict[str, Any]) -> list[str]:
         f"{origin}, {len(result['layers'])} layers; "
         f"{positive} positive and {negative} negative tokens, weighted by {result['weighting']}",
     ]
+    if result["counted"] != "target":
+        lines.append(_COUNTED[result["counted"]].format(result["new_tokens"]))
     if result["skipped"]:
-        lines.append(f"{result['skipped']} pairs left out: longer than the model's context")
+        ended = ", or with a side that the model ends at once" if result["counted"] == "generated" else ""
+        lines.append(f"{result['skipped']} pairs left out: longer than the model's context{ended}")
+    if result["strata"]:
+        lines.append(f"stratified: at like positions, from {', '.join(map(str, result['strata']))} on")
+    if result["adjustment"]:
+        lines.append(_adjusted_in_words(result["adjustment"]))
+    if result["bootstrap"]:
+        lines.append(f"{result['bootstrap']} bootstrap replicates: select says how stable its choice is")
     if result["imported"]:
         lines.append("no intervals: a ranking from elsewhere does not tell how its pairs differ")
     elif all(row["low"] is None for row in result["top"]):
         lines.append("no intervals: fewer than 20 clusters say too little about chance")
     return lines
+
+
+_COUNTED = {
+    "prompt": "counted: the tokens of the prompts",
+    "answer": "counted: the tokens of the final answers",
+    "generated": "counted: up to {} tokens of the model's own after each prompt",
+}
+
+
+def _adjusted_in_words(adjustment: dict[str, Any]) -> str:
+    return (
+        f"adjusted: less {adjustment['slope']:+.3f} times the nuisance ({adjustment['pairs']} pairs in "
+        f"{adjustment['clusters']} clusters), which is {adjustment['share']:.0%} of all ΣΔ²"
+    )
 
 
 def _planting(model: str, pairs: str, strongest: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -281,6 +407,8 @@ def _planting(model: str, pairs: str, strongest: list[dict[str, Any]]) -> dict[s
 def _detected_in_words(result: dict[str, Any]) -> str:
     lines = [f"{result['output']}: a routing contrast", *counts_in_words(result), "", in_table(result["top"])]
     lines += ["", CAVEAT]
+    if "resumed_after" in result:
+        lines.insert(1, f"resumed after {result['resumed_after']} pairs")
     if "planting" in result:
         planting = result["planting"]
         lines += ["", f"planted, with the right sign: {planting['right']} of these {planting['top']}"]
@@ -299,6 +427,7 @@ def _selected_in_words(result: dict[str, Any], counted: RoutingContrast) -> str:
         f"deactivated {len(result['deactivated'])}: {places(result['deactivated'])}",
     ]
     lines += [f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}" for entry in result["skipped"]]
+    lines += _stability_in_words(result.get("stability"))
     if counted.imported:
         lines.append(
             "chosen from an imported ranking, in its order: nobody knows which differences are chance"
@@ -309,3 +438,21 @@ def _selected_in_words(result: dict[str, Any], counted: RoutingContrast) -> str:
             f"below {LEAST_CLUSTERS}, differences may be chance"
         )
     return "\n".join(lines)
+
+
+def _stability_in_words(stability: dict[str, Any] | None) -> list[str]:
+    """How often the same choice was made in bootstrap replicates, the least certain experts first."""
+    if stability is None or not stability["experts"]:
+        return []
+    experts = sorted(stability["experts"], key=lambda entry: entry["share"])
+    certain = sum(entry["share"] >= 0.95 for entry in experts)
+    lines = [
+        f"stable: {certain} of {len(experts)} are chosen in at least 95% of "
+        f"{stability['replicates']} bootstrap replicates"
+    ]
+    unsure = [entry for entry in experts if entry["share"] < 0.95]
+    if unsure:
+        named = ", ".join(f"{e['layer']}:{e['expert']} {e['share']:.0%}" for e in unsure[:SHOWN])
+        more = f" and {len(unsure) - SHOWN} more" if len(unsure) > SHOWN else ""
+        lines.append(f"less sure: {named}{more}")
+    return lines

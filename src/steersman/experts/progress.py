@@ -157,6 +157,15 @@ class Progress:
         }
 
 
+def pairs_done(folder: str | Path) -> int:
+    """How many pairs saved progress has behind it; 0 where there is none, or none that can be read."""
+    try:
+        tallies = json.loads((Path(folder) / MANIFEST).read_bytes())["tallies"]
+        return sum(int(tally["done"]) for tally in tallies.values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0  # whoever resumes from it hears what is wrong
+
+
 def refuse_unwanted(folder: str | Path) -> None:
     """Raise ArtifactError where progress is saved already: before any work.
 
