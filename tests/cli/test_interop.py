@@ -1,0 +1,148 @@
+"""import and export: end to end, in words and as JSON, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from cli.command_line import process, run
+from rankings import ranking, reference_choice
+from steersman import RoutingContrast, Steering
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    path = tmp_path / "activations.pkl"
+    ranking(layers=3, experts=8, top_k=2).to_pickle(path)
+    return path
+
+
+def test_a_ranking_is_imported_and_selected_from(tiny: Path, published: Path, tmp_path: Path) -> None:
+    contrast, plan = tmp_path / "contrast", tmp_path / "plan"
+    result = run("import", published, "--model", tiny, "-o", contrast, "--json").json
+    assert result["output"] == str(contrast)
+    assert (result["format"], result["kind"]) == ("steermoe", "routing_contrast")
+    assert result["tokens"] == [40, 57]
+    assert result["top_k"] == [2, 2, 2]
+    assert result["imported"] is True
+    assert all(row["low"] is None and row["q"] is None for row in result["top"])
+    assert RoutingContrast.from_pretrained(contrast).imported
+    chosen = run("select", contrast, "-o", plan, "--activate", 6, "--deactivate", 4, "--json").json
+    assert Steering.from_pretrained(plan).strengths == {
+        layer: dict(sorted(experts.items()))
+        for layer, experts in sorted(reference_choice(ranking(), 6, 4, 2).items())
+    }
+    assert len(chosen["activated"]) + len(chosen["skipped"]) == 6
+    assert (
+        "an imported ranking, in its order"
+        in run("select", contrast, "-o", plan, "--top", 3, "--force").words
+    )
+
+
+def test_a_ranking_in_words(tiny: Path, published: Path, tmp_path: Path) -> None:
+    words = run("import", published, "--model", tiny, "-o", tmp_path / "contrast").words
+    assert "an imported ranking, 3 layers; 40 positive and 57 negative tokens" in words
+    assert "no intervals" in words
+    shown = run("show", tmp_path / "contrast").words
+    assert "from activations.pkl" in shown
+    assert "an imported ranking, 3 layers" in shown
+
+
+def test_there_and_back_through_easysteer(tiny: Path, steering: Path, tmp_path: Path) -> None:
+    file, back = tmp_path / "plan.json", tmp_path / "back"
+    result = run("export", steering, "--format", "easysteer", "-o", file, "--json").json
+    saved = Steering.from_pretrained(steering)
+    assert result["fingerprint"] == saved.fingerprint
+    assert set(json.loads(file.read_text())) == {"layer_configs"}
+    again = run("import", file, "--model", tiny, "-o", back, "--json").json
+    assert again["kind"] == "steering"
+    assert again["fingerprint"] == saved.fingerprint == Steering.from_pretrained(back).fingerprint
+    assert again["activated"] == result["activated"]
+    assert "imported" in run("show", back).words
+    run("import", file, "--model", tiny, "-o", back, "--scope", "answer", "--force", "--json")
+    assert Steering.from_pretrained(back).edits[0].scope == "answer"
+    assert (
+        'ApplySpec(prompt="all"'
+        in run("export", steering, "--format", "easysteer", "-o", file, "--force").words
+    )
+    assert "experts activated" in run("import", file, "--model", tiny, "-o", back, "--force").words
+
+
+def test_a_hostile_file_in_a_process_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> object:
+            return (os.system, (f"touch {tmp_path / 'canary'}",))
+
+    file = tmp_path / "activations.pkl"
+    file.write_bytes(pickle.dumps(Evil()))
+    refused = process("import", file, "--model", tiny, "-o", tmp_path / "contrast")
+    assert refused.error.endswith("system, which no table of numbers needs")
+    assert "refused, and nothing of it was run" in refused.error
+    assert not (tmp_path / "canary").exists()
+    assert not (tmp_path / "contrast").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"\x80\x05\x95", "damaged, or not a pickled table"),
+        (b"hello", "damaged, or not a pickled table"),
+        (b"{", "not valid JSON"),
+        (b'{"layers": 3}', "not an EasySteer plan"),
+        (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+        (pickle.dumps([1, 2, 3]), "not a pickled table"),
+    ],
+)
+def test_damaged_and_foreign_files(content: bytes, message: str, tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    error = run("import", file, "--model", tiny, "-o", tmp_path / "out").error
+    assert message in error
+    assert str(file) in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_what_import_refuses(tiny: Path, published: Path, dense: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "cannot be read" in run("import", tmp_path / "none", "--model", tiny, "-o", out).error
+    assert "belongs to another model" in run("import", published, "--model", dense, "-o", out).error
+    assert "no such folder" in run("import", published, "--model", "./none", "-o", out).error
+    assert (
+        "--scope goes with a plan"
+        in run("import", published, "--model", tiny, "-o", out, "--scope", "all").error
+    )
+    assert "Missing option '--model'" in run("import", published, "-o", out).error
+    as_json = run("import", published, "--model", tiny, "-o", out, "--format", "easysteer").error
+    assert "not valid JSON" in as_json
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine").touch()
+    assert "not empty" in run("import", published, "--model", tiny, "-o", out).error
+
+
+def test_what_export_refuses(steering: Path, contrast: Path, tmp_path: Path) -> None:
+    out = tmp_path / "file"
+    assert "ds4's map is for deepseek_v4" in run("export", steering, "--format", "ds4", "-o", out).error
+    assert "a steering is needed" in run("export", contrast, "--format", "easysteer", "-o", out).error
+    assert "no artifact there" in run("export", tmp_path, "--format", "easysteer", "-o", out).error
+    assert not out.exists()
+    out.write_text("mine")
+    assert "already there" in run("export", steering, "--format", "easysteer", "-o", out).error
+    assert "cannot be written" in run("export", steering, "--format", "easysteer", "-o", out / "x").error
+    assert out.read_text() == "mine"
+
+
+def test_presets_are_for_their_own_models(contrast: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan"
+    refused = run("select", contrast, "-o", out, "--preset", "olmoe-1b-7b/safe").error
+    assert "is for olmoe with 16 layers of 64 experts" in refused
+    assert (
+        "no preset is called 'none'; known: " in run("select", contrast, "-o", out, "--preset", "none").error
+    )
+    assert "--preset NAME" in run("select", contrast, "-o", out, "--preset", "a", "--top", 3).error
+    assert not out.exists()
