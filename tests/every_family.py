@@ -33,6 +33,14 @@ MODEL_TYPES = (
 )  # fmt: skip
 """Found by looking for classes with experts in transformers' modelling files, not by name."""
 
+SINCE = {
+    **dict.fromkeys(("bailing_hybrid", "kolibri1", "muse_spark", "unlimited_ocr"), "5.20"),
+    **dict.fromkeys(("beam", "flint"), "5.21"),
+    "mistral_large4": "5.22",
+    **dict.fromkeys(("dots3_note", "dots3_note_text", "inkling2", "inkling2_text"), "5.23"),
+}
+"""The release of transformers that brought a type, where 5.19 lacks it."""
+
 EXPERTS_NAMES = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TOP_K_NAMES = (
     "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts",

@@ -14,10 +14,11 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import every_family as e
+import family_table
 from steersman import Steering, apply_rows, detect_experts, read_architecture
+from steersman.models.architecture import find_routers
 from steersman.models.identity import weights_id
 
 REFUSED = {"doge"}
@@ -198,6 +199,39 @@ def test_weights_have_an_id(model: nn.Module) -> None:
 
 def test_at_least_48_types() -> None:
     assert sum(map(e.known, STEERED)) >= 48
-    unknown = [name for name in e.MODEL_TYPES if name not in CONFIG_MAPPING]
-    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23):
-        assert not unknown
+
+
+def test_nothing_else_is_refused() -> None:
+    """Doge, layers whose experts come from token ids, JetMoe's attention, ERNIE's image tokens."""
+    refused = {
+        (name, type(site.module).__name__)
+        for name in filter(e.known, e.MODEL_TYPES)
+        for site in find_routers(e.shared(name))
+        if not site.facts.steerable
+    }
+    assert refused == {
+        ("doge", "DogeCDMoE"),
+        ("deepseek_v4", "DeepseekV4HashRouter"),
+        ("jetmoe", "JetMoeTopKGating"),
+        ("ernie4_5_vl_moe", "Ernie4_5_VLMoeMoeTopKRouter"),
+    }
+
+
+@pytest.mark.parametrize("name", e.MODEL_TYPES)
+def test_table_says_what_the_library_says(name: str) -> None:
+    """The docs list every type, in order; what the installed transformers has is compared word for word."""
+    assert tuple(family_table.written()) == e.MODEL_TYPES
+    if not e.known(name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    assert family_table.written()[name] == family_table.as_line(family_table.row(name))
+
+
+def test_types_came_with_the_release_that_the_table_says() -> None:
+    here = release(transformers.__version__)
+    for name in e.MODEL_TYPES:
+        assert e.known(name) == (release(e.SINCE.get(name, "5.19")) <= here), name
+
+
+def release(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)

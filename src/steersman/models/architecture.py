@@ -134,6 +134,7 @@ def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[Rout
         for parent in layer.modules()
         for router in _routers_inside(parent, width)
     }
+    shared = _count_shared(layer)
     beside = {router: reason for router in found if (reason := _beside(names[router])) is not None}
     adapted = [r for r in found if r not in beside and is_adapted(layer, names[r])]
     if adapted:  # around a router each copy of it is one more: the first of a known family speaks for all
@@ -142,7 +143,9 @@ def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[Rout
         yield RouterSite(facts, router, None, found[router])
         return
     sites = [
-        RouterSite(_facts(index, block, router), router, _experts_of(block), block)
+        RouterSite(
+            replace(_facts(index, block, router), shared_experts=shared), router, _experts_of(block), block
+        )
         for router, block in found.items()
         if router not in beside
     ]
@@ -221,7 +224,6 @@ def _facts(index: int, block: nn.Module, router: nn.Module) -> Router:
         experts=_whole(router, family.experts if family else "num_experts") or _rows(router),
         top_k=_whole(router, family.top_k if family else "top_k") or _whole(block, "top_k"),
         rule="unknown",
-        shared_experts=_count_shared(block),
     )
     if family is None:
         return replace(facts, reason=f"the routing rule of {type(router).__name__} is not known")
@@ -253,10 +255,12 @@ def _groups(router: nn.Module) -> tuple[int, int] | None:
     return None if groups[0] == groups[1] else groups
 
 
-def _count_shared(block: nn.Module) -> int:
-    for name in ("shared_experts", "shared_expert", "shared_mlp"):
-        if isinstance(getattr(block, name, None), nn.Module):
-            return int(getattr(getattr(block, "config", None), "n_shared_experts", 1) or 1)
+def _count_shared(layer: nn.Module) -> int:
+    """Experts of a layer that always run: as many as its configuration says, 1 where it does not."""
+    for block in layer.modules():
+        for name in ("shared_experts", "shared_expert", "shared_mlp"):
+            if isinstance(getattr(block, name, None), nn.Module):
+                return int(getattr(getattr(block, "config", None), "n_shared_experts", 1) or 1)
     return 0
 
 

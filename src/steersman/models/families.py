@@ -80,7 +80,7 @@ ROUTERS: dict[str, Family] = {
         "Gemma4TextRouter",
     ),
     "JambaTopKRouter": Family("softmax-topk"),
-    "JambaSparseMoeBlock": Family("softmax-topk"),  # in older transformers the block chooses
+    "JambaSparseMoeBlock": Family("softmax-topk"),  # before transformers 5.21 the block itself chooses
     "DbrxFFN": Family("softmax-topk", renormalised="moe_normalize_expert_weights"),
     **_each(
         Family("topk-softmax"),
