@@ -90,7 +90,8 @@ def _left(site: RouterSite, output: tuple[Any, ...]) -> Tensor:
     expert's score may vanish, and then it is the best of the others.
     """
     scores, raw = output
-    return raw.masked_fill(scores != 0, torch.inf).topk(site.facts.top_k, dim=-1).indices
+    first: Tensor = raw.masked_fill(scores != 0, torch.inf).topk(site.facts.top_k, dim=-1).indices
+    return first
 
 
 def _sorted_slots(site: RouterSite, output: tuple[Any, ...]) -> Tensor:
