@@ -14,6 +14,7 @@ from steersman.errors import ModelError
 from steersman.limits import Router
 from steersman.models.adapters import is_adapted
 from steersman.models.families import Family, attribute, family_of, has_bias, rule_of
+from steersman.models.kernels import kernel_around
 from steersman.steering import Architecture
 
 
@@ -150,7 +151,7 @@ def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[Rout
         if router not in beside
     ]
     if len(sites) == 1:
-        yield sites[0]
+        yield _unless_kernel(sites[0], layer)
     elif sites or any(_experts_of(module) is not None for module in layer.modules()):
         reason = (
             f"{len(sites)} routers in one layer" if sites else "its experts have no router of a known form"
@@ -159,6 +160,15 @@ def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[Rout
     for router, reason in beside.items():
         facts = replace(_facts(index, found[router], router), reason=reason)
         yield RouterSite(facts, router, None, found[router])
+
+
+def _unless_kernel(site: RouterSite, layer: nn.Module) -> RouterSite:
+    """A router as it is, or refused where a kernel runs in the place of the module that would call it."""
+    kernel = kernel_around(layer, site.module)
+    if kernel is None:
+        return site
+    reason = f"a kernel runs in its place ({kernel}): load the model without use_kernels"
+    return replace(site, facts=replace(site.facts, reason=reason))
 
 
 def _beside(name: str) -> str | None:
