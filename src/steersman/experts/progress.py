@@ -31,6 +31,8 @@ MANIFEST = "manifest.json"
 _KEYS = {"format", "format_version", "run", "tallies", "tensors", "tensors_sha256", "manifest_sha256"}
 _OURS = re.compile(r"manifest\.json(\.new)?|tensors-\d+\.safetensors")
 
+_DAMAGE = (RecursionError, SafetensorError)
+
 SHARE = 0.02
 """Saving takes at most this share of the time."""
 
@@ -127,7 +129,7 @@ class Progress:
             return self._tallies(load_tensors(content), manifest["tallies"])
         except ArtifactError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, *_DAMAGE) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"{path}: damaged ({reason}); --force discards it and starts again") from None
 
@@ -162,7 +164,7 @@ def pairs_done(folder: str | Path) -> int:
     try:
         tallies = json.loads((Path(folder) / MANIFEST).read_bytes())["tallies"]
         return sum(int(tally["done"]) for tally in tallies.values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, *_DAMAGE):
         return 0  # whoever resumes from it hears what is wrong
 
 

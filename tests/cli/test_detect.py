@@ -1,0 +1,202 @@
+"""detect in all its ways from the command line: kills and resumes, shards, continuations, what is told."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.command_line import run, write_pairs
+from contrasts import assert_same
+from steersman import RoutingContrast, Steering, load_pairs
+from steersman.experts.progress import pairs_done
+
+OPTIONS = ("--stratify", "position", "--bootstrap", 5, "--batch-size", 2)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """The command line in a process of its own, which goes on."""
+    command = [str(Path(sys.executable).with_name("steersman")), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def killed_at_random(
+    dice: random.Random, number: int, partial: Path, after: float, arguments: list[object]
+) -> int:
+    """Start the command, kill it at a random moment after it has got further; how far it had got."""
+    before = pairs_done(partial)
+    command = start(*arguments, *(["--resume"] if before else []))
+    end = time.monotonic() + 120
+    while pairs_done(partial) <= before and command.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
+    time.sleep(dice.random() * after)
+    command.send_signal(number)
+    command.communicate(timeout=60)
+    assert command.returncode in (-number, 128 + number), "it ended before the kill: give it more pairs"
+    return pairs_done(partial)
+
+
+def kills_change_nothing(tiny: Path, tmp_path: Path, kills: int, pairs: int, after: float) -> None:
+    file = write_pairs(tmp_path / "pairs.jsonl", range(pairs))
+    others = write_pairs(tmp_path / "others.jsonl", range(pairs, pairs + 60))
+    arguments = ["detect", tiny, file, *OPTIONS, "--adjust", others]
+    assert run(*arguments, "-o", tmp_path / "whole").status == 0
+    out, partial, dice = tmp_path / "c", tmp_path / "c.partial", random.Random(kills)
+    places = [
+        killed_at_random(dice, signal.SIGKILL, partial, after, [*arguments, "-o", out]) for _ in range(kills)
+    ]
+    assert 0 < places[0] <= places[-1] < pairs + 60
+    assert places == sorted(places)
+    assert not out.exists()
+    result = run(*arguments, "-o", out, "--resume", "--json").json
+    assert result["resumed_after"] == places[-1]
+    assert not partial.exists()
+    assert_same(*(RoutingContrast.from_pretrained(path) for path in (out, tmp_path / "whole")))
+    tensors = [(path / "tensors.safetensors").read_bytes() for path in (out, tmp_path / "whole")]
+    assert tensors[0] == tensors[1]
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_kill_and_a_resume_are_one_run(tiny: Path, tmp_path: Path) -> None:
+    kills_change_nothing(tiny, tmp_path, kills=1, pairs=400, after=0.2)
+
+
+@pytest.mark.long
+def test_ten_kills_at_random_moments_are_one_run(tiny: Path, tmp_path: Path) -> None:
+    kills_change_nothing(tiny, tmp_path, kills=10, pairs=6000, after=0.4)
+
+
+def test_sigterm_leaves_progress_and_nothing_else(tiny: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", range(400))
+    out, partial = tmp_path / "c", tmp_path / "c.partial"
+    arguments: list[object] = ["detect", tiny, pairs, "-o", out, *OPTIONS]
+    done = killed_at_random(random.Random(0), signal.SIGTERM, partial, 0.1, arguments)
+    assert 0 < done < 400
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.partial", "pairs.jsonl"]
+    error = run(*arguments).error
+    assert str(partial) in error
+    assert "--resume" in error
+    assert "--force" in error
+    assert "differs in bootstrap" in run(*arguments, "--bootstrap", 6, "--resume").error
+    assert pairs_done(partial) == done
+    words = run(*arguments, "--resume").words
+    assert f"resumed after {done} pairs" in words
+    assert not partial.exists()
+
+
+def test_force_starts_again(tiny: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", range(30))
+    partial = tmp_path / "c.partial"
+    partial.mkdir()
+    (partial / "manifest.json").write_text("{}")
+    out = tmp_path / "c"
+    assert "--force discards it" in run("detect", tiny, pairs, "-o", out, "--resume").error
+    assert run("detect", tiny, pairs, "-o", out, "--force", "--json").json["pairs"] == 30
+    assert not partial.exists()
+    assert "resumed_after" not in run("detect", tiny, pairs, "-o", tmp_path / "d", "--json").json
+    assert run("detect", tiny, pairs, "-o", tmp_path / "e", "--resume", "--json").json["resumed_after"] == 0
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs.jsonl", range(30))
+    pairs = load_pairs(path)
+    assert pairs[29].negative == "The river is 29 miles long, and the town beside it is old."
+    write_pairs(path, range(1, 32))
+    with pytest.raises(ValueError, match=r"pairs\.jsonl: was changed since it was first read"):
+        pairs[3]
+
+
+def test_shards_merge_to_the_whole(tiny: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", range(30))
+    for name, shard in (("1", "1/2"), ("2", "2/2"), ("whole", "1/1")):
+        found = run("detect", tiny, pairs, "-o", tmp_path / name, "--shard", shard, *OPTIONS)
+        assert found.status == 0, found.stderr
+    run("merge", tmp_path / "2", tmp_path / "1", "-o", tmp_path / "merged")
+    merged, whole = (RoutingContrast.from_pretrained(tmp_path / name) for name in ("merged", "whole"))
+    assert_same(merged, whole, made_from=False)
+    assert [set(source) for source in merged.made_from] == [{"kind", "name", "sha256"}]
+    assert "right is I/N" in run("detect", tiny, pairs, "-o", tmp_path / "x", "--shard", "3/2").error
+
+
+def test_everything_that_was_counted_is_told(tiny: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", range(30))
+    others = write_pairs(tmp_path / "others.jsonl", range(40, 66))
+    options = ["--generate", 3, *OPTIONS, "--adjust", others]
+    result = run("detect", tiny, pairs, "-o", tmp_path / "c", *options, "--json").json
+    expected: dict[str, Any] = {
+        "counted": "generated",
+        "new_tokens": 3,
+        "strata": [0, 1, 2, 4, 8, 16, 32],
+        "bootstrap": 5,
+    }
+    assert {key: result[key] for key in expected} == expected
+    assert result["adjustment"]["pairs"] + result["adjustment"]["skipped"] == 26
+    assert {"stratified", "adjusted"} <= set(result["top"][0])
+    shown = run("show", tmp_path / "c").words
+    for words in (
+        "up to 3 tokens of the model's own",
+        "stratified: at like positions, from 0, 1, 2, 4",
+        "times the nuisance (",
+        "5 bootstrap replicates",
+        "stratified  adjusted",
+    ):
+        assert words in shown
+    assert run("show", tmp_path / "c", "--json").json["adjustment"] == result["adjustment"]
+    table = tmp_path / "t.csv"
+    assert run("show", tmp_path / "c", "--table", table).status == 0
+    assert "adjusted_q" in table.read_text().splitlines()[0]
+
+
+def test_select_says_how_stable_its_choice_is(tiny: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", range(30))
+    others = write_pairs(tmp_path / "others.jsonl", range(40, 66))
+    run("detect", tiny, pairs, "-o", tmp_path / "c", "--bootstrap", 20, "--adjust", others)
+    chosen = run(
+        "select", tmp_path / "c", "-o", tmp_path / "s", "--top", 6, "--by", "adjusted", "--json"
+    ).json
+    assert chosen["stability"]["replicates"] == 20
+    assert len(chosen["stability"]["experts"]) == len(chosen["activated"]) + len(chosen["deactivated"])
+    assert set(chosen["adjustment"]) == {"slope", "share"}
+    saved = Steering.from_pretrained(tmp_path / "s")
+    assert saved.provenance["stability"] == chosen["stability"]
+    words = run("select", tmp_path / "c", "-o", tmp_path / "t", "--top", 6).words
+    assert "of 6 are chosen in at least 95% of 20 bootstrap replicates" in words
+    plain = run("select", tmp_path / "c", "-o", tmp_path / "u", "--top", 6, "--json").json
+    assert "adjustment" not in plain
+    few = write_pairs(tmp_path / "few.jsonl", range(5))
+    run("detect", tiny, few, "-o", tmp_path / "few", "--adjust", others)
+    message = run(
+        "select", tmp_path / "few", "-o", tmp_path / "v", "--top", 1, "--by", "adjusted_lower_bound"
+    )
+    assert "20 clusters, there are 5" in message.error
+    message = run("select", tmp_path / "few", "-o", tmp_path / "v", "--top", 1, "--by", "stratified")
+    assert "--stratify position" in message.error
+
+
+def test_parts_of_chats(tiny: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            side: [{"role": "user", "content": f"{side} {n}"}, {"role": "assistant", "content": "the town"}]
+            for side in ("positive", "negative")
+        }
+        for n in range(5)
+    ]
+    pairs = tmp_path / "chats.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokens = {}
+    for part in ("prompt", "answer", "target"):
+        result = run("detect", tiny, pairs, "-o", tmp_path / part, "--tokens", part, "--json").json
+        assert result["counted"] == part
+        tokens[part] = result["tokens"]
+    assert tokens["answer"] == tokens["target"]
+    assert tokens["prompt"] != tokens["answer"]
+    assert "the tokens of the prompts" in run("show", tmp_path / "prompt").words
+    message = run("detect", tiny, pairs, "-o", tmp_path / "x", "--tokens", "answer", "--generate", 2).error
+    assert "leave out tokens='answer'" in message
