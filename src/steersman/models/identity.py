@@ -224,7 +224,10 @@ def _as_stored(
     """
     if name in by_name or not isinstance(model, PreTrainedModel):
         return {name: tensor}
-    return dict(revert_weight_conversion(model, {name: tensor}))
+    try:
+        return _reverted(model, {name: tensor})
+    except ValueError:  # stored together with others (ERNIE's text and image experts): not comparable alone
+        return {}
 
 
 def _same_values(parameter: Tensor, stored: StoredTensor) -> bool:
@@ -328,7 +331,19 @@ def _as_saved(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     state = remove_tied_weights_from_state_dict(
         {name: local(tensor) for name, tensor in tensors.items() if name not in tied}, model
     )
-    return dict(revert_weight_conversion(model, state))
+    return _reverted(model, state)
+
+
+def _reverted(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state under the names, and in the layout, that saving gives it."""
+    # transformers' load_adapter leaves how the adapter's file was read in place of the model's own.
+    adapters = getattr(model, "_hf_peft_config_loaded", False)
+    kept = model.__dict__.pop("_weight_conversions", None) if adapters else None
+    try:
+        return dict(revert_weight_conversion(model, state))
+    finally:
+        if kept is not None:
+            model.__dict__["_weight_conversions"] = kept
 
 
 def _reader(tensor: Tensor) -> Callable[[int, int], bytes]:
