@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     )
     from steersman.experts.contrast import RoutingContrast, merge_contrasts
     from steersman.experts.counting import detect_experts
+    from steersman.experts.profile import ExpertProfile
+    from steersman.experts.profiling import describe_experts
     from steersman.interop.ds4 import export_ds4
     from steersman.interop.easysteer import export_easysteer, import_easysteer
     from steersman.interop.steermoe import import_steermoe
@@ -44,6 +46,8 @@ _HOME = {
     ),
     "steersman.experts.contrast": ("RoutingContrast", "merge_contrasts"),
     "steersman.experts.counting": ("detect_experts",),
+    "steersman.experts.profile": ("ExpertProfile",),
+    "steersman.experts.profiling": ("describe_experts",),
     "steersman.interop.ds4": ("export_ds4",),
     "steersman.interop.easysteer": ("export_easysteer", "import_easysteer"),
     "steersman.interop.steermoe": ("import_steermoe",),
@@ -64,6 +68,7 @@ __all__ = [
     "ContrastPair",
     "ContrastPairs",
     "ExpertEdit",
+    "ExpertProfile",
     "ModelError",
     "PairsError",
     "PlanError",
@@ -76,6 +81,7 @@ __all__ = [
     "WeightsMismatch",
     "apply_rows",
     "compose",
+    "describe_experts",
     "detect_experts",
     "export_ds4",
     "export_easysteer",

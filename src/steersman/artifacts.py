@@ -29,14 +29,21 @@ from steersman.errors import ArtifactError, PlanError
 from steersman.experts.bootstrap import Replicates
 from steersman.experts.contrast import RoutingContrast
 from steersman.experts.moments import STORED_LIMB
-from steersman.experts.plausibility import check_counts, check_replicates, check_strata, check_sums
+from steersman.experts.plausibility import (
+    check_counts,
+    check_profile,
+    check_replicates,
+    check_strata,
+    check_sums,
+)
+from steersman.experts.profile import ExpertProfile
 from steersman.experts.risk_difference import ClusterSums
 from steersman.experts.strata import StratumSums
 from steersman.limits import Router
 from steersman.steering import Architecture, ExpertEdit, Steering, canonical_json, sha256_of
 
 FORMAT = "steersman"
-FORMAT_VERSIONS = {"steering": 1, "routing_contrast": 2}
+FORMAT_VERSIONS = {"steering": 1, "routing_contrast": 2, "expert_profile": 1}
 """What is written of each kind; older versions are read."""
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
@@ -60,6 +67,7 @@ _KEYS = {
     ("routing_contrast", 2): _COMMON
     | _COUNTS
     | {"weighting", "counted", "new_tokens", "strata", "replicates", "nuisance"},
+    ("expert_profile", 1): _COMMON | {"tokens", "texts", "words", "snippets"},
 }
 _MOST_EXPERTS = 1 << 20
 """Far above any router there is: what a manifest says must not make the reader allocate without bound."""
@@ -396,6 +404,62 @@ def _digits(text: Any, name: str) -> None:
     int(text)  # a ValueError where it has too many
 
 
+# ---------------------------------------------------------------- profiles
+
+
+def save_profile(profile: ExpertProfile, folder: str | Path, *, force: bool = False) -> None:
+    """Write what experts are for. Raises `ArtifactError` as `save_steering` does."""
+    manifest = {
+        **_manifest("expert_profile", profile, {"from": [dict(source) for source in profile.made_from]}),
+        "tokens": profile.tokens,
+        "texts": profile.texts,
+        "words": list(profile.words),
+        "snippets": [list(snippet) for snippet in profile.snippets],
+    }
+    _write(folder, manifest, {name: getattr(profile, name) for name in _PROFILE_TENSORS}, force)
+
+
+_PROFILE_TENSORS: dict[str, tuple[type[Any], int]] = {
+    "uses": (np.int64, 2),
+    "token_places": (np.int64, 3),
+    "token_uses": (np.int64, 3),
+    "word_seen": (np.int64, 1),
+    "context_places": (np.int64, 3),
+    "context_weights": (np.float64, 3),
+}
+
+
+def load_profile(source: str | Path, *, revision: str | None = None) -> ExpertProfile:
+    """Read what experts are for from a folder or the Hub.
+
+    Raises `ArtifactError` for anything damaged, foreign or newer.
+    """
+    path, manifest, tensors = _read(source, "expert_profile", revision)
+    with _blaming(path):
+        arrays = {name: _take(tensors, name, *form) for name, form in _PROFILE_TENSORS.items()}
+        if tensors:
+            raise ArtifactError(f"unknown tensor {min(tensors)!r} in {TENSORS}")
+        made_from = _mapping(manifest["made_from"], "made_from")
+        _exact_keys(made_from, {"from"}, "made_from")
+        snippets = manifest["snippets"]
+        if not isinstance(snippets, list) or not all(len(_strings(s, "a snippet")) == 3 for s in snippets):
+            raise ArtifactError("snippets is not a list of [before, token, after]")
+        profile = ExpertProfile(
+            **arrays,
+            tokens=_whole(manifest["tokens"], "tokens"),
+            texts=_whole(manifest["texts"], "texts"),
+            words=tuple(_strings(manifest["words"], "words")),
+            snippets=tuple((before, token, after) for before, token, after in snippets),
+            architecture=_read_architecture(manifest),
+            weights_id=manifest["model"]["weights_id"],
+            model=manifest["model"]["name"],
+            revision=manifest["model"]["revision"],
+            made_from=tuple(_mapping(entry, "made_from.from") for entry in made_from["from"]),
+        )
+        check_profile(profile)
+        return profile
+
+
 # ---------------------------------------------------------------- manifests
 
 
@@ -430,7 +494,7 @@ def read_manifest(source: str | Path) -> dict[str, Any]:
 
 
 def _manifest(
-    kind: str, artifact: Steering | RoutingContrast, made_from: Mapping[str, Any]
+    kind: str, artifact: Steering | RoutingContrast | ExpertProfile, made_from: Mapping[str, Any]
 ) -> dict[str, Any]:
     architecture = artifact.architecture
     return {

@@ -266,7 +266,7 @@ def _open_json(path: Path, name: str) -> ContrastPairs:
     if first is None:
         raise PairsError(f"{path}: the file is empty; right is one pair a line, {_FORMS}")
     try:
-        row = _parse_json(first.text)
+        row = parse_json(first.text)
     except ValueError:
         # A first line that is no JSON of its own begins one object written over many lines, or is wrong.
         return _assemble([_whole_file(path, read_text(path), first.number, first.text)], name)
@@ -309,7 +309,7 @@ def _decoded(content: bytes, start: int, path: Path) -> str:
 
 def _row(path: Path, line: _Line) -> tuple[Any, str]:
     try:
-        return _parse_json(line.text), f"{path}:{line.number}"
+        return parse_json(line.text), f"{path}:{line.number}"
     except ValueError as error:
         raise PairsError(
             f"{path}:{line.number}: not JSON ({_reason(error)}); right is one object a line"
@@ -386,7 +386,7 @@ def _stamp(stream: BinaryIO) -> tuple[int, int]:
 
 def _whole_file(path: Path, text: str, n: int, first_line: str) -> tuple[Any, str]:
     try:
-        return _parse_json(text), f"{path}:{n}"
+        return parse_json(text), f"{path}:{n}"
     except ValueError as error:
         is_lines = path.suffix.lower() != ".json" and not isinstance(error, _DuplicateKey)
         line = n if is_lines else getattr(error, "lineno", n)
@@ -407,7 +407,7 @@ def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """JSON, with every way in which it can be wrong as ValueError."""
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
@@ -417,7 +417,7 @@ def _parse_json(text: str) -> Any:
 
 def _error_of(line: str) -> ValueError:
     try:
-        _parse_json(line)
+        parse_json(line)
     except ValueError as error:
         return error
     return ValueError("more text after it")

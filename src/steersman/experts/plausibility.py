@@ -15,6 +15,7 @@ import numpy as np
 from steersman.errors import ArtifactError
 from steersman.experts.bootstrap import Replicates, poisson_weights
 from steersman.experts.moments import Integers
+from steersman.experts.profile import ExpertProfile
 from steersman.experts.risk_difference import ClusterSums
 from steersman.experts.strata import StratumSums, halves
 from steersman.limits import Router
@@ -136,6 +137,34 @@ def check_replicates(
             for total, side in zip((sums.n1, sums.n2), found, strict=True):
                 if not int(weight.min()) * total <= side <= int(weight.max()) * total:
                     raise ArtifactError("replicates: not the weighted sums of these clusters")
+
+
+def check_profile(profile: ExpertProfile) -> None:
+    """Raise ArtifactError where a profile's arrays do not go together."""
+    routers = profile.routers
+    shape = (len(routers), max((router.experts for router in routers), default=0))
+    tokens, contexts = profile.token_places, profile.context_places
+    if (
+        profile.uses.shape != shape
+        or tokens.shape[:2] != shape
+        or contexts.shape[:2] != shape
+        or profile.token_uses.shape != tokens.shape
+        or profile.context_weights.shape != contexts.shape
+    ):
+        raise ArtifactError(f"its tensors do not fit the model's routers {shape}")
+    if profile.tokens < 1 or profile.texts < 1 or len(profile.word_seen) != len(profile.words):
+        raise ArtifactError("its tokens, texts and words do not go together")
+    check_counts(
+        np.stack([profile.uses, profile.uses]), np.array([profile.tokens, profile.tokens]), list(routers)
+    )
+    for places, there in ((tokens, len(profile.words)), (contexts, len(profile.snippets))):
+        if ((places < -1) | (places >= there)).any():
+            raise ArtifactError("a token or a context that it names is not there")
+    seen = np.append(profile.word_seen, 0)[tokens]  # -1 takes the 0
+    most = np.minimum(seen, np.maximum(profile.uses, 0)[..., None])
+    fits = np.where(tokens < 0, profile.token_uses == 0, profile.token_uses >= 1)
+    if not (fits & (profile.token_uses <= most)).all() or (profile.word_seen > profile.tokens).any():
+        raise ArtifactError("its counts by token cannot be of its counts by expert")
 
 
 def _possible(
