@@ -13,12 +13,14 @@ Everything else (softmax, sigmoid, renormalisation, scaling, sparsemixer) is the
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from steersman.errors import SteeringNotApplied
 from steersman.experts.router_tables import TokenEdit
@@ -54,6 +56,24 @@ class Interception(TorchFunctionMode):
         self._dims = 0
         self._weights: list[Tensor] = []
         self._bias: list[Tensor] = []
+        self._gate = site.quantised_gate
+        self._hook: RemovableHandle | None = None
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> Self:
+        if self._gate is not None:  # its product is made by kernels that show no tensor to a function mode
+            self._hook = self._gate.register_forward_hook(self._gate_ran)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _gate_ran(self, gate: nn.Module, args: tuple[Any, ...], scores: Tensor) -> Tensor | None:
+        # Another thread may run the same gate unsteered meanwhile.
+        return self._scored(scores) if threading.get_ident() == self._thread and not self.scored else None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -63,7 +83,7 @@ class Interception(TorchFunctionMode):
             return self._topk(func, args, kwargs)
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         # Looked up each time: an offloaded router gets its tensors only when it runs.
-        if not self.scored and _holds(tensors, self.site.weight, self._weights):
+        if not self.scored and self._gate is None and _holds(tensors, self.site.weight, self._weights):
             return self._weighed(func, args, kwargs)
         if self.biases and tensors and _holds(tensors, self.site.correction_bias, self._bias):
             return self._added(func, args, kwargs, tensors)
@@ -73,17 +93,20 @@ class Interception(TorchFunctionMode):
         """An operation took the weight: its product with the hidden states is z; a cast of it is followed."""
         result = func(*args, **kwargs)
         if func in _PRODUCTS:
-            self.scored += 1
-            self._dims = result.dim()
-            own = result[..., : self.experts]
-            edited = self.on_scores(own)
-            if edited is own:
-                return result
-            # More columns than experts: those of shared ones are scored along, and stay.
-            return edited if own.shape == result.shape else _joined(edited, result[..., self.experts :])
+            return self._scored(result)
         if isinstance(result, Tensor) and result.dim() == 2:
             self._weights.append(result)
         return result
+
+    def _scored(self, result: Tensor) -> Tensor:
+        self.scored += 1
+        self._dims = result.dim()
+        own = result[..., : self.experts]
+        edited = self.on_scores(own)
+        if edited is own:
+            return result
+        # More columns than experts: those of shared ones are scored along, and stay.
+        return edited if own.shape == result.shape else _joined(edited, result[..., self.experts :])
 
     def _added(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
         """An operation took the correction bias: its sum with the scores is c; a cast of it is followed."""

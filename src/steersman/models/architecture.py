@@ -35,6 +35,17 @@ class RouterSite:
         return score_weight(self.module)
 
     @property
+    def quantised_gate(self) -> nn.Module | None:
+        """The layer inside a router that gives the raw scores by a quantised weight (bitsandbytes).
+
+        None where the weight holds plain numbers.
+        """
+        weight = self.weight
+        if weight.is_floating_point():
+            return None
+        return next((m for m in self.module.modules() if getattr(m, "weight", None) is weight), None)
+
+    @property
     def correction_bias(self) -> Tensor | None:
         """The tensor that is added for selection, where it rests now (the router's or the block's)."""
         family = family_of(self.module)

@@ -331,7 +331,13 @@ def _as_saved(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     state = remove_tied_weights_from_state_dict(
         {name: local(tensor) for name, tensor in tensors.items() if name not in tied}, model
     )
-    return _reverted(model, state)
+    try:
+        return _reverted(model, state)
+    except NotImplementedError:  # what quantising did while loading
+        raise ModelError(
+            "the model's quantised weights differ from the checkpoint that it names, or there is none: "
+            "they cannot be identified"
+        ) from None
 
 
 def _reverted(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
