@@ -89,6 +89,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
         _ALL_HEADS,
     ),
     **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text", "qwen4_exp_text"), _LINEAR),
+    "granitemoehybrid": _LINEAR,
     "bailing_hybrid": {**_ALL_HEADS, **_LINEAR},
     "kimi_linear": {**_ALL_HEADS, **_LINEAR, "q_lora_rank": None},
     "deepseek_v2": {**_ALL_HEADS, "topk_method": "group_limited_greedy"},
@@ -115,6 +116,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "mistral_large4_text": _ALL_HEADS,
     "longcat_flash": {**_ALL_HEADS, "zero_expert_num": 2},
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 3},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": EXPERTS + 1},
 }  # fmt: skip
 
