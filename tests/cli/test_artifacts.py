@@ -56,7 +56,7 @@ def test_what_cannot_be_written_leaves_nothing(
     contrast: Path, steering: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ".csv or .parquet" in run("show", contrast, "--table", tmp_path / "t.xlsx").error
-    assert "as .png" in run("show", contrast, "--heatmap", tmp_path / "m.svg").error
+    assert "as .png" in run("show", contrast, "--heatmap", tmp_path / "m.jpg").error
     assert "absent" in run("show", contrast, "--table", tmp_path / "absent" / "t.csv").error
     assert "with a contrast" in run("show", steering, "--table", tmp_path / "t.csv").error
 

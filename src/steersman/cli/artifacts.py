@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,11 @@ import click
 from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import SteeringChoice, SteeringType, force_option, json_option
 from steersman.cli.output import in_columns, put_out, whole_file
-from steersman.errors import ArchitectureMismatch, ArtifactError
+from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
+from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
 
 if TYPE_CHECKING:
-    from steersman import RoutingContrast, Steering
+    from steersman import ExpertProfile, RoutingContrast, Steering
 
 
 @click.command()
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
     "--heatmap",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A contrast's layer × expert map as .png.",
+    help="A contrast's layer × expert map as .png, or as .svg with tooltips.",
 )
 @click.option("--steering", type=SteeringType(), metavar="PATH", help="Outline its experts on the map.")
+@click.option("--experts", metavar="PROFILE", help="Say what experts are for in the tooltips of an .svg map.")
+@filter_options
 @force_option
 @json_option
 def show(
@@ -39,6 +44,9 @@ def show(
     table: Path | None,
     heatmap: Path | None,
     steering: SteeringChoice | None,
+    experts: str | None,
+    layer: int | None,
+    expert: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -48,18 +56,37 @@ def show(
     Examples:
       steersman show safer
       steersman show refusal --table refusal.csv --heatmap refusal.png --steering safer
+      steersman show refusal --heatmap refusal.svg --experts experts
+      steersman show experts --layer 2 --expert 5
     """
     from steersman.artifacts import read_manifest
 
     manifest = read_manifest(artifact)
-    if manifest["kind"] == "steering":
-        if table or heatmap or steering:
-            raise ArtifactError(
-                f"{artifact}: --table, --heatmap and --steering go with a contrast, not a steering"
-            )
+    kind = manifest["kind"].replace("_", " ")
+    if kind != "routing contrast" and (table or heatmap or steering or experts):
+        raise ArtifactError(
+            f"{artifact}: --table, --heatmap, --steering and --experts go with a contrast; this is: {kind}"
+        )
+    if kind != "expert profile" and (layer is not None or expert is not None):
+        raise ArtifactError(f"{artifact}: --layer and --expert go with an expert profile; this is: {kind}")
+    if kind == "steering":
         _show_steering(artifact, manifest, as_json)
+    elif kind == "expert profile":
+        _show_profile(artifact, manifest, layer, expert, as_json)
     else:
-        _show_contrast(artifact, manifest, table, heatmap, steering, force, as_json)
+        drawing = _Drawing(heatmap, steering, experts)
+        _show_contrast(artifact, manifest, table, drawing, force, as_json)
+
+
+def _show_profile(
+    artifact: str, manifest: dict[str, Any], layer: int | None, expert: int | None, as_json: bool
+) -> None:
+    from steersman import ExpertProfile
+
+    profile = ExpertProfile.from_pretrained(artifact)
+    result = {"manifest": manifest, **profile_for_json(profile, layer, expert)}
+    words = [f"{artifact}: what experts are for", *_origin(manifest)]
+    put_out(result, as_json, lambda: "\n".join([*words, profile_in_words(profile, layer, expert)]))
 
 
 def _show_steering(artifact: str, manifest: dict[str, Any], as_json: bool) -> None:
@@ -76,48 +103,86 @@ def _show_steering(artifact: str, manifest: dict[str, Any], as_json: bool) -> No
     put_out(result, as_json, lambda: _in_words(artifact, manifest, steering))
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """A map to draw: where, with which plan outlined, with whose tooltips."""
+
+    path: Path | None
+    steering: SteeringChoice | None
+    experts: str | None
+
+    def check(self) -> None:
+        """Raise ArtifactError where the map cannot be drawn as asked, before anything is."""
+        if self.path is not None and self.path.suffix not in (".png", ".svg"):
+            raise ArtifactError(f"{self.path}: a map is written as .png or .svg")
+        if self.experts is not None and (self.path is None or self.path.suffix != ".svg"):
+            raise ArtifactError("--experts is for the tooltips of a map: add --heatmap FILE.svg")
+
+    def open(self, artifact: str, contrast: RoutingContrast) -> tuple[Steering | None, ExpertProfile | None]:
+        """The plan and the profile, which must be for the contrast's model."""
+        from steersman import ExpertProfile
+
+        plan = None if self.steering is None else self.steering.open()
+        if plan is not None and plan.architecture_id != contrast.architecture.id:
+            raise ArchitectureMismatch(f"{artifact}: the steering to outline is for another architecture")
+        profile = None if self.experts is None else ExpertProfile.from_pretrained(self.experts)
+        if profile is not None and profile.architecture.id != contrast.architecture.id:
+            raise ArchitectureMismatch(f"{self.experts}: describes experts of another architecture")
+        if profile is not None and profile.weights_id != contrast.weights_id:
+            raise WeightsMismatch(f"{self.experts}: describes experts of other weights than the contrast's")
+        return plan, profile
+
+
 def _show_contrast(
     artifact: str,
     manifest: dict[str, Any],
     table: Path | None,
-    heatmap: Path | None,
-    steering: SteeringChoice | None,
+    drawing: _Drawing,
     force: bool,
     as_json: bool,
 ) -> None:
     from steersman import RoutingContrast
 
+    drawing.check()
+    if table is not None and table.suffix not in (".csv", ".parquet"):
+        raise ArtifactError(f"{table}: a table is written as .csv or .parquet")
     contrast = RoutingContrast.from_pretrained(artifact)
-    plan = None if steering is None else steering.open()
-    if plan is not None and plan.architecture_id != contrast.architecture.id:
-        raise ArchitectureMismatch(f"{artifact}: the steering to outline is for another architecture")
+    plan, profile = drawing.open(artifact, contrast)
     result: dict[str, Any] = {"manifest": manifest, **summary(contrast)}
-    if table is not None:
-        _write_table(contrast, table, force)
-        result["table"] = str(table)
-    if heatmap is not None:
-        _draw(contrast, plan, heatmap, force)
-        result["heatmap"] = str(heatmap)
+    with _file(table, force) as for_table, _file(drawing.path, force) as for_map:  # both, or neither
+        if for_table is not None:
+            _write_table(contrast, for_table)
+            result["table"] = str(table)
+        if for_map is not None:
+            _draw(contrast, plan, profile, for_map)
+            result["heatmap"] = str(drawing.path)
     put_out(result, as_json, lambda: _contrast_in_words(artifact, manifest, result))
 
 
-def _write_table(contrast: RoutingContrast, path: Path, force: bool) -> None:
+@contextmanager
+def _file(path: Path | None, force: bool) -> Iterator[Path | None]:
+    with nullcontext() if path is None else whole_file(path, force) as place:
+        yield place
+
+
+def _write_table(contrast: RoutingContrast, place: Path) -> None:
     frame = contrast.table()
-    if path.suffix not in (".csv", ".parquet"):
-        raise ArtifactError(f"{path}: a table is written as .csv or .parquet")
-    with whole_file(path, force) as place:
-        if path.suffix == ".csv":
-            frame.to_csv(place, index=False)
-        else:
-            frame.to_parquet(place, index=False)
+    if place.suffix == ".csv":
+        frame.to_csv(place, index=False)
+    else:
+        frame.to_parquet(place, index=False)
 
 
-def _draw(contrast: RoutingContrast, plan: Steering | None, path: Path, force: bool) -> None:
-    from steersman.evaluation import figures
+def _draw(
+    contrast: RoutingContrast, plan: Steering | None, profile: ExpertProfile | None, place: Path
+) -> None:
+    if place.suffix == ".svg":
+        from steersman.evaluation.svg_map import svg_heatmap
 
-    if path.suffix != ".png":
-        raise ArtifactError(f"{path}: a map is written as .png")
-    with whole_file(path, force) as place:
+        svg_heatmap(contrast, plan, profile, place)
+    else:
+        from steersman.evaluation import figures
+
         figures.heatmap(contrast, plan, place)
 
 

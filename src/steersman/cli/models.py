@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from steersman.cli.options import ModelChoice, json_option, model_options
-from steersman.cli.output import in_columns, put_out
+from steersman.cli.options import ModelChoice, batch_size_option, force_option, json_option, model_options
+from steersman.cli.output import in_columns, put_out, require_free
+from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
+from steersman.errors import PlanError
+
+if TYPE_CHECKING:
+    from steersman import Architecture
 
 
 @click.command(short_help="Layers and routers of MODEL, and what can be steered.")
 @model_options
+@click.option(
+    "--experts",
+    "texts",
+    metavar="TEXTS",
+    help="Say what each expert is for, from these texts: a file, one a line, or lab:NAME[/SPLIT].",
+)
+@filter_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Keep what experts are for, as an artifact.",
+)
+@batch_size_option(16)
+@force_option
 @json_option
-def describe(model: ModelChoice, as_json: bool) -> None:
+def describe(
+    model: ModelChoice,
+    texts: str | None,
+    layer: int | None,
+    expert: int | None,
+    output: Path | None,
+    batch_size: int,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Layers and routers of MODEL: what can be steered, and what cannot and why.
 
+    With --experts what each expert is for: how many tokens of TEXTS use it, which tokens use it most against
+    that, and the contexts where its mixture weight is largest.
+
     \b
-    Example:
+    Examples:
       steersman describe lab:moe
+      steersman describe lab:moe --experts lab:refusal -o experts --layer 2
     """
+    if texts is not None:
+        _describe_experts(model, texts, (layer, expert), output, batch_size, force, as_json)
+        return
+    if output is not None or layer is not None or expert is not None:
+        raise click.UsageError(
+            "-o, --layer and --expert go with --experts TEXTS", click.get_current_context()
+        )
     from steersman.models.architecture import read_architecture
     from steersman.models.identity import weights_id
 
@@ -47,6 +89,39 @@ def describe(model: ModelChoice, as_json: bool) -> None:
         ],
     }
     put_out(result, as_json, lambda: _in_words(result))
+
+
+def _describe_experts(
+    model: ModelChoice,
+    texts: str,
+    which: tuple[int | None, int | None],
+    output: Path | None,
+    batch_size: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    if output is not None:
+        require_free(output, force)
+    from steersman import describe_experts, read_architecture
+    from steersman.texts import load_texts
+
+    read = load_texts(texts)
+    opened, tokenizer = model.open()
+    _check_there(read_architecture(opened), *which)
+    profile = describe_experts(opened, tokenizer, read, batch_size=batch_size, progress=True)
+    shown = profile_for_json(profile, *which)
+    if output is not None:
+        profile.save_pretrained(output, force=force)
+        shown = {"output": str(output), **shown}
+    put_out({"model": model.name, **shown}, as_json, lambda: profile_in_words(profile, *which))
+
+
+def _check_there(architecture: Architecture, layer: int | None, expert: int | None) -> None:
+    """Raise PlanError where the experts asked for are not there: before the work."""
+    routers = architecture.routers if layer is None else (architecture.router(layer),)
+    most = max((router.experts for router in routers), default=0)
+    if expert is not None and expert >= most:
+        raise PlanError(f"there is no expert {expert} there: experts are 0 to {most - 1}")
 
 
 def _in_words(result: dict[str, Any]) -> str:

@@ -50,7 +50,9 @@ class Plan(Protocol):
 
 
 @dataclass(frozen=True)
-class _Palette:
+class Palette:
+    """The colours of one theme."""
+
     ink: str
     faint: str
     paper: str
@@ -61,9 +63,9 @@ class _Palette:
     middle: str
 
 
-_PALETTES = {
-    "light": _Palette("#1b1f24", "#d5dae0", "#ffffff", "#e3e6ea", "#1264b3", "#c2540a", "#6b7480", "#f6f7f8"),
-    "dark": _Palette("#e8ebef", "#3a424c", "#161b22", "#2a3038", "#6cb2f5", "#f0955a", "#9aa4b0", "#1d232b"),
+PALETTES = {
+    "light": Palette("#1b1f24", "#d5dae0", "#ffffff", "#e3e6ea", "#1264b3", "#c2540a", "#6b7480", "#f6f7f8"),
+    "dark": Palette("#e8ebef", "#3a424c", "#161b22", "#2a3038", "#6cb2f5", "#f0955a", "#9aa4b0", "#1d232b"),
 }
 
 
@@ -85,7 +87,7 @@ def heatmap(
     downward one. Cells without a number (a layer with fewer experts) are grey and hatched. Returns the PNG,
     and writes it where a path is given.
     """
-    colours = _PALETTES[theme]
+    colours = PALETTES[theme]
     difference = np.asarray(contrast.risk_difference, dtype=np.float64)
     layers, experts = difference.shape
     cell = min(CELL_INCHES, WIDEST_INCHES / experts)
@@ -100,7 +102,7 @@ def heatmap(
         np.arange(experts + 1) - 0.5,
         np.arange(layers + 1) - 0.5,
         np.ma.masked_invalid(difference),
-        cmap=_diverging(colours),
+        cmap=diverging(colours),
         vmin=-limit,
         vmax=limit,
         edgecolors=colours.paper if experts <= WIDEST_WITH_LINES else "none",
@@ -123,7 +125,7 @@ def heatmap(
 
 def rates(rows: Sequence[RateRow], path: str | Path | None = None, *, theme: Theme = "light") -> bytes:
     """Share on the positive side by arm, each a point with its Wilson interval and its number."""
-    colours = _PALETTES[theme]
+    colours = PALETTES[theme]
     figure, axes = _canvas(7.6, 0.9 + 0.42 * len(rows), colours)
     shades = {"positive": colours.positive, "negative": colours.negative, "neutral": colours.neutral}
     markers = {"positive": ">", "negative": "<", "neutral": "o"}
@@ -157,7 +159,7 @@ def random_draws(
     control: RandomControl, path: str | Path | None = None, *, theme: Theme = "light", name: str = "the plan"
 ) -> bytes:
     """Each random plan's effect as one dot, stacked where they meet; the plan's own as a marked line."""
-    colours = _PALETTES[theme]
+    colours = PALETTES[theme]
     draws = np.asarray(control.draws)
     low, high = min(draws.min(), control.observed, 0.0), max(draws.max(), control.observed, 0.0)
     margin = 0.06 * ((high - low) or 1.0)
@@ -188,7 +190,7 @@ def random_draws(
     return _png(figure, path)
 
 
-def _canvas(width: float, height: float, colours: _Palette) -> tuple[Figure, Axes]:
+def _canvas(width: float, height: float, colours: Palette) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor=colours.paper)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -201,7 +203,8 @@ def _canvas(width: float, height: float, colours: _Palette) -> tuple[Figure, Axe
     return figure, axes
 
 
-def _diverging(colours: _Palette) -> Colormap:
+def diverging(colours: Palette) -> Colormap:
+    """Orange over the middle to blue, for -1 to 1 scaled to 0 to 1; nothing where there is no number."""
     shades = [colours.negative, colours.middle, colours.positive]
     return LinearSegmentedColormap.from_list("steersman", shades).with_extremes(bad=(0, 0, 0, 0))
 
@@ -213,7 +216,7 @@ def _layer_labels(axes: Axes, layers: Sequence[int]) -> None:
 
 
 def _outline(
-    axes: Axes, contrast: Contrast, steering: Plan, colours: _Palette, cell: float
+    axes: Axes, contrast: Contrast, steering: Plan, colours: Palette, cell: float
 ) -> tuple[int, int]:
     """Mark the planned experts; returns how many are activated and deactivated."""
     rows = {layer: row for row, layer in enumerate(contrast.layers)}

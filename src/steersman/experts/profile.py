@@ -169,13 +169,17 @@ class ExpertProfile:
 
     def experts(self, layer: int | None = None, expert: int | None = None) -> list[ExpertUse]:
         """All experts, or those of one layer, or with one number. Raises `PlanError` where there is none."""
-        layers = self.layers if layer is None else [layer]
         numbers = {router.layer: router.experts for router in self.routers}
+        layers = list(numbers) if layer is None else [self.architecture.router(layer).layer]
+        most = max(numbers[each] for each in layers)
+        if expert is not None and expert >= most:
+            raise PlanError(f"there is no expert {expert} there: experts are 0 to {most - 1}")
         return [
             self.expert(each, number)
             for each in layers
-            for number in (range(numbers.get(each, 0)) if expert is None else [expert])
-        ] or [self.expert(layer or 0, expert or 0)]
+            for number in range(numbers[each])
+            if expert in (None, number)
+        ]
 
     def table(self) -> pandas.DataFrame:
         """One row a token that an expert is used by: layer, expert, base rate, token, uses, seen, rate, low,
