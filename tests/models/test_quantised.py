@@ -1,0 +1,129 @@
+"""bitsandbytes, 8 and 4 bit, on the processor: the plan of the plain checkpoint holds, also where the gate
+itself is quantised.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+import every_family as e
+import families as f
+import ways as w
+from steersman import ModelError, Steering, WeightsMismatch, weights_id
+from steersman.models.architecture import find_routers, read_architecture
+
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+
+BITS = {
+    "8 bit": BitsAndBytesConfig(load_in_8bit=True),
+    "4 bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+}
+GATED = ("afmoe", "gemma4_text", "hunyuan_v1_moe")
+"""Families whose router holds a plain linear layer, which is quantised with all others."""
+
+by_bits = pytest.mark.parametrize("bits", BITS)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+        yield
+
+
+def quantised(plain: Any, bits: str, folder: Path) -> Any:
+    """A checkpoint of a model, loaded into 8 or 4 bits."""
+    plain.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BITS[bits], device_map="cpu")
+    model.generation_config.eos_token_id = None
+    assert any(
+        isinstance(m, bitsandbytes.nn.Linear8bitLt | bitsandbytes.nn.Linear4bit) for m in model.modules()
+    )
+    try:
+        w.logits(model)
+    except RuntimeError as error:
+        pytest.skip(
+            f"bitsandbytes cannot run this model here, without any plan: {str(error).splitlines()[0]}"
+        )
+    return model
+
+
+@by_bits
+@pytest.mark.parametrize("name", w.WAYS_FAMILIES)
+def test_the_plan_of_the_checkpoint_holds(name: str, bits: str, tmp_path: Path) -> None:
+    plain = f.tiny(name)
+    plan = w.plan_of(plain)
+    model = quantised(plain, bits, tmp_path)
+    before = w.logits(model)
+    assert not torch.equal(before, w.logits(plain))  # it is quantised
+    assert read_architecture(model).id == plan.architecture_id
+    assert weights_id(model) == plan.weights_id  # the same checkpoint, in another number format
+    assert not torch.equal(w.steered(model, plan), before)
+    assert w.plan_of(model).fingerprint == plan.fingerprint
+    with plan.apply(model) as receipt:
+        w.written(model)
+    assert receipt.tokens == {f"router:{layer}": w.IDS.numel() + 3 * len(w.IDS) for layer in w.LAYERS}
+    assert torch.equal(w.logits(model), before)
+    chosen = w.counts(model)
+    assert (chosen.activations.sum(-1) == f.TOP_K * chosen.tokens[:, None]).all()
+
+
+@by_bits
+@pytest.mark.parametrize("name", GATED)
+def test_a_quantised_gate(name: str, bits: str, tmp_path: Path) -> None:
+    plain = e.tiny(name)
+    layer = next(site.facts.layer for site in find_routers(plain) if site.facts.reason is None)
+    model = quantised(plain, bits, tmp_path)
+    gate = next(site for site in find_routers(model) if site.facts.layer == layer).quantised_gate
+    assert type(gate).__name__ in ("Linear8bitLt", "Linear4bit")
+    before = w.logits(model)
+    plan = Steering.from_experts(plain, {layer: [5]}, {layer: [1, 2]})
+    with plan.apply(model, receipt="changes") as receipt, e.watching(model) as seen:
+        steered = w.logits(model)
+    assert (seen[layer] == 5).any(-1).all()
+    assert not ((seen[layer] == 1) | (seen[layer] == 2)).any()
+    assert receipt.tokens == {f"router:{layer}": w.IDS.numel()}
+    assert receipt.changed is not None
+    assert receipt.changed[f"router:{layer}"] > 0
+    assert not torch.equal(steered, before)
+    half = Steering.from_experts(plain, {layer: {5: 0.5}})
+    with half.apply(model):
+        assert not torch.equal(w.logits(model), before)
+    assert torch.equal(w.logits(model), before)
+
+
+@by_bits
+def test_other_weights_are_refused(bits: str, tmp_path: Path) -> None:
+    plan = w.plan_of(f.tiny("olmoe"))
+    other = quantised(f.tiny("olmoe", seed=5), bits, tmp_path)
+    with pytest.raises(WeightsMismatch), plan.apply(other):
+        pass
+    w.steered(other, plan, match="architecture")
+
+
+@by_bits
+def test_a_checkpoint_saved_quantised_has_weights_of_its_own(bits: str, tmp_path: Path) -> None:
+    plain = f.tiny("olmoe")
+    plan = w.plan_of(plain)
+    quantised(plain, bits, tmp_path / "plain").save_pretrained(tmp_path / "quantised")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "quantised", device_map="cpu")
+    with pytest.raises(WeightsMismatch), plan.apply(model):
+        pass
+    w.steered(model, plan, match="architecture")
+    w.steered(model, w.plan_of(model))
+
+
+def test_a_change_after_quantising_is_noticed(tmp_path: Path) -> None:
+    for name in ("olmoe", "gpt_oss"):
+        model = quantised(f.tiny(name), "4 bit", tmp_path / name)
+        plan = w.plan_of(f.tiny(name))
+        with torch.no_grad():
+            f.router_of(model, 1).weight.neg_()
+        with pytest.raises((WeightsMismatch, ModelError)), plan.apply(model):
+            pass
