@@ -105,7 +105,7 @@ def _content(value: Any, where: str) -> Content:
         if isinstance(content, str) != (key == "text"):
             raise PairsError(f"{where}: {RIGHT}")
         value = content
-    if not isinstance(value, str | list):
+    if not isinstance(value, str | list) or value == []:
         raise PairsError(f"{where}: neither a text nor messages; {RIGHT}")
     content = value
     check_content(content, where)
