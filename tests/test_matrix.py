@@ -17,7 +17,16 @@ from transformers import PreTrainedTokenizerFast
 
 import every_family as e
 import family_table
-from steersman import Steering, apply_rows, detect_experts, read_architecture
+from cli.command_line import run as cli
+from steersman import (
+    ModelError,
+    PlanError,
+    Steering,
+    SteeringNotApplied,
+    apply_rows,
+    detect_experts,
+    read_architecture,
+)
 from steersman.models.architecture import find_routers
 from steersman.models.identity import weights_id
 
@@ -240,6 +249,66 @@ def test_promise_while_generating(model: nn.Module) -> None:
             assert given.shape[0] == 2
             assert (given == 3).any(dim=-1).all()
     assert receipt.tokens == {f"router:{layer}": 6 for layer in layers}
+
+
+@pytest.mark.parametrize("name", ["jetmoe", "mistral4", "qwen3_vl_moe", "doge"])
+def test_opened_and_described_from_the_command_line(name: str, tmp_path: Path) -> None:
+    model = open_or_skip(name)
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    described = cli("describe", tmp_path, "--json").json
+    facts = read_architecture(model)
+    assert described["architecture"] == facts.id
+    assert described["weights"] == weights_id(model)
+    assert [router["reason"] for router in described["routers"]] == [r.reason for r in facts.routers]
+    attention = [{"layer": layer, "reason": "it routes attention heads, not experts"} for layer in range(3)]
+    assert described["beside"] == (attention if name == "jetmoe" else [])
+    words = cli("describe", tmp_path).words
+    assert ("not steered, because it routes attention heads" in words) == (name == "jetmoe")
+    assert ("no: its experts are retrieved by two product keys" in words) == (name == "doge")
+
+
+def test_what_cannot_be_steered_says_why() -> None:
+    doge = e.shared("doge")
+    with pytest.raises(
+        PlanError, match="layer 1 cannot be steered: its experts are retrieved by two product"
+    ):
+        Steering.from_experts(doge, {1: [3]})
+    with pytest.raises(ModelError, match=r"no router of DogeForCausalLM can be steered: its experts are"):
+        detect_experts(doge, tokenizer(), [{"positive": "w5 w6", "negative": "w7 w8"}])
+    hashed = e.shared("deepseek_v4")
+    with pytest.raises(PlanError, match="layer 0 cannot be steered: its experts come from token ids"):
+        Steering.from_experts(hashed, {0: [3]})
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "ernie4_5_vl_moe"])
+def test_prompts_with_images(name: str) -> None:
+    """Image tokens are steered like others, but where they go to other experts: then nothing is returned."""
+    image, start = 60, 61
+    torch.manual_seed(0)
+    model = e.from_config(
+        e.config_of(name, image_token_id=image, vision_start_token_id=start, image_start_token_id=start)
+    )
+    ids = torch.tensor([[5, 6, start, *[image] * 4, 7, 8, 9]])
+    kinds = (ids == image).long()
+    vision = model.config.vision_config
+    width = 3 * vision.patch_size**2 * getattr(vision, "temporal_patch_size", 1)
+    inputs = {
+        "input_ids": ids,
+        "pixel_values": torch.randn(16, width),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+    }
+    inputs["moe_mm_token_type_ids" if name.startswith("ernie") else "mm_token_type_ids"] = kinds
+    plan = Steering.from_experts(model, {layer: [3] for layer in steerable(model)})
+    if name.startswith("ernie"):
+        refusal = pytest.raises(SteeringNotApplied, match="was given 6 tokens where the model was given 10")
+        with torch.no_grad(), refusal, plan.apply(model):
+            model(**inputs, mm_token_type_ids=kinds)
+        return
+    with plan.apply(model):
+        seen = e.chosen(model, lambda: model(**inputs))
+    for layer in steerable(model):
+        assert (seen[layer] == 3).any(dim=-1).tolist() == [True] * 10
 
 
 def test_at_least_48_types() -> None:

@@ -62,7 +62,7 @@ def describe(
         raise click.UsageError(
             "-o, --layer and --expert go with --experts TEXTS", click.get_current_context()
         )
-    from steersman.models.architecture import read_architecture
+    from steersman.models.architecture import read_architecture, routers_beside
     from steersman.models.identity import weights_id
 
     opened, _ = model.open()
@@ -87,6 +87,7 @@ def describe(
             }
             for router in architecture.routers
         ],
+        "beside": [{"layer": router.layer, "reason": router.reason} for router in routers_beside(opened)],
     }
     put_out(result, as_json, lambda: _in_words(result))
 
@@ -147,7 +148,11 @@ def _in_words(result: dict[str, Any]) -> str:
         for first, last, router in _runs(routers)
     ]
     header = ("layers", "experts", "top-k", "rule", "groups", "shared", "steerable")
-    return "\n".join([*lines, in_columns(header, rows)])
+    beside = [
+        f"Beside it in layer {_span(first, last)}: a router that is not steered, because {router['reason']}."
+        for first, last, router in _runs(result["beside"])
+    ]
+    return "\n".join([*lines, in_columns(header, rows), *([""] if beside else []), *beside])
 
 
 def _runs(routers: list[dict[str, Any]]) -> list[tuple[int, int, dict[str, Any]]]:

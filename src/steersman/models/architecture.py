@@ -102,6 +102,15 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
     ]
 
 
+def routers_beside(model: nn.Module) -> list[Router]:
+    """The routers that stand beside those of the layers' experts (of attention heads, of image tokens), by
+    layer, each with the reason why no plan names it.
+    """
+    sites = find_routers(model)
+    first = {site.facts.layer: site for site in reversed(sites)}
+    return [site.facts for site in sites if site is not first[site.facts.layer]]
+
+
 def read_architecture(model: nn.Module) -> Architecture:
     """The structure of a model as far as a plan depends on it, read from its modules.
 

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -33,7 +37,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Open a causal language model and its tokenizer, in evaluation mode.
+    """Open a causal language model (or a vision-language one) and its tokenizer, in evaluation mode.
 
     Args:
         name: A checkpoint folder, a name on the Hub, or `lab:NAME[@SEED]`.
@@ -56,8 +60,10 @@ def load_model(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(name, **options)
+        loaded: Any = _auto_class(config).from_pretrained(
             name,
+            config=config,
             dtype=wanted or "auto",
             use_safetensors=True,
             output_loading_info=True,
@@ -94,12 +100,19 @@ def load_structure(name: str, *, revision: str | None = None) -> PreTrainedModel
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
-            build: Any = AutoModelForCausalLM.from_config
-            model: PreTrainedModel = build(config, trust_remote_code=False).train(False)
+            model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=False)
+        model.train(False)
         weights_id(model)
         return model
     except Exception:  # whatever keeps it from being read this way, opening it whole says best
         return load_model(name, device="cpu", revision=revision)[0]
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """What opens a model: a language model, with its vision tower where transformers knows no other way."""
+    kind = type(config)
+    alone = kind in MODEL_FOR_CAUSAL_LM_MAPPING or kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForCausalLM if alone else AutoModelForImageTextToText
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
