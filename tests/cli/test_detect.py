@@ -38,8 +38,8 @@ def killed_at_random(
         time.sleep(0.002)
     time.sleep(dice.random() * after)
     command.send_signal(number)
-    command.communicate(timeout=60)
-    assert command.returncode in (-number, 128 + number), "it ended before the kill: give it more pairs"
+    _, said = command.communicate(timeout=60)
+    assert command.returncode in (-number, 128 + number), f"it ended before the kill: {said}"
     return pairs_done(partial)
 
 
