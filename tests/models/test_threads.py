@@ -109,14 +109,17 @@ def test_a_thread_that_outlives_the_block(name: str) -> None:
         assert go_on.wait(60)
         seen.append(w.logits(model))
 
+    def begin() -> None:
+        thread.start()
+        assert opened.wait(60)
+
     seen: list[torch.Tensor] = []
     thread = threading.Thread(target=late)
     with (
         pytest.raises(SteeringNotApplied, match="without a steered forward"),
         w.plan_of(model).apply(model, threads="all"),
     ):
-        thread.start()
-        assert opened.wait(60)
+        begin()
     go_on.set()
     thread.join(60)
     assert torch.equal(seen[0], w.logits(f.shared(name)))  # after the block nobody is steered
