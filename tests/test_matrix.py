@@ -4,6 +4,7 @@ identity, restoration.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,31 @@ def test_promise_at_extreme_scores(model: nn.Module) -> None:
         assert_promise(model, unseen)
     finally:
         e.scaled(model, 1 / 200.0)
+
+
+def test_changes_are_counted(model: nn.Module) -> None:
+    """In the first layer, which gets the same hidden states, by the sets of experts before and after."""
+    layer = min(steerable(model))
+    before = e.chosen(model, lambda: run(model))[layer]
+    plan = Steering.from_experts(model, {layer: [int(shares(model)[layer].argmin())]})
+    with plan.apply(model, receipt="changes") as receipt:
+        after = e.chosen(model, lambda: run(model))[layer]
+    changed = (before.sort(dim=-1).values != after.sort(dim=-1).values).any(dim=-1)
+    assert receipt.changed == {f"router:{layer}": int(changed.sum())}
+    assert changed.any()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", STEERED)
+def test_promise_in_bfloat16(name: str) -> None:
+    model = copy.deepcopy(open_or_skip(name)).to(torch.bfloat16)
+    if name.startswith("inkling2"):  # its gate multiplies in float32 whatever the rest is in
+        for _, router in e.routers(model).values():
+            router.float()
+    assert_promise(model)
+    if name != "zaya":
+        e.scaled(model, 200.0)
+        assert_promise(model)
 
 
 def test_what_is_not_in_scope_is_untouched(model: nn.Module) -> None:
