@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -567,3 +568,54 @@ def test_every_overlapping_token_is_in_and_no_other(name: str, text: str, data: 
     encoded = encode(tokenizer, text, target, where="test")
     assert list(encoded.target) == expected
     assert list(encoded.ids) == batch["input_ids"]
+
+
+# Files that stay files --------------------------------------------------------------------------------------
+
+
+def lines(path: Path, number: int) -> Path:
+    """Blank lines, a byte order mark, letters of several bytes, a lone U+2028."""
+    rows = [
+        json.dumps(
+            {"positive": f"é {n}\u2028", "negative": f"日本 {n}", "group": f"g{n % 3}", "id": n},
+            ensure_ascii=False,
+        )
+        for n in range(number)
+    ]
+    path.write_bytes(("\n\n" + "\r\n  \n".join(rows)).encode("utf-8-sig"))
+    return path
+
+
+def test_pairs_of_a_file_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    pairs = load_pairs(lines(tmp_path / "pairs.jsonl", 20))
+    kept = ContrastPairs(list(pairs), name=pairs.name)
+    assert list(pairs) == list(kept)
+    assert [pairs[n] for n in (0, 7, -1)] == [kept[n] for n in (0, 7, -1)]
+    assert list(pairs[3:17:4]) == list(kept[3:17:4])
+    assert (len(pairs), pairs.sha256, pairs[5].where) == (20, kept.sha256, f"{pairs.name}:13")
+    for wrong in (20, -21):
+        with pytest.raises(IndexError):
+            pairs[wrong]
+
+
+def test_a_file_that_is_no_longer_what_it_was_is_refused(tmp_path: Path) -> None:
+    path = lines(tmp_path / "pairs.jsonl", 20)
+    pairs = load_pairs(path)
+    lines(path, 21)
+    for use in (lambda: pairs[0], lambda: list(pairs), lambda: pairs.sha256):
+        with pytest.raises(PairsError, match="was changed since it was first read"):
+            use()
+    path.unlink()
+    with pytest.raises(PairsError, match="no such file"):
+        pairs[0]
+
+
+def test_memory_does_not_grow_with_the_length_of_a_files_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    row = json.dumps({"positive": "a " * 5000, "negative": "b " * 5000}) + "\n"
+    path.write_text(row * 300)
+    tracemalloc.start()
+    pairs = load_pairs(path)
+    assert sum(len(pair.positive) for pair in pairs) == 300 * 10_000
+    assert tracemalloc.get_traced_memory()[1] < 10 * len(row)
+    tracemalloc.stop()

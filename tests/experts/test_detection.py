@@ -462,3 +462,23 @@ def test_options_that_do_not_go_together() -> None:
     ):
         with pytest.raises(PairsError, match=words):
             detect_experts(model, tokenizer(), rows, **options)
+
+
+# The reference's recipe -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["olmoe", "mixtral", "qwen3_moe"])
+def test_softmax_routers_give_the_counts_of_the_reference(name: str) -> None:
+    """One text at a time, the router logits of every token kept, top-k taken again, loops in Python."""
+    model, pairs, known, _ = example(name)
+    contrast = detect_experts(model, tokenizer(), ContrastPairs(pairs))
+    counts = np.zeros_like(contrast.activations)
+    for sides in known:
+        for side, (ids, target) in enumerate(sides):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids]), output_router_logits=True).router_logits
+            for layer, of_layer in enumerate(logits):
+                for token in target:
+                    for expert in of_layer[token].topk(f.TOP_K).indices.tolist():
+                        counts[side, layer, expert] += 1
+    np.testing.assert_array_equal(contrast.activations, counts)
