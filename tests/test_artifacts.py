@@ -1022,3 +1022,18 @@ def test_from_pretrained_reads_what_the_hub_gave(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert Steering.from_pretrained("someone/plan", revision="v2") == rich_steering()
     assert asked == [("someone/plan", {"revision": "v2", "allow_patterns": [MANIFEST, TENSORS]})]
+
+
+def test_push_to_hub_without_a_hub_is_one_line() -> None:
+    """The tests run offline: the Hub's own client refuses."""
+    with pytest.raises(ArtifactError, match="someone/thing: cannot be uploaded to the Hub") as caught:
+        rich_steering().push_to_hub("someone/thing")
+    assert "\n" not in str(caught.value)
+
+
+def test_below_a_file_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for below in ("file/plan", "file/a/b"):
+        with pytest.raises(ArtifactError, match="file is not a folder"):
+            steersman.artifacts.check_free(tmp_path / below, ours=set())
+    steersman.artifacts.check_free(tmp_path / "none/yet/plan", ours=set())

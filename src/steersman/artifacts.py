@@ -754,6 +754,7 @@ def check_free(folder: str | Path, *, force: bool = False, ours: set[str]) -> No
         if not target.is_dir():
             if target.exists():
                 raise ArtifactError(f"{target}: is not a folder")
+            _check_above(target)
             return
         present = list(target.iterdir())
     except OSError as error:
@@ -764,6 +765,13 @@ def check_free(folder: str | Path, *, force: bool = False, ours: set[str]) -> No
         raise ArtifactError(
             f"{target}: holds other files ({foreign[0]}); it is not replaced even with --force"
         )
+
+
+def _check_above(target: Path) -> None:
+    """Raise `ArtifactError` where a path goes on below what is not a folder."""
+    above = next((path for path in target.absolute().parents if os.path.lexists(path)), None)
+    if above is not None and not above.is_dir():
+        raise ArtifactError(f"{target}: cannot be written ({above} is not a folder)")
 
 
 def _is_ours(entry: Path, ours: set[str]) -> bool:
@@ -847,5 +855,14 @@ def push_folder(save: Callable[[Path], None], repo_id: str, **options: Any) -> s
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "artifact"
         save(folder)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+        except Exception as error:
+            # Whatever the Hub's client and the library below it raise for names, tokens and networks.
+            library = type(error).__module__.partition(".")[0]
+            if isinstance(error, OSError) or library.startswith(("huggingface_hub", "httpx")):
+                raise ArtifactError(
+                    f"{repo_id}: cannot be uploaded to the Hub ({_one_line(error)})"
+                ) from None
+            raise

@@ -271,3 +271,12 @@ def test_the_lab_is_steered(tmp_path: Path) -> None:
 def test_a_temperature_that_cannot_be_sampled_at(tiny: Path, temperature: str) -> None:
     options = ("--steering", tiny, "--prompt", "a", "--temperature", temperature)
     assert "--temperature is" in run("generate", tiny, *options).error
+
+
+def test_a_key_given_twice_in_a_file_of_prompts(tiny: Path, strong: Path, tmp_path: Path) -> None:
+    for suffix in ("txt", "jsonl"):
+        prompts = tmp_path / f"prompts.{suffix}"
+        prompts.write_text('{"prompt": "who?", "prompt": "what?"}\n')
+        error = run("generate", tiny, "--steering", strong, "--prompts", prompts).error
+        assert f"{prompts}:1: not JSON" in error
+        assert 'the key "prompt" twice' in error

@@ -22,7 +22,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import put_out
 from steersman.errors import ModelError, PairsError, SteersmanError
-from steersman.pairs import check_content, read_text, render
+from steersman.pairs import check_content, parse_json, read_text, render
 
 if TYPE_CHECKING:
     from steersman.pairs import Content
@@ -241,9 +241,10 @@ def read_prompts(source: str) -> list[Prompt]:
 def _prompt(line: str, source: str, number: int) -> Prompt:
     where = f"{source}:{number}"
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        if Path(source).suffix in (".jsonl", ".json"):
+        row = parse_json(line)
+    except ValueError as error:
+        # What is JSON but for a key given twice is no text either.
+        if Path(source).suffix in (".jsonl", ".json") or not isinstance(error, json.JSONDecodeError):
             raise PairsError(f"{where}: not JSON ({error}); {_RIGHT}") from None
         return Prompt(line, where)
     if not isinstance(row, dict):
