@@ -23,7 +23,7 @@ if not (torch.distributed.is_available() and torch.distributed.is_gloo_available
 
 WORKER = Path(__file__).parent / "parallel_worker.py"
 PROCESSES = 2
-WAYS = ("tensor parallel", "expert parallel", "data parallel (FSDP)", "FSDP and expert parallel")
+WAYS = ("tensor parallel", "expert parallel", "data parallel (FSDP)")
 
 
 def free_port() -> int:
@@ -84,3 +84,10 @@ def test_weights_in_parts_are_identified_by_their_files(reports: list[dict[str, 
     for report in reports:
         assert report["refusals"]["other weights"].startswith("WeightsMismatch")
         assert "sharded over processes" in report["refusals"]["no files"]
+
+
+def test_masked_choices_are_refused_where_transformers_still_masks_them(
+    reports: list[dict[str, Any]],
+) -> None:
+    for report in reports:
+        assert "ep_router" in report["hidden choices"]

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from steersman.errors import ModelError
 from steersman.limits import Router
-from steersman.models.adapters import is_adapted
+from steersman.models.adapters import is_adapted, unwrap
 from steersman.models.families import Family, attribute, family_of, has_bias, rule_of
 from steersman.models.kernels import kernel_around
+from steersman.models.parallel import HIDDEN, hides_choices
 from steersman.steering import Architecture
 
 
@@ -95,11 +96,14 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
     attention heads, of image tokens).
     """
     width = decoder_config(model).hidden_size
-    return [
+    sites = [
         site
         for index, layer in enumerate(decoder_layers(model))
         for site in _routers_of_layer(index, layer, width)
     ]
+    if hides_choices(unwrap(model)) or hides_choices(find_decoder(model)):
+        return [replace(site, facts=replace(site.facts, reason=HIDDEN)) for site in sites]
+    return sites
 
 
 def routers_beside(model: nn.Module) -> list[Router]:
