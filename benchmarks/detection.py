@@ -126,7 +126,7 @@ def against_the_reference(
     def detection() -> None:
         found["detection"] = detect_experts(of, tokenizer(), given, batch_size=BATCH).activations
 
-    times = interleaved({"reference": reference, "detection": detection}, min(rounds or 3, 3), warm=0)
+    times = interleaved({"reference": reference, "detection": detection}, min(rounds or 2, 2), warm=0)
     if not np.array_equal(found["reference"], found["detection"]):
         raise SystemExit("the counts of detection and of the reference's recipe differ")
     name = f"the reference's recipe / detection, {len(given)} pairs, {name}"
