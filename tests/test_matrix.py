@@ -61,6 +61,7 @@ def run(model: nn.Module, ids: Tensor = IDS) -> Tensor:
     return logits
 
 
+@functools.cache
 def steerable(model: nn.Module) -> dict[int, int]:
     """The layers whose router can be steered, with E."""
     return {r.layer: r.experts for r in read_architecture(model).routers if r.steerable}
@@ -73,6 +74,10 @@ def shares(model: nn.Module) -> dict[int, Tensor]:
         layer: torch.bincount(seen[layer].flatten(), minlength=experts)
         for layer, experts in steerable(model).items()
     }
+
+
+usual_shares = functools.cache(shares)
+"""The same for a model as it was built."""
 
 
 def assert_promise(model: nn.Module, unseen: frozenset[int] = frozenset()) -> None:
@@ -111,7 +116,7 @@ def test_changes_are_counted(model: nn.Module) -> None:
     """In the first layer, which gets the same hidden states, by the sets of experts before and after."""
     layer = min(steerable(model))
     before = e.chosen(model, lambda: run(model))[layer]
-    plan = Steering.from_experts(model, {layer: [int(shares(model)[layer].argmin())]})
+    plan = Steering.from_experts(model, {layer: [int(usual_shares(model)[layer].argmin())]})
     with plan.apply(model, receipt="changes") as receipt:
         after = e.chosen(model, lambda: run(model))[layer]
     changed = (before.sort(dim=-1).values != after.sort(dim=-1).values).any(dim=-1)
@@ -136,7 +141,7 @@ def test_what_is_not_in_scope_is_untouched(model: nn.Module) -> None:
     base = run(model)
     before = e.chosen(model, lambda: run(model))
     layer = min(steerable(model))
-    expert = int(shares(model)[layer].argmin())
+    expert = int(usual_shares(model)[layer].argmin())
     plan = Steering.from_experts(model, {layer: [expert]}, scope="prompt")
     for none in (0 * plan, Steering.from_experts(model)):
         with none.apply(model):
