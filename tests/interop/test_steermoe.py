@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,23 @@ def test_it_goes_with_a_model_and_through_a_folder(tmp_path: Path) -> None:
     with steering.apply(model) as receipt:
         model(token_ids(1, 6))
     assert receipt.fingerprint == steering.fingerprint
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda order: order[:-1],
+        lambda order: np.append(order[:-1], order[0]),
+        lambda order: order + 1,
+        lambda order: order[None],
+        lambda order: order.astype(np.float64),
+    ],
+)
+def test_an_order_that_is_none(order: Callable[[Any], Any], tmp_path: Path) -> None:
+    contrast = imported(ranking(), tmp_path, architecture(3, 8, 2))
+    replace(contrast, order=order(contrast.order)).save_pretrained(tmp_path / "contrast")
+    with pytest.raises(ArtifactError, match="order"):
+        RoutingContrast.from_pretrained(tmp_path / "contrast")
 
 
 def test_what_needs_errors_or_pairs_is_refused(tmp_path: Path) -> None:
