@@ -23,7 +23,7 @@ from transformers.distributed import DistributedConfig
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import families as f
 import ways as w
-from steersman import ModelError, WeightsMismatch, weights_id
+from steersman import ArchitectureMismatch, ModelError, WeightsMismatch, weights_id
 from steersman.models.architecture import read_architecture
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -99,6 +99,18 @@ def hidden_choices(folder: Path) -> str:
     return "counted"
 
 
+def stages(folder: Path) -> str:
+    """Pipeline parallelism: this process has the layers of its stage only."""
+    plan = w.plan_of(opened(folder))
+    try:
+        with plan.apply(
+            opened(folder, distributed_config=DistributedConfig(pp_size=2)), match="architecture"
+        ):
+            return "applied"
+    except ArchitectureMismatch as error:
+        return str(error)
+
+
 def main(checkpoints: Path, reports: Path) -> None:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
@@ -111,6 +123,7 @@ def main(checkpoints: Path, reports: Path) -> None:
             report[f"{name}, {way}"] = findings(plain, model)
     report["refusals"] = refusals(checkpoints / "olmoe", checkpoints / "other")
     report["hidden choices"] = hidden_choices(checkpoints / "olmoe")
+    report["stages"] = stages(checkpoints / "olmoe")
     (reports / f"{rank}.json").write_text(json.dumps(report))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

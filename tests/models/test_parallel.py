@@ -91,3 +91,8 @@ def test_masked_choices_are_refused_where_transformers_still_masks_them(
 ) -> None:
     for report in reports:
         assert "ep_router" in report["hidden choices"]
+
+
+def test_a_stage_of_a_pipeline_is_another_architecture(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        assert "3 routers" in report["stages"]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import every_family as e
 import families as f
 import ways as w
-from steersman import ModelError, Steering, WeightsMismatch, weights_id
+from steersman import ModelError, Steering, WeightsMismatch, load_model, weights_id
 from steersman.models.architecture import find_routers, read_architecture
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -116,6 +116,15 @@ def test_a_checkpoint_saved_quantised_has_weights_of_its_own(bits: str, tmp_path
     with pytest.raises(WeightsMismatch), plan.apply(model):
         pass
     w.steered(model, plan, match="architecture")
+    w.steered(model, w.plan_of(model))
+
+
+@by_bits
+def test_a_quantised_checkpoint_opened_by_name(bits: str, tmp_path: Path) -> None:
+    folder = tmp_path / "quantised"
+    quantised(f.tiny("olmoe"), bits, tmp_path / "plain").save_pretrained(folder)
+    w.tokenizer().save_pretrained(folder)
+    model, _ = load_model(str(folder), device="cpu")
     w.steered(model, w.plan_of(model))
 
 
