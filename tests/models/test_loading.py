@@ -18,8 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import families as f
-from steersman import ModelError, Steering, load_model, weights_id
+from steersman import ModelError, Steering, load_model, read_architecture, weights_id
 from steersman.models.identity import model_name
+from steersman.models.loading import load_structure
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +249,23 @@ def test_artifacts_of_the_lab_name_the_lab_not_the_place_it_is_installed_in() ->
     model, _ = load_model("lab:moe")
     assert model_name(model) == ("lab:moe", None)
     assert Steering.from_experts(model, activate={0: [4]}).model == "lab:moe"
+
+
+def test_structure_without_weights(checkpoint: Path) -> None:
+    """What a model is, and which, at the price of its configuration."""
+    model, _ = load_model(str(checkpoint))
+    structure = load_structure(str(checkpoint))
+    assert {parameter.device.type for parameter in structure.parameters()} == {"meta"}
+    assert weights_id(structure) == weights_id(model)
+    assert read_architecture(structure) == read_architecture(model)
+    assert model_name(structure) == model_name(model)
+
+
+def test_structure_of_what_cannot_be_opened(copy: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        load_structure("./none")
+    (copy / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be opened"):
+        load_structure(str(copy))
+    whole = load_structure("lab:moe")
+    assert {parameter.device.type for parameter in whole.parameters()} == {"cpu"}

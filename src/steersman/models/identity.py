@@ -84,6 +84,25 @@ def weights_id(model: nn.Module) -> str:
     return identity
 
 
+def identify_by_files(model: PreTrainedModel) -> None:
+    """Let a model whose weights were never loaded (all on the meta device) have the id of the checkpoint that
+    it names.
+
+    Raises:
+        ModelError: its safetensors files are not at hand, or hold none of its tensors.
+    """
+    files = _checkpoint_files(model)
+    stored = [tensor for file in files for tensor in _read_header(file)]
+    shapes = {tensor.name: tensor.shape for tensor in stored}
+    own = model.state_dict()
+    if not any(shapes.get(name) == tuple(tensor.shape) for name, tensor in own.items()) or any(
+        not tensor.is_meta for tensor in own.values()
+    ):
+        raise ModelError(f"{_checkpoint_name(model)[0]}: its safetensors files are not at hand")
+    state = (_state_of_memory(model, {}), tuple((str(file), *_stamp(file)) for file in files))
+    _known_ids[model] = (state, _digest_of_files(stored))
+
+
 _known_ids: weakref.WeakKeyDictionary[nn.Module, tuple[object, str]] = weakref.WeakKeyDictionary()
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from steersman.errors import ModelError
-from steersman.models.identity import LAB_NAME, weights_id
+from steersman.models.identity import LAB_NAME, identify_by_files
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
@@ -102,7 +102,7 @@ def load_structure(name: str, *, revision: str | None = None) -> PreTrainedModel
         with torch.device("meta"):
             model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=False)
         model.train(False)
-        weights_id(model)
+        identify_by_files(model)
         return model
     except Exception:  # whatever keeps it from being read this way, opening it whole says best
         return load_model(name, device="cpu", revision=revision)[0]
