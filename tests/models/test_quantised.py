@@ -21,7 +21,8 @@ from steersman.models.architecture import find_routers, read_architecture
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 BITS = {
-    "8 bit": BitsAndBytesConfig(load_in_8bit=True),
+    # bitsandbytes 0.50 fails at DeepSeek's kv_b_proj on the processor, with or without a plan.
+    "8 bit": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head", "kv_b_proj"]),
     "4 bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
 }
 GATED = ("afmoe", "gemma4_text", "hunyuan_v1_moe")
@@ -45,12 +46,6 @@ def quantised(plain: Any, bits: str, folder: Path) -> Any:
     assert any(
         isinstance(m, bitsandbytes.nn.Linear8bitLt | bitsandbytes.nn.Linear4bit) for m in model.modules()
     )
-    try:
-        w.logits(model)
-    except RuntimeError as error:
-        pytest.skip(
-            f"bitsandbytes cannot run this model here, without any plan: {str(error).splitlines()[0]}"
-        )
     return model
 
 
