@@ -482,10 +482,15 @@ def test_layers_called_around_the_decoder_raise(model: nn.Module) -> None:
         logits(model)
         with pytest.raises(SteeringNotApplied, match="outside a forward"):
             model.model.layers[1](hidden, position_embeddings=positions)
-        with pytest.raises(SteeringNotApplied, match="outside a forward"):
-            model.model.forward(IDS)  # without its hooks
         logits(model)
     model.model.layers[1](hidden, position_embeddings=positions)
+
+
+def test_a_decoders_forward_without_its_hooks_is_steered_too(model: nn.Module) -> None:
+    with plan_for(model, 5).apply(model) as receipt, torch.no_grad():
+        called = model.model(IDS).last_hidden_state
+        assert torch.equal(model.model.forward(IDS).last_hidden_state, called)
+    assert set(receipt.tokens.values()) == {2 * IDS.numel()}
 
 
 # --------------------------------------------------------------------------- another model

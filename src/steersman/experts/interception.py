@@ -58,7 +58,7 @@ class Interception(TorchFunctionMode):
         self._bias: list[Tensor] = []
         self._gate = site.quantised_gate
         self._hook: RemovableHandle | None = None
-        self._thread = threading.get_ident()
+        self._thread = 0 if self._gate is None else threading.get_ident()
 
     def __enter__(self) -> Self:
         if self._gate is not None:  # its product is made by kernels that show no tensor to a function mode

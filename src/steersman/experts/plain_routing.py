@@ -20,8 +20,8 @@ from steersman.experts.router_tables import TokenEdit
 from steersman.models.architecture import RouterSite
 from steersman.models.families import family_of
 
-Rule = Callable[[nn.Module, Tensor, int, bool, TokenEdit | None], tuple[Tensor, Tensor]]
-"""(router, scores z, k, renormalised, edit) → (mixture weights, expert ids)"""
+Rule = Callable[[Tensor, int, bool, TokenEdit | None], tuple[Tensor, Tensor]]
+"""(scores z, k, renormalised, edit) → (mixture weights, expert ids)"""
 
 
 class PlainRouting:
@@ -32,25 +32,26 @@ class PlainRouting:
 
     def __init__(self, site: RouterSite, rule: Rule, renormalised: bool) -> None:
         self._site = site
-        self._router = site.module
+        self._parameters = site.module._parameters
+        self._width = site.weight.shape[1]
         self._top_k = site.facts.top_k
         self._rule = rule
         self._renormalised = renormalised
 
     def run(self, hidden: Tensor, edit: TokenEdit | None, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Choose experts for hidden states [..., width] of `size` tokens; None edits nothing."""
-        router = self._router
-        hidden = hidden.reshape(-1, hidden.shape[-1])
-        scores = functional.linear(hidden, router.weight, getattr(router, "bias", None))  # type: ignore[arg-type]
+        parameters = self._parameters
+        hidden = hidden.reshape(-1, self._width)
+        scores = functional.linear(hidden, parameters["weight"], parameters.get("bias"))  # type: ignore[arg-type]
         if edit is not None:
             check_size(self._site, scores.shape[0], size)
             scores = edit.scores(scores)
-        weights, chosen = self._rule(router, scores, self._top_k, self._renormalised, edit)
+        weights, chosen = self._rule(scores, self._top_k, self._renormalised, edit)
         return scores, weights, chosen
 
 
 def _softmax_topk(
-    router: nn.Module, scores: Tensor, k: int, renormalised: bool, edit: TokenEdit | None
+    scores: Tensor, k: int, renormalised: bool, edit: TokenEdit | None
 ) -> tuple[Tensor, Tensor]:
     shares = functional.softmax(scores, dtype=torch.float, dim=-1)
     if edit is not None and edit.dead_rank is not None:
@@ -64,7 +65,7 @@ def _softmax_topk(
 
 
 def _topk_softmax(
-    router: nn.Module, scores: Tensor, k: int, renormalised: bool, edit: TokenEdit | None
+    scores: Tensor, k: int, renormalised: bool, edit: TokenEdit | None
 ) -> tuple[Tensor, Tensor]:
     # No rank is needed: the bounds lie outside all other scores in the router's own dtype.
     best, chosen = torch.topk(scores, k, dim=-1)

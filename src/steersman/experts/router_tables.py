@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steersman.experts.bounds import edit_scores, move_to_bounds, sources_of
 from steersman.limits import Router
-from steersman.models.program import Pass, Program
+from steersman.models.program import Layout, Program
 from steersman.steering import effective_strengths
 
 
@@ -47,8 +47,7 @@ class RouterTable:
                 strengths[row, expert] = strength
         sources = sources_of(strengths)
         inside, outside = strengths == 1, strengths == -1
-        self.idle = [not bool(row.any()) for row in strengths]
-        """Whether every strength of a row is 0."""
+        self._idle = [not bool(row.any()) for row in strengths]
         self._strengths = strengths.to(device)
         self._sources = None if sources is None else sources.to(device)
         self._dead = _rank(outside, -torch.inf, device)
@@ -57,27 +56,21 @@ class RouterTable:
         groups = facts.groups
         kept = inside.view(len(inside), groups[0], -1).any(dim=-1) if groups is not None else None
         self._group = None if kept is None else _rank(kept, torch.inf, device)
-        self._of_row: dict[int, TokenEdit] = {}
 
-    def edit_of(self, running: Pass, device: torch.device) -> TokenEdit:
-        """What holds for the tokens of a forward."""
-        if running.row is None:
-            return self._edit(running.index_on(device))
-        if running.row not in self._of_row:
-            self._of_row[running.row] = self._edit(running.row)
-        return self._of_row[running.row]
-
-    def is_idle(self, running: Pass) -> bool:
-        """Whether nothing is to be done for any token, as far as the host can tell."""
-        return all(self.idle) if running.row is None else self.idle[running.row]
+    def edit_of(self, layout: Layout, device: torch.device) -> TokenEdit | None:
+        """What holds for the tokens of a forward; None: nothing for any of them, as far as the host can
+        tell.
+        """
+        if layout.row is None:
+            return None if all(self._idle) else self._edit(layout.index_on(device))
+        return None if self._idle[layout.row] else self._edit(layout.row)
 
     def _edit(self, at: int | Tensor) -> TokenEdit:
-        return TokenEdit(
-            *(None if table is None else table[at] for table in (self._strengths, self._sources)),  # type: ignore[arg-type]
-            expert_rank=None if self._expert is None else self._expert[at],
-            group_rank=None if self._group is None else self._group[at],
-            dead_rank=None if self._dead is None else self._dead[at],
+        sources, expert, group, dead = (
+            None if table is None else table[at]
+            for table in (self._sources, self._expert, self._group, self._dead)
         )
+        return TokenEdit(self._strengths[at], sources, expert, group, dead)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:

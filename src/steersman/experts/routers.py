@@ -20,9 +20,10 @@ from steersman.models.program import Pass, Program, Site
 
 @attaches("router")
 def attach_routers(
-    model: nn.Module, layers: list[int], current: Callable[[], Pass | None]
+    model: nn.Module, layers: list[int] | None, current: Callable[[], Pass | None]
 ) -> dict[int, SteeredRouter]:
-    """Steer the routers of some layers whenever the running thread has a plan for them.
+    """Steer the routers of some layers (None: all that can be steered) whenever the running thread has a plan
+    for them.
 
     Raises:
         PlanError: a layer has no router that can be steered; nothing is attached then.
@@ -30,6 +31,8 @@ def attach_routers(
     sites: dict[int, RouterSite] = {}
     for site in find_routers(model):
         sites.setdefault(site.facts.layer, site)  # that of the layer's experts comes first
+    if layers is None:
+        layers = [layer for layer, site in sites.items() if site.facts.reason is None]
     for layer in layers:
         if layer not in sites or sites[layer].facts.reason is not None:
             reason = sites[layer].facts.reason if layer in sites else "there is none"
@@ -76,7 +79,7 @@ class SteeredRouter:
         self._site = site
         self._key: Site = ("router", site.facts.layer)
         self._previous = site.module.__dict__.get("forward")
-        self._original = site.module.forward
+        self._original: Callable[..., Any] = site.module.forward
         self._biased = site.correction_bias is not None
         # Another's wrapper (of an offloaded or a parallel router) has to be gone through.
         self._plain: PlainRouting | None = plain_routing(site) if self._previous is None else None
@@ -91,23 +94,33 @@ class SteeredRouter:
             del self._site.module.__dict__["forward"]
         else:
             self._site.module.__dict__["forward"] = self._previous
-        self._site = self._previous = self._original = self._plain = None
+        self._site = self._previous = self._plain = None
+        del self._original
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         running = self._ask()
-        if running is None or self._key not in running.program.sites:
+        if running is None:
             return self._original(*args, **kwargs)
-        site: RouterSite = self._site  # type: ignore[assignment]
-        device = args[0].device if args else next(iter(kwargs.values())).device
-        table = table_of(running.program, site.facts, device)
-        if table.is_idle(running):
+        try:
+            edit = running.layout.edits[self._key]
+        except KeyError:
+            edit = running.layout.edits[self._key] = self._edit_of(running, args, kwargs)
+        if edit is None:
             output = self._original(*args, **kwargs)
-        elif running.wants_changes:
-            output = self._run_and_compare(running, table.edit_of(running, device), args, kwargs)
+        elif running.program.wants_changes:
+            output = self._run_and_compare(running, edit, args, kwargs)
         else:
-            output = self._steer(table.edit_of(running, device), running.size, args, kwargs)
+            output = self._steer(edit, running.size, args, kwargs)
         running.ran.add(self._key)
         return output
+
+    def _edit_of(self, running: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenEdit | None:
+        """What holds for the tokens of a forward, on the device where the router runs."""
+        if self._key not in running.program.sites:
+            return None
+        device = args[0].device if args else next(iter(kwargs.values())).device
+        site: RouterSite = self._site  # type: ignore[assignment]
+        return table_of(running.program, site.facts, device).edit_of(running.layout, device)
 
     def _steer(self, edit: TokenEdit, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         site: RouterSite = self._site  # type: ignore[assignment]
@@ -195,7 +208,7 @@ class CompiledState:
             return
         if self._filled_from is None or self._filled_from() is not running.program:
             self._fill(running, site, device)
-        self.index = running.index_on(device)
+        self.index = running.layout.index_on(device)
 
     def withdraw(self) -> bool:
         """Take the plan away."""

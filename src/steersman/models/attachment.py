@@ -43,12 +43,14 @@ class AttachedSite(Protocol):
         """Take that plan away; returns whether compiled code has followed it."""
 
 
-Attacher = Callable[[nn.Module, list[int], Callable[[], Pass | None]], Mapping[int, AttachedSite]]
+Attacher = Callable[[nn.Module, list[int] | None, Callable[[], Pass | None]], Mapping[int, AttachedSite]]
 
 _LEVERS = {"router": "steersman.experts.routers"}
 """The module that registers what edits at a kind of site do, by name: levers build on this one."""
 
 _attachers: dict[str, Attacher] = {}
+
+_NO_TURN = (None, (), None)
 
 _CHANGED = (
     "a block was opened or closed while a thread generated under it: part of its output is not steered as "
@@ -59,8 +61,8 @@ _CHANGED = (
 def attaches(point: str) -> Callable[[Attacher], Attacher]:
     """Register how edits at one kind of site attach to a model.
 
-    The function gets the model, layers, and a callable that gives the running `Pass` (None where this thread
-    is unsteered); it returns what it has attached at each layer, or raises with nothing attached.
+    The function gets the model, layers (None: all that can be steered), and a callable that gives the running
+    `Pass` (None where this thread is unsteered); it returns what it has attached at each layer, or raises with nothing attached.
     """
 
     def register(attacher: Attacher) -> Attacher:
@@ -124,7 +126,7 @@ class Attachment:
             in_use = any(context in contexts for contexts in self._generating)
             self.contexts = tuple(other for other in self.contexts if other is not context)
             for contexts in [contexts for contexts in self._programs if context in contexts]:
-                self._programs.pop(contexts).compiled.clear()  # receipts keep programs, not their tables
+                self._programs.pop(contexts).forget()
             if not self.contexts:
                 self._detach()
             return in_use
@@ -149,7 +151,9 @@ class Attachment:
         self._compiled = self._compiled or holds_compiled_code(outer)
         missing = sites - self._sites.keys()
         for point in sorted({point for point, _ in missing}):
-            layers = sorted(layer for where, layer in missing if where == point)
+            # Compiled code is made anew for every set of sites: it gets all of them at once.
+            named = sorted(layer for where, layer in sites if where == point)
+            layers = None if self._compiled else [layer for layer in named if (point, layer) in missing]
             attached = _attacher(point)(model, layers, self.current)
             self._sites.update({(point, layer): site for layer, site in attached.items()})
 
@@ -205,20 +209,35 @@ class Attachment:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find out what each token of the forward that begins is to its row, and which plan it follows."""
         self._local.running = None
-        active = self._active()
+        active, program = self._turn()
         running: Pass | None = None
         if not active:
             self._warn_unsteered()
-        elif any(context.sites for context in active):  # empty plans: nothing to do, nothing to miss
-            with self._guard:
-                if active not in self._programs:
-                    architecture = next(p.architecture for c in active for p in c.plans if p is not None)
-                    self._programs[active] = Program(active, architecture)
-                program = self._programs[active]
+        elif program is not None:
             running = Pass(program, self._tokens(active, _named(module, args, kwargs)))
         if self._compiled:
             self._publish(running, _given(_named(module, args, kwargs)))
         self._local.running = running
+
+    def _turn(self) -> tuple[tuple[Context, ...], Program | None]:
+        """This thread's blocks, and what they do together; None where their plans are empty: then there is
+        nothing to miss.
+        """
+        known: tuple[Any, tuple[Context, ...], Program | None] = getattr(self._local, "turn", _NO_TURN)
+        if known[0] is not self.contexts:
+            active = self._active()
+            known = (self.contexts, active, self._program(active))
+            self._local.turn = known
+        return known[1], known[2]
+
+    def _program(self, active: tuple[Context, ...]) -> Program | None:
+        if not any(context.sites for context in active):
+            return None
+        with self._guard:
+            if active not in self._programs:
+                architecture = next(p.architecture for c in active for p in c.plans if p is not None)
+                self._programs[active] = Program(active, architecture)
+            return self._programs[active]
 
     def _end(self, completed: bool) -> None:
         running: Pass | None = getattr(self._local, "running", None)
@@ -234,7 +253,7 @@ class Attachment:
 
     def _publish(self, running: Pass | None, given: Tensor) -> None:
         """Lay out the plan where compiled code finds it, which is one place for all threads."""
-        if running is not None and running.wants_changes:
+        if running is not None and running.program.wants_changes:
             raise SteeringNotApplied('receipt="changes" needs code that is not compiled')
         self._compiled_turn.acquire()
         self._local.published = True

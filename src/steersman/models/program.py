@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import Counter
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
 Site = tuple[str, int]
 """(point, layer)"""
+
+SMALL = 1024
+"""Tokens of a forward whose edits, row by row, are kept for the next one of its form."""
+FORMS = 64
+"""Forms of a forward that a program remembers."""
 
 
 def site_name(site: Site) -> str:
@@ -47,6 +54,9 @@ class Program:
         self.row_of_code: list[int] = []
         self._held: dict[tuple[Context, Site], tuple[bool, ...]] = {}
         self._row_of_code: dict[torch.device, Tensor] = {}
+        self._layouts: dict[Any, Layout] = {}
+        self.wants_changes = any(context.receipt_kind == "changes" for context in contexts)
+        """Whether a receipt asks which tokens' choices were changed."""
         for plan in self.plans:
             steerings = self._steerings(plan)
             sums = any(steering.on_conflict == "sum" for steering in steerings)
@@ -70,6 +80,25 @@ class Program:
         if device not in self._row_of_code:
             self._row_of_code[device] = torch.tensor(self.row_of_code, device=device)
         return self._row_of_code[device]
+
+    def layout_of(self, tokens: Tokens) -> Layout:
+        """Where the rows hold in a forward; made once for the forms that come again, step by step."""
+        form = (tokens.rows, tokens.columns, tokens.copies, tokens.counts, tokens.device)
+        layout = self._layouts.get(form)
+        if layout is None:
+            layout = Layout(self, tokens)
+            if tokens.counts is not None and (
+                layout.row is not None or tokens.rows * tokens.columns <= SMALL
+            ):
+                if len(self._layouts) >= FORMS:
+                    self._layouts.clear()
+                self._layouts[form] = layout
+        return layout
+
+    def forget(self) -> None:
+        """Drop tables and layouts: receipts outlive a block and keep its program."""
+        self.compiled.clear()
+        self._layouts.clear()
 
     def plan_of_rows(self, rows: int, copies: int) -> list[int]:
         """The combined plan of each row of a forward; `copies` rows stand for one row given."""
@@ -108,53 +137,81 @@ class Program:
         return [steering for steering in chosen if steering is not None]
 
 
-class Pass:
-    """One decoder forward under steering: which row of the tables each token follows, and which sites ran.
+class Layout:
+    """Where a program's rows hold in forwards of one form.
 
-    `row` is that row where one holds for every token, as far as the host can tell; None else.
+    `row` is the row that all tokens follow, as far as the host can tell; None where they differ.
     """
 
     def __init__(self, program: Program, tokens: Tokens) -> None:
-        self.program = program
-        self.tokens = tokens
-        self.size = tokens.rows * tokens.columns
-        """Tokens of the forward, padding included."""
-        self.ran: set[Site] = set()
-        self._plans = Counter(program.plan_of_rows(tokens.rows, tokens.copies))
+        self._program = program
+        self._tokens = tokens
+        self._plans = program.plan_of_rows(tokens.rows, tokens.copies)
         self._codes: Tensor | None = None
         self._index: dict[torch.device, Tensor] = {}
+        self.edits: dict[Site, Any] = {}
+        """What a lever has found to hold for the tokens at its sites; filled by the lever."""
         roles = range(ROLE_CODES) if tokens.counts is None else [r for r, n in enumerate(tokens.counts) if n]
-        rows = {program.row_of_code[plan * ROLE_CODES + role] for plan in self._plans for role in roles}
+        rows = {program.row_of_code[plan * ROLE_CODES + role] for plan in set(self._plans) for role in roles}
         self.row: int | None = rows.pop() if len(rows) == 1 else None
-
-    @property
-    def wants_changes(self) -> bool:
-        """Whether a receipt asks which tokens' choices were changed."""
-        return any(context.receipt_kind == "changes" for context in self.program.contexts)
 
     @property
     def codes(self) -> Tensor:
         """The code of each token, int64 [rows · columns]."""
         if self._codes is None:
-            plans = self.program.plan_of_rows(self.tokens.rows, self.tokens.copies)
-            first = torch.tensor(plans, device=self.tokens.device)[:, None] * ROLE_CODES
-            self._codes = (first + self.tokens.roles).reshape(-1)
+            first = torch.tensor(self._plans, device=self._tokens.device)[:, None] * ROLE_CODES
+            self._codes = (first + self._tokens.roles).reshape(-1)
         return self._codes
 
     def index_on(self, device: torch.device) -> Tensor:
         """The row of each token, int64 [rows · columns], on a site's device."""
         if device not in self._index:
-            self._index[device] = self.program.rows_on(device)[self.codes.to(device)]
+            self._index[device] = self._program.rows_on(device)[self.codes.to(device)]
         return self._index[device]
+
+    @property
+    def fresh(self) -> Tensor | None:
+        """Which tokens are fed for the first time, bool [rows · columns]; None: all."""
+        if not self._tokens.fresh:
+            return None
+        columns = torch.arange(self._tokens.columns, device=self._tokens.device) >= self._tokens.fresh
+        return columns.expand(self._tokens.rows, -1).reshape(-1)
+
+    @cached_property
+    def histogram(self) -> list[int] | Tensor:
+        """How many tokens have each code."""
+        codes = len(self._program.plans) * ROLE_CODES
+        counts = self._tokens.counts
+        if counts is not None:
+            histogram = [0] * codes
+            for plan, rows in Counter(self._plans).items():
+                for role, count in enumerate(counts):
+                    histogram[plan * ROLE_CODES + role] = rows * count
+            return histogram
+        fresh = self.fresh
+        return torch.bincount(self.codes if fresh is None else self.codes[fresh], minlength=codes)
+
+
+class Pass:
+    """One decoder forward under steering: where its edits hold, and which sites have run."""
+
+    __slots__ = ("layout", "program", "ran", "size")
+
+    def __init__(self, program: Program, tokens: Tokens) -> None:
+        self.program = program
+        self.layout = program.layout_of(tokens)
+        self.size = tokens.rows * tokens.columns
+        """Tokens of the forward, padding included."""
+        self.ran: set[Site] = set()
 
     def count_changed(self, site: Site, changed: Tensor) -> None:
         """Take note of which tokens, bool [rows · columns], chose otherwise at a site than they would have
         unsteered.
         """
-        codes = self.codes
+        codes, fresh = self.layout.codes, self.layout.fresh
         changed = changed.to(codes.device)
-        if self.tokens.fresh:
-            changed = changed & self._fresh()
+        if fresh is not None:
+            changed = changed & fresh
         for context in self.program.contexts:
             counts = context.receipt._changed
             if counts is not None and site in context.sites:
@@ -162,40 +219,22 @@ class Pass:
                 count = (changed & held[codes]).sum()
                 counts[site] = counts[site] + count if site in counts else count
 
-    def _fresh(self) -> Tensor:
-        """Which tokens are fed for the first time, bool [rows · columns]."""
-        columns = torch.arange(self.tokens.columns, device=self.tokens.device) >= self.tokens.fresh
-        return columns.expand(self.tokens.rows, -1).reshape(-1)
-
     def close(self) -> None:
         """Check that every planned site ran, then enter the tokens into the receipts.
 
         Raises:
             SteeringNotApplied: a planned site did not run.
         """
-        missing = sorted(self.program.sites - self.ran)
-        if missing:
+        if not self.program.sites <= self.ran:
+            missing = sorted(self.program.sites - self.ran)
             named = ", ".join(site_name(site) for site in missing)
             raise SteeringNotApplied(
                 f"planned but not run in this forward: {named}; the output is not steered"
             )
-        histogram = self._histogram()
+        histogram = self.layout.histogram
         for context in self.program.contexts:
             context.forwards += 1
             context.receipt._histograms.setdefault(self.program, Histogram()).add(histogram)
-
-    def _histogram(self) -> list[int] | Tensor:
-        """How many tokens have each code."""
-        codes = len(self.program.plans) * ROLE_CODES
-        counts = self.tokens.counts
-        if counts is not None:
-            histogram = [0] * codes
-            for plan, rows in self._plans.items():
-                for role, count in enumerate(counts):
-                    histogram[plan * ROLE_CODES + role] = rows * count
-            return histogram
-        found = self.codes[self._fresh()] if self.tokens.fresh else self.codes
-        return torch.bincount(found, minlength=codes)
 
 
 class Histogram:
@@ -208,8 +247,7 @@ class Histogram:
     def add(self, counts: list[int] | Tensor) -> None:
         """Add the counts of one forward, without waiting for a device."""
         if isinstance(counts, list):
-            known = self._known or [0] * len(counts)
-            self._known = [one + other for one, other in zip(known, counts, strict=True)]
+            self._known = list(map(operator.add, self._known, counts)) if self._known else counts
         elif counts.device in self._on_device:
             self._on_device[counts.device] += counts
         else:
