@@ -90,6 +90,20 @@ def test_a_kernel_put_there_inside_the_block_is_noticed(name: str) -> None:
             w.logits(model)
 
 
+def test_blocks_of_mxfp4_weights_are_refused() -> None:
+    """GPT-OSS's checkpoints as they are stored: their kernel takes the router's weight, and leaves it out."""
+    mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
+    model: Any = f.tiny("gpt_oss")
+    plan = w.plan_of(model)
+    for layer in model.model.layers:
+        if hasattr(mxfp4, "Mxfp4GptOssMLP"):
+            layer.mlp = mxfp4.Mxfp4GptOssMLP(layer.mlp.router, layer.mlp.experts)
+        else:  # transformers 5.19
+            layer.mlp.forward = types.MethodType(mxfp4.mlp_forward, layer.mlp)
+    with pytest.raises(PlanError, match=r"layer 1 .*Mxfp4Config\(dequantize=True\)"), plan.apply(model):
+        pass
+
+
 def test_what_no_router_chose_is_not_counted() -> None:
     model = f.tiny("olmoe")
     with replaced(model, "by hand"):

@@ -188,11 +188,8 @@ def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[Rout
 
 def _unless_kernel(site: RouterSite, layer: nn.Module) -> RouterSite:
     """A router as it is, or refused where a kernel runs in the place of the module that would call it."""
-    kernel = kernel_around(layer, site.module)
-    if kernel is None:
-        return site
-    reason = f"a kernel runs in its place ({kernel}): load the model without use_kernels"
-    return replace(site, facts=replace(site.facts, reason=reason))
+    reason = kernel_around(layer, site.module)
+    return site if reason is None else replace(site, facts=replace(site.facts, reason=reason))
 
 
 def _beside(name: str) -> str | None:
