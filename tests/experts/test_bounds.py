@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from steersman.experts.bounds import edit_scores
+from steersman.experts.bounds import are_few, edit_scores, move_few, move_to_bounds, put_few, sources_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEVELS = st.sampled_from([-1.0, -0.75, -0.5, -0.1, 0.0, 0.1, 0.25, 0.5, 0.9, 0.999, 1.0])
@@ -215,3 +215,64 @@ def test_input_is_not_changed() -> None:
     before = scores.clone()
     edit_scores(scores, torch.tensor([1.0, -1.0, 0.5, 0.0, 0.0]))
     assert torch.equal(scores, before)
+
+
+# --------------------------------------------------------------------------- strengths of 0 and ±1
+
+FULL = st.sampled_from([-1.0, 0.0, 1.0])
+
+
+@st.composite
+def full_problems(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Scores [tokens, experts], small and large, and a full strength for each."""
+    limit = draw(st.sampled_from([1e-3, 1.0, 50.0, 3e4, 1e6, 1e30]))
+    scores = draw(scores_of(float(np.float32(limit))))
+    strengths = [[draw(FULL) for _ in row] for row in scores]
+    return torch.from_numpy(scores), torch.tensor(strengths)
+
+
+def moves_of(strengths: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    return [
+        (
+            tuple(expert for expert, value in enumerate(row) if value == 1),
+            tuple(expert for expert, value in enumerate(row) if value == -1),
+        )
+        for row in strengths.tolist()
+    ]
+
+
+@given(full_problems(), st.sampled_from([*DTYPES, torch.float64]))
+def test_moving_to_bounds_is_the_rule_to_the_bit(problem: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
+    scores, strengths = problem
+    scores = scores.clamp(-3e4, 3e4).to(dtype) if dtype == torch.float16 else scores.to(dtype)
+    sources = sources_of(strengths)
+    assert sources is not None
+    assert torch.equal(move_to_bounds(scores, sources), edit_scores(scores, strengths))
+    one = move_to_bounds(scores, sources[0])
+    assert torch.equal(one, edit_scores(scores, strengths[0]))
+
+
+@given(full_problems())
+def test_moving_a_few_in_place_is_the_rule_to_the_bit(problem: tuple[Tensor, Tensor]) -> None:
+    scores, strengths = problem
+    moved = scores.clone()
+    move_few(moved, moves_of(strengths))
+    assert torch.equal(moved, edit_scores(scores, strengths))
+    assert torch.equal(moved.signbit()[strengths == 0], scores.signbit()[strengths == 0])
+    marked = scores.clone()
+    put_few(marked, moves_of(strengths), -1.0)
+    assert torch.equal(marked, scores.masked_fill(strengths == -1, -1.0))
+
+
+def test_sources_are_of_full_strengths_alone() -> None:
+    assert sources_of(torch.tensor([[1.0, 0.0, -1.0]])).tolist() == [[4, 1, 3]]
+    assert sources_of(torch.tensor([[1.0, 0.5, -1.0]])) is None
+
+
+def test_only_a_few_scores_on_the_host_are_written_one_by_one() -> None:
+    assert are_few(torch.zeros(4, 128))
+    assert not are_few(torch.zeros(5, 128))
+    assert not are_few(torch.zeros(2, 8, dtype=torch.bfloat16))
+    assert not are_few(torch.zeros(8, 4).t())
+    assert not are_few(torch.zeros(2, 8, requires_grad=True))
+    assert not are_few(torch.zeros(2, 8, device="meta"))

@@ -10,12 +10,15 @@ every step here commutes with shifts. ε = max(0.01, 4 · eps(dtype) · |bound|)
 after rounding: in bfloat16 5.0 + 0.01 is 5.0.
 
 `edit_scores` is the rule for any strengths. `move_to_bounds` is the same rule, to the bit, where every |λ| is
-0 or 1, in half the operations: at one token a model waits for each of them.
+0 or 1, in half the operations: at one token a model waits for each of them. `move_few` is it once more for a
+handful of tokens in the host's memory, where the call of an operation costs more than the arithmetic.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -106,3 +109,72 @@ def _candidates(dtype: torch.dtype, computed: torch.dtype, device: torch.device)
     offset = torch.tensor([LEAST_MARGIN, -LEAST_MARGIN, 0.0, 0.0], dtype=computed, device=device)
     factor = torch.tensor([1.0, 1.0, 1 + c, 1 - c], dtype=computed, device=device)
     return offset[:, None], factor[:, None]
+
+
+FEW = 512
+"""Scores up to which `move_few` takes less time than operations on tensors do."""
+
+Moves = tuple[tuple[int, ...], tuple[int, ...]]
+"""A token's experts at λ = 1, and those at λ = -1."""
+
+
+def are_few(scores: Tensor) -> bool:
+    """Whether scores can be written in place, one by one, on the host."""
+    return (
+        scores.is_cpu
+        and scores.dtype == torch.float32
+        and scores.numel() <= FEW
+        and not scores.requires_grad
+        and scores.is_contiguous()
+    )
+
+
+def move_few(scores: Tensor, moves: Sequence[Moves]) -> None:
+    """`move_to_bounds` in place, for scores that `are_few`.
+
+    Sums are made in double precision and rounded once when they are written, which gives the bits of a sum
+    in float32.
+
+    Args:
+        scores: float32 [tokens, experts]; changed.
+        moves: Of each token.
+    """
+    experts = scores.shape[-1]
+    c, least = _margin_of(torch.float32)
+    floats = _floats(scores.numel()).from_address(scores.data_ptr())
+    start = 0
+    for activated, deactivated in moves:
+        row = floats[start : start + experts]
+        if activated:
+            high = max(row)
+            upper = high + max(least, c * abs(high))
+            for expert in activated:
+                floats[start + expert] = upper
+        if deactivated:
+            low = min(row)
+            lower = low - max(least, c * abs(low))
+            for expert in deactivated:
+                floats[start + expert] = lower
+        start += experts
+
+
+def put_few(values: Tensor, moves: Sequence[Moves], value: float) -> None:
+    """Write a value for every expert at λ = -1, in place, where values [tokens, experts] `are_few`."""
+    experts = values.shape[-1]
+    floats = _floats(values.numel()).from_address(values.data_ptr())
+    start = 0
+    for _, deactivated in moves:
+        for expert in deactivated:
+            floats[start + expert] = value
+        start += experts
+
+
+@functools.cache
+def _floats(number: int) -> type[ctypes.Array[ctypes.c_float]]:
+    return ctypes.c_float * number
+
+
+@functools.cache
+def _margin_of(dtype: torch.dtype) -> tuple[float, float]:
+    """(c, least margin), as they are in a dtype."""
+    return 4 * torch.finfo(dtype).eps, torch.tensor(LEAST_MARGIN, dtype=dtype).item()

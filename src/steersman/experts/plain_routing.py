@@ -54,10 +54,10 @@ def _softmax_topk(
     scores: Tensor, k: int, renormalised: bool, edit: TokenEdit | None
 ) -> tuple[Tensor, Tensor]:
     shares = functional.softmax(scores, dtype=torch.float, dim=-1)
-    if edit is not None and edit.dead_rank is not None:
+    if edit is not None:
         # A share may round to 0, and would tie with those of dead experts. An activated expert never ties:
         # its score is above all others by 0.01 or more.
-        shares = shares + edit.dead_rank
+        shares = edit.dead_last(shares)
     weights, chosen = torch.topk(shares, k, dim=-1)
     if renormalised:
         weights = weights / weights.sum(dim=-1, keepdim=True)

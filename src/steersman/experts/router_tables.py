@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steersman.experts.bounds import edit_scores, move_to_bounds, sources_of
+from steersman.experts.bounds import (
+    FEW,
+    Moves,
+    are_few,
+    edit_scores,
+    move_few,
+    move_to_bounds,
+    put_few,
+    sources_of,
+)
 from steersman.limits import Router
 from steersman.models.program import Layout, Program
 from steersman.steering import effective_strengths
@@ -30,11 +39,28 @@ class TokenEdit:
     dead_rank: Tensor | None
     """-inf where λ = -1, else 0: all that a softmax needs. None where no expert is dead."""
 
+    moves: tuple[Moves, ...] | None = None
+    """What the host knows of a few tokens: of each, the experts at 1 and at -1. None where it does not."""
+
     def scores(self, scores: Tensor) -> Tensor:
-        """Edited scores [tokens, experts]."""
+        """Edited scores [tokens, experts]; those given may be changed."""
+        if self.moves is not None and are_few(scores):
+            move_few(scores, self.moves)
+            return scores
         if self.sources is not None:
             return move_to_bounds(scores, self.sources)
         return edit_scores(scores, self.strengths)
+
+    def dead_last(self, shares: Tensor) -> Tensor:
+        """Shares [tokens, experts], all 0 or above, with those of dead experts below; those given may be
+        changed.
+        """
+        if self.dead_rank is None:
+            return shares
+        if self.moves is not None and are_few(shares):
+            put_few(shares, self.moves, -1.0)
+            return shares
+        return shares + self.dead_rank
 
 
 class RouterTable:
@@ -46,6 +72,7 @@ class RouterTable:
             for expert, strength in effective_strengths(edits, role).get(facts.layer, {}).items():
                 strengths[row, expert] = strength
         sources = sources_of(strengths)
+        self._moves = None if sources is None else [_moves_of(row) for row in strengths.tolist()]
         inside, outside = strengths == 1, strengths == -1
         self._idle = [not bool(row.any()) for row in strengths]
         self._strengths = strengths.to(device)
@@ -61,21 +88,32 @@ class RouterTable:
         """What holds for the tokens of a forward; None: nothing for any of them, as far as the host can
         tell.
         """
-        if layout.row is None:
-            return None if all(self._idle) else self._edit(layout.index_on(device))
-        return None if self._idle[layout.row] else self._edit(layout.row)
-
-    def _edit(self, at: int | Tensor) -> TokenEdit:
+        if layout.row is not None and self._idle[layout.row]:
+            return None
+        if all(self._idle):
+            return None
+        at = layout.row if layout.row is not None else layout.index_on(device)
         sources, expert, group, dead = (
             None if table is None else table[at]
             for table in (self._sources, self._expert, self._group, self._dead)
         )
-        return TokenEdit(self._strengths[at], sources, expert, group, dead)
+        return TokenEdit(self._strengths[at], sources, expert, group, dead, self._moves_in(layout))
+
+    def _moves_in(self, layout: Layout) -> tuple[Moves, ...] | None:
+        rows = layout.rows_of_tokens(FEW // self._strengths.shape[-1])
+        return None if rows is None or self._moves is None else tuple(self._moves[row] for row in rows)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(strengths, expert ranks, group ranks), by row: what compiled code is given."""
         return self._strengths, self._expert, self._group
+
+
+def _moves_of(strengths: list[float]) -> Moves:
+    return (
+        tuple(expert for expert, strength in enumerate(strengths) if strength > 0),
+        tuple(expert for expert, strength in enumerate(strengths) if strength < 0),
+    )
 
 
 def _rank(where: Tensor, value: float, device: torch.device, negative: Tensor | None = None) -> Tensor | None:

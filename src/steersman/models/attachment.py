@@ -62,7 +62,8 @@ def attaches(point: str) -> Callable[[Attacher], Attacher]:
     """Register how edits at one kind of site attach to a model.
 
     The function gets the model, layers (None: all that can be steered), and a callable that gives the running
-    `Pass` (None where this thread is unsteered); it returns what it has attached at each layer, or raises with nothing attached.
+    `Pass` (None where this thread is unsteered). It returns what it has attached at each layer, or raises
+    with nothing attached.
     """
 
     def register(attacher: Attacher) -> Attacher:

@@ -169,6 +169,15 @@ class Layout:
             self._index[device] = self._program.rows_on(device)[self.codes.to(device)]
         return self._index[device]
 
+    def rows_of_tokens(self, most: int) -> list[int] | None:
+        """The row of each token, where the host knows it and there are not more than `most`."""
+        tokens = self._tokens
+        if tokens.counts is None or tokens.rows * tokens.columns > most:
+            return None
+        roles = [role for role, count in enumerate(tokens.counts) for _ in range(count)]
+        rows = self._program.row_of_code
+        return [rows[plan * ROLE_CODES + role] for plan in self._plans for role in roles]
+
     @property
     def fresh(self) -> Tensor | None:
         """Which tokens are fed for the first time, bool [rows · columns]; None: all."""
