@@ -1,4 +1,4 @@
-"""What the benchmarks share: steps of several arms in random order, their medians and ratios, kept results."""
+"""What the benchmarks share: arms that run in random order, their medians and ratios, kept results."""
 
 from __future__ import annotations
 

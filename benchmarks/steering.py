@@ -1,4 +1,4 @@
-"""What steering costs: decode steps and a prefill of a model with every layer steered, over the same unsteered.
+"""What steering costs: decode steps and a prefill with every layer steered, over the same without a plan.
 
 The rival is the same model without a plan; a third, unsteered too, shows the machine's noise.
 """
@@ -128,7 +128,8 @@ def main() -> None:
             )
         )
     )
-    title = f"OLMoE, hidden {WIDTH}, {LAYERS} layers, {EXPERTS} experts, top-{TOP_K}; all layers steered; CPU thread time"
+    shape = f"OLMoE, hidden {WIDTH}, {LAYERS} layers, {EXPERTS} experts, top-{TOP_K}"
+    title = f"{shape}; all layers steered; CPU thread time"
     report(
         title,
         ratios,
