@@ -160,8 +160,8 @@ def main() -> None:
         f"Detection, OLMoE of {LAYERS} layers × {EXPERTS} experts, top-{TOP_K}, width {WIDTH}",
         ratios,
         notes=f"CPU thread time; batches of {BATCH}; texts of 12 to 62 tokens, of 8 to 16 against the "
-        "reference. Counts of both ways are equal. On a CPU both are bound by the forward, so that the wider the "
-        "model, the less batches save.",
+        "reference. Counts of both ways are equal. On a CPU both are bound by the forward, so that the wider "
+        "the model, the less batches save.",
         name="detection",
         save=given.save,
     )

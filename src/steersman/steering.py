@@ -368,16 +368,21 @@ def compose(*steerings: Steering, on_conflict: OnConflict = "error") -> Steering
 
 def effective_strengths(edits: Iterable[ExpertEdit], role: str) -> dict[int, dict[int, float]]:
     """{layer: {expert: λ}} for a token of this role: the clipped sum over the edits whose scope holds it."""
-    total: dict[int, dict[int, float]] = {}
-    for edit in edits:
-        if role in SCOPES[edit.scope]:
-            for layer, expert, strength in edit.entries():
-                experts = total.setdefault(layer, {})
-                experts[expert] = experts.get(expert, 0.0) + strength
-    return {
-        layer: {expert: _clipped(strength) for expert, strength in experts.items()}
-        for layer, experts in total.items()
-    }
+    held = [edit for edit in edits if role in SCOPES[edit.scope]]
+    layers = {layer for edit in held for layer in edit.layers}
+    return {layer: strengths_at(held, layer) for layer in sorted(layers)}
+
+
+def strengths_at(held: Iterable[ExpertEdit], layer: int) -> dict[int, float]:
+    """{expert: λ} in one layer, for a token that all these edits hold: the clipped sum."""
+    named = [edit.strengths[layer] for edit in held if layer in edit.strengths]
+    if len(named) == 1:
+        return dict(named[0])
+    total: dict[int, float] = {}
+    for experts in named:
+        for expert, strength in experts.items():
+            total[expert] = total.get(expert, 0.0) + strength
+    return {expert: _clipped(strength) for expert, strength in total.items()}
 
 
 def check_edits(
@@ -389,23 +394,28 @@ def check_edits(
     for edit in edits:
         for layer, experts in edit.strengths.items():
             router = architecture.router(layer)
-            for expert, strength in experts.items():
-                _valid_strength(layer, expert, strength)
+            for expert in experts:
                 if not 0 <= expert < router.experts:
                     raise PlanError(
                         f"layer {layer} has no expert {expert}: its experts are 0 to {router.experts - 1}"
                     )
+    checked: list[list[ExpertEdit]] = []
     for role in ROLES:
         held = [edit for edit in edits if role in SCOPES[edit.scope]]
+        if held in checked:
+            continue  # what holds for this role has been looked at
+        checked.append(held)
         if on_conflict == "error":
             _check_conflicts(held)
-        for layer, experts in effective_strengths(held, role).items():
-            broken = broken_limit(architecture.router(layer), experts)
+        for layer, strengths in effective_strengths(held, role).items():
+            broken = broken_limit(architecture.router(layer), strengths)
             if broken is not None:
                 raise PlanError(f"layer {layer}: {broken}")
 
 
-def _check_conflicts(edits: Iterable[ExpertEdit]) -> None:
+def _check_conflicts(edits: Sequence[ExpertEdit]) -> None:
+    if len(edits) < 2:
+        return  # an edit names each expert once
     signs: dict[tuple[int, int], bool] = {}
     for edit in edits:
         for layer, expert, strength in edit.entries():

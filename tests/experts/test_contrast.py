@@ -155,7 +155,7 @@ def test_table_survives_csv_and_parquet(tmp_path: Path, pairs: int) -> None:
     table = made(pairs).table()
     table.to_csv(tmp_path / "table.csv", index=False)
     table.to_parquet(tmp_path / "table.parquet", index=False)
-    written = pd.read_csv(tmp_path / "table.csv")
+    written = pd.read_csv(tmp_path / "table.csv", float_precision="round_trip")
     pd.testing.assert_frame_equal(written, table, check_exact=True)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), table, check_exact=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -83,7 +84,16 @@ def logits(model: nn.Module, plan: Steering | None, ids: Tensor = IDS) -> Tensor
         return output
 
 
-CASES = [("olmoe", way) for way in WAYS] + [(name, outer) for name in ("gpt_oss", "deepseek_v3", "phimoe")]
+CASES: list[Any] = [
+    ("olmoe", outer),
+    ("gpt_oss", its_forward),
+    ("deepseek_v3", outer),
+    *(
+        pytest.param(name, way, marks=pytest.mark.long)
+        for name in ("olmoe", "gpt_oss", "deepseek_v3", "phimoe")
+        for way in WAYS
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "way"), CASES, ids=lambda value: getattr(value, "__name__", value))
@@ -128,6 +138,7 @@ def test_a_compiled_model_generates_as_steered() -> None:
     assert again.tokens == receipt.tokens
 
 
+@pytest.mark.long
 def test_code_compiled_around_the_model_is_steered_or_fails() -> None:
     model = f.tiny("olmoe", num_hidden_layers=1)
     plan = Steering.from_experts(model, {0: [5]})
@@ -172,6 +183,18 @@ def test_changes_are_not_counted_in_compiled_code() -> None:
     compiled = outer(model, Graphs())
     with pytest.raises(SteeringNotApplied, match="not compiled"), plan.apply(compiled, receipt="changes"):
         compiled(IDS)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["olmoe", "deepseek_v3"])
+def test_generated_code_follows_plans(name: str) -> None:
+    model = f.tiny(name)
+    plans = plans_of(model, name)
+    expected = {title: logits(model, plan) for title, plan in plans.items()}
+    compiled = torch.compile(model, fullgraph=True)
+    for title, plan in plans.items():
+        assert torch.allclose(logits(compiled, plan), expected[title], atol=1e-5), title
 
 
 def test_nothing_stays_behind() -> None:

@@ -19,7 +19,7 @@ from steersman.experts.bounds import (
 )
 from steersman.limits import Router
 from steersman.models.program import Layout, Program
-from steersman.steering import effective_strengths
+from steersman.steering import strengths_at
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class RouterTable:
 
     def __init__(self, program: Program, facts: Router, device: torch.device) -> None:
         strengths = torch.zeros(len(program.rows), facts.experts)
-        for row, (role, edits) in enumerate(program.rows):
-            for expert, strength in effective_strengths(edits, role).get(facts.layer, {}).items():
-                strengths[row, expert] = strength
+        for row, edits in enumerate(program.rows):
+            named = strengths_at(edits, facts.layer)
+            strengths[row, list(named)] = torch.tensor(list(named.values()), dtype=torch.float32)
         sources = sources_of(strengths)
         self._moves = None if sources is None else [_moves_of(row) for row in strengths.tolist()]
         inside, outside = strengths == 1, strengths == -1

@@ -49,8 +49,8 @@ class Program:
         self.compiled: dict[Site, Any] = {}
         """What a lever has prepared for its sites; filled by the lever."""
         self.sites: frozenset[Site] = frozenset().union(*(context.sites for context in contexts))
-        self.rows: list[tuple[str, tuple[Any, ...]]] = [("", ())]
-        """(role, the edits that hold for it, in order of the blocks) of each row."""
+        self.rows: list[tuple[Any, ...]] = [()]
+        """The edits that hold in each row, in order of the blocks."""
         self.row_of_code: list[int] = []
         self._held: dict[tuple[Context, Site], tuple[bool, ...]] = {}
         self._row_of_code: dict[torch.device, Tensor] = {}
@@ -65,14 +65,14 @@ class Program:
             self._add_rows(edits)
 
     def _add_rows(self, edits: list[Any]) -> None:
-        known = {tuple(map(id, edits)): row for row, (_, edits) in enumerate(self.rows)}
+        known = {tuple(map(id, edits)): row for row, edits in enumerate(self.rows)}
         self.row_of_code.append(0)  # outside: padding, and what follows a row's end
         for role in ROLES:
             held = tuple(edit for edit in edits if role in SCOPES[edit.scope])
             key = tuple(map(id, held))
             if key not in known:
                 known[key] = len(self.rows)
-                self.rows.append((role, held))
+                self.rows.append(held)
             self.row_of_code.append(known[key])
 
     def rows_on(self, device: torch.device) -> Tensor:
