@@ -34,9 +34,8 @@ def test_show_a_contrast_with_table_and_map(contrast: Path, steering: Path, tmp_
     assert f"written: {parquet}" in run("show", contrast, "--table", parquet).words
     table = RoutingContrast.from_pretrained(contrast).table()
     pandas.testing.assert_frame_equal(pandas.read_parquet(parquet), table)
-    pandas.testing.assert_frame_equal(
-        pandas.read_csv(csv, float_precision="round_trip"), table, check_dtype=False
-    )
+    read = pandas.read_csv(csv, float_precision="round_trip")
+    pandas.testing.assert_frame_equal(read, table, check_dtype=False)
     assert np.isclose(table["risk_difference"].iloc[0], result["top"][0]["risk_difference"])
     assert png.read_bytes().startswith(b"\x89PNG")
     plain = tmp_path / "plain.png"
