@@ -15,6 +15,7 @@ from steersman.errors import ModelError, SteersmanError
 from steersman.experts.moments import Integers
 from steersman.experts.recording import recording
 from steersman.models.architecture import RouterSite, find_decoder
+from steersman.models.weights import is_sharded
 
 Ints = np.ndarray[Any, Any]
 
@@ -53,8 +54,10 @@ def count_batch(
         _require(choice.shape[0], rows * columns, sites[site])
         chosen[site] = choice[place.to(choice.device)]
 
+    # Parts of a model that is sharded are gathered by the forward of the whole one.
+    sharded = any(is_sharded(parameter) for parameter in decoder.parameters())
     with recording(sites, collect), torch.no_grad():
-        decoder(
+        (model if sharded else decoder)(
             input_ids=torch.from_numpy(tokens).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
             use_cache=False,

@@ -153,8 +153,8 @@ class Attachment:
         missing = sites - self._sites.keys()
         for point in sorted({point for point, _ in missing}):
             # Compiled code is made anew for every set of sites: it gets all of them at once.
-            named = sorted(layer for where, layer in sites if where == point)
-            layers = None if self._compiled else [layer for layer in named if (point, layer) in missing]
+            everything = self._compiled and all(where != point for where, _ in self._sites)
+            layers = None if everything else sorted(layer for where, layer in missing if where == point)
             attached = _attacher(point)(model, layers, self.current)
             self._sites.update({(point, layer): site for layer, site in attached.items()})
 
@@ -195,9 +195,9 @@ class Attachment:
             if getattr(self._local, "inside", False):
                 return forward(*args, **kwargs)  # the way in has begun it
             completed = False
-            self._begin(owner, args, kwargs)
-            self._local.inside = True
             try:
+                self._begin(owner, args, kwargs)
+                self._local.inside = True
                 output = forward(*args, **kwargs)
                 completed = True
             finally:
