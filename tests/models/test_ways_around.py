@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, StoppingCriteria, StoppingCriteriaList
 
 import families as f
-from steersman import Steering, SteeringNotApplied, WeightsMismatch, weights_id
+from steersman import Steering, SteeringNotApplied, WeightsMismatch, apply_rows, weights_id
 
 IDS = torch.arange(3, 9)[None]
 
@@ -153,3 +154,91 @@ def test_a_change_of_one_expert_is_noticed(model: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         loaded.model.layers[1].mlp.gate.weight.mul_(-3)
     assert weights_id(loaded) != known
+
+
+def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def test_a_copy_made_inside_a_block_is_a_model_of_its_own() -> None:
+    model = f.tiny("olmoe")
+    ids = f.token_ids(2, 5)
+    plan = Steering.from_experts(model, {1: [3]}, {2: [0, 1]})
+    unsteered = logits(model, ids)
+    with plan.apply(model) as receipt:
+        steered = logits(model, ids)
+        copied = copy.deepcopy(model)
+        assert torch.equal(logits(copied, ids), unsteered)
+        assert torch.equal(copied.generate(ids, max_new_tokens=2)[:, :5], ids)
+        with torch.no_grad():
+            for parameter in copied.model.parameters():
+                parameter.zero_()
+        assert not torch.equal(logits(copied, ids), unsteered)
+        assert torch.equal(logits(model, ids), steered)
+    assert receipt.tokens == {"router:1": 20, "router:2": 20}
+    assert not torch.equal(logits(copied, ids), unsteered)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "gpt_oss", "qwen3_moe"])
+def test_autocast_entered_inside_a_block(name: str) -> None:
+    model = f.tiny(name)
+    ids = f.token_ids(2, 5)
+    plan = Steering.from_experts(model, {1: [3]}, {2: [0, 1]})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        alone = logits(model, ids)
+        with apply_rows(model, [plan, None]):
+            outside = logits(model, ids)
+    with apply_rows(model, [plan, None]), torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = logits(model, ids)
+    assert torch.equal(inside, outside)
+    assert torch.equal(inside[1], alone[1])
+
+
+@pytest.mark.parametrize("name", ["olmoe", "qwen3_moe"])
+def test_a_routers_flags_changed_inside_a_block(name: str) -> None:
+    model = f.tiny(name)
+    ids = f.token_ids(2, 5)
+    plan = Steering.from_experts(model, {1: [3]}, {2: [0, 1]})
+    router = f.router_of(model, 1)
+    with apply_rows(model, [plan, None]):
+        logits(model, ids)
+        router.norm_topk_prob = not router.norm_topk_prob
+        mixed = logits(model, ids)
+    assert torch.allclose(mixed[1], logits(model, ids)[1], atol=1e-5)
+    router.norm_topk_prob = not router.norm_topk_prob
+    assert not torch.allclose(mixed[1], logits(model, ids)[1], atol=1e-4)
+    with plan.apply(model):
+        router.top_k = 3
+        with pytest.raises(SteeringNotApplied, match="did not run as known"):
+            logits(model, ids)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*is deprecated")
+def test_a_traced_model_would_keep_its_plan(model: Any) -> None:
+    ids = f.token_ids(1, 5)
+    plan = Steering.from_experts(model, {1: [3]})
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return self.inner(given, use_cache=False).logits
+
+    nothing = pytest.raises(SteeringNotApplied, match="without a steered forward")
+    with nothing, plan.apply(model), pytest.raises(SteeringNotApplied, match="trace it outside"):
+        torch.jit.trace(Logits(), (ids,), check_trace=False)
+
+
+def test_a_model_called_within_its_own_forward(model: Any) -> None:
+    ids = f.token_ids(1, 5)
+    plan = Steering.from_experts(model, {1: [3]})
+    handle = model.model.layers[0].register_forward_hook(lambda *_: logits(model, ids + 1) and None)
+    try:
+        nothing = pytest.raises(SteeringNotApplied, match="without a steered forward")
+        with nothing, plan.apply(model), pytest.raises(SteeringNotApplied, match="within its own forward"):
+            logits(model, ids)
+    finally:
+        handle.remove()

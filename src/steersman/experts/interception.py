@@ -187,7 +187,8 @@ class SteeringInterception(Interception):
         return self._edited(unedited)
 
     def _edited(self, scores: Tensor) -> Tensor:
-        return self._edit.scores(scores.reshape(-1, self.experts)).view(scores.shape)
+        flat = scores.reshape(-1, self.experts)
+        return self._edit.scores(flat, self._edit.of_few(flat)).view(scores.shape)
 
     def on_topk(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _guarded(self._edit.expert_rank, func, args, kwargs)

@@ -20,44 +20,62 @@ from steersman.experts.router_tables import TokenEdit
 from steersman.models.architecture import RouterSite
 from steersman.models.families import family_of
 
-Rule = Callable[[Tensor, int, bool, TokenEdit | None], tuple[Tensor, Tensor]]
-"""(scores z, k, renormalised, edit) → (mixture weights, expert ids)"""
+Rule = Callable[[Tensor, int, bool, TokenEdit | None, bool], tuple[Tensor, Tensor]]
+"""(scores z, k, renormalised, edit, whether the scores are few) → (mixture weights, expert ids)"""
 
 
 class PlainRouting:
     """One router's forward, written out.
 
-    Its output is (scores z, mixture weights, expert ids), as the families' own.
+    Its output is (scores z, mixture weights, expert ids), as the families' own. It holds for what was tried:
+    a class, its flags, and the dtype of the scores (which autocast changes).
     """
 
-    def __init__(self, site: RouterSite, rule: Rule, renormalised: bool) -> None:
+    def __init__(self, site: RouterSite, rule: Rule, flags: dict[str, Any], renormalised: bool) -> None:
         self._site = site
+        self._state = site.module.__dict__
+        self._forward = type(site.module).forward
         self._parameters = site.module._parameters
         self._width = site.weight.shape[1]
         self._top_k = site.facts.top_k
         self._rule = rule
+        self._flags = flags
         self._renormalised = renormalised
+        self.dtype: torch.dtype | None = None
+        """That of the scores with which it was tried."""
 
-    def run(self, hidden: Tensor, edit: TokenEdit | None, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose experts for hidden states [..., width] of `size` tokens; None edits nothing."""
-        parameters = self._parameters
+    def run(self, hidden: Tensor, edit: TokenEdit | None, size: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Choose experts for hidden states [..., width] of `size` tokens; None edits nothing.
+
+        Returns None where the router is not as it was tried.
+        """
+        weight = self._parameters.get("weight")
+        if weight is None or type(self._site.module).forward is not self._forward:
+            return None
+        for name, value in self._flags.items():
+            if self._state.get(name) != value:
+                return None
         hidden = hidden.reshape(-1, self._width)
-        scores = functional.linear(hidden, parameters["weight"], parameters.get("bias"))  # type: ignore[arg-type]
+        scores = functional.linear(hidden, weight, self._parameters.get("bias"))
+        if scores.dtype is not self.dtype and self.dtype is not None:
+            return None
+        few = False
         if edit is not None:
             check_size(self._site, scores.shape[0], size)
-            scores = edit.scores(scores)
-        weights, chosen = self._rule(scores, self._top_k, self._renormalised, edit)
+            few = edit.of_few(scores)
+            scores = edit.scores(scores, few)
+        weights, chosen = self._rule(scores, self._top_k, self._renormalised, edit, few)
         return scores, weights, chosen
 
 
 def _softmax_topk(
-    scores: Tensor, k: int, renormalised: bool, edit: TokenEdit | None
+    scores: Tensor, k: int, renormalised: bool, edit: TokenEdit | None, few: bool
 ) -> tuple[Tensor, Tensor]:
     shares = functional.softmax(scores, dtype=torch.float, dim=-1)
-    if edit is not None:
+    if edit is not None and edit.dead_rank is not None:
         # A share may round to 0, and would tie with those of dead experts. An activated expert never ties:
         # its score is above all others by 0.01 or more.
-        shares = edit.dead_last(shares)
+        shares = edit.dead_last(shares, few)
     weights, chosen = torch.topk(shares, k, dim=-1)
     if renormalised:
         weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -65,7 +83,7 @@ def _softmax_topk(
 
 
 def _topk_softmax(
-    scores: Tensor, k: int, renormalised: bool, edit: TokenEdit | None
+    scores: Tensor, k: int, renormalised: bool, edit: TokenEdit | None, few: bool
 ) -> tuple[Tensor, Tensor]:
     # No rank is needed: the bounds lie outside all other scores in the router's own dtype.
     best, chosen = torch.topk(scores, k, dim=-1)
@@ -93,7 +111,10 @@ def plain_routing(site: RouterSite) -> PlainRouting | None:
         return None
     flag = family.renormalised
     renormalised = bool(getattr(router, flag)) if isinstance(flag, str) else flag
-    routing = PlainRouting(site, rule, renormalised)
+    names = ["top_k", *([flag] if isinstance(flag, str) else [])]
+    if any(name not in router.__dict__ for name in names):
+        return None
+    routing = PlainRouting(site, rule, {name: router.__dict__[name] for name in names}, renormalised)
     return routing if _same_bits(routing, router, weight) else None
 
 
@@ -108,6 +129,9 @@ def _same_bits(routing: PlainRouting, router: nn.Module, weight: Tensor) -> bool
             ours = routing.run(hidden, None, 3)
         except (RuntimeError, TypeError, ValueError, AttributeError):
             return False
+    if ours is None:
+        return False
+    routing.dtype = ours[0].dtype
     return (
         isinstance(own, tuple)
         and len(own) == len(ours)

@@ -42,25 +42,27 @@ class TokenEdit:
     moves: tuple[Moves, ...] | None = None
     """What the host knows of a few tokens: of each, the experts at 1 and at -1. None where it does not."""
 
-    def scores(self, scores: Tensor) -> Tensor:
-        """Edited scores [tokens, experts]; those given may be changed."""
-        if self.moves is not None and are_few(scores):
-            move_few(scores, self.moves)
+    def of_few(self, scores: Tensor) -> bool:
+        """Whether these scores may be changed one by one, in place."""
+        return self.moves is not None and are_few(scores)
+
+    def scores(self, scores: Tensor, few: bool) -> Tensor:
+        """Edited scores [tokens, experts]; where they are few, those given are changed."""
+        if few:
+            move_few(scores, self.moves or ())
             return scores
         if self.sources is not None:
             return move_to_bounds(scores, self.sources)
         return edit_scores(scores, self.strengths)
 
-    def dead_last(self, shares: Tensor) -> Tensor:
-        """Shares [tokens, experts], all 0 or above, with those of dead experts below; those given may be
-        changed.
+    def dead_last(self, shares: Tensor, few: bool) -> Tensor:
+        """Shares [tokens, experts], all 0 or above, with those of dead experts below; where they are few,
+        those given are changed.
         """
-        if self.dead_rank is None:
+        if few:
+            put_few(shares, self.moves or (), -1.0)
             return shares
-        if self.moves is not None and are_few(shares):
-            put_few(shares, self.moves, -1.0)
-            return shares
-        return shares + self.dead_rank
+        return shares if self.dead_rank is None else shares + self.dead_rank
 
 
 class RouterTable:

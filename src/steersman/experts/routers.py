@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from steersman.experts.router_tables import TokenEdit, table_of
 from steersman.models.architecture import RouterSite, find_routers
 from steersman.models.attachment import attaches
 from steersman.models.program import Pass, Program, Site
+from steersman.models.replacing import of_class
 
 
 @attaches("router")
@@ -57,11 +59,14 @@ class SteeredRouter:
 
     def __init__(self) -> None:
         self._site: RouterSite | None = None
+        self._module: nn.Module | None = None
         self._previous: Any = None
         self._compiled = CompiledState()
         self._ask: Callable[[], Pass | None] = _nobody
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(own: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if own is not self._module:
+                return of_class(own, "forward")(*args, **kwargs)  # a copy of the router
             if torch.compiler.is_compiling():
                 return self._run_compiled(args, kwargs)
             return self._run(args, kwargs)
@@ -77,25 +82,26 @@ class SteeredRouter:
         """Take the place of the router's forward."""
         self._ask = current
         self._site = site
+        self._module = site.module
         self._key: Site = ("router", site.facts.layer)
         self._previous = site.module.__dict__.get("forward")
         self._original: Callable[..., Any] = site.module.forward
         self._biased = site.correction_bias is not None
         # Another's wrapper (of an offloaded or a parallel router) has to be gone through.
         self._plain: PlainRouting | None = plain_routing(site) if self._previous is None else None
-        site.module.__dict__["forward"] = self._forward
+        self._installed = site.module.__dict__["forward"] = types.MethodType(self._forward, site.module)
 
     def detach(self) -> None:
         """Put the previous forward back."""
         self._ask = _nobody
-        if self._site is None or self._site.module.__dict__.get("forward") is not self._forward:
+        if self._site is None or self._site.module.__dict__.get("forward") is not self._installed:
             return  # wrapped again by someone else since: this one lets everything through now
         if self._previous is None:
             del self._site.module.__dict__["forward"]
         else:
             self._site.module.__dict__["forward"] = self._previous
-        self._site = self._previous = self._plain = None
-        del self._original
+        self._site = self._module = self._previous = self._plain = None
+        del self._original, self._installed  # they hold the router: unused, they must not keep it alive
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         running = self._ask()
@@ -125,7 +131,9 @@ class SteeredRouter:
     def _steer(self, edit: TokenEdit, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         site: RouterSite = self._site  # type: ignore[assignment]
         if self._plain is not None and len(args) == 1 and not kwargs and not site.module.training:
-            return self._plain.run(args[0], edit, size)
+            output = self._plain.run(args[0], edit, size)
+            if output is not None:
+                return output
         return self._intercept(edit, size, args, kwargs)[0]
 
     def _intercept(

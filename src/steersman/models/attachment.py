@@ -22,7 +22,7 @@ from steersman.models.architecture import find_decoder
 from steersman.models.compiled import compiled_entrances, holds_compiled_code
 from steersman.models.following import Following, cache_length, refuse_empty_scope
 from steersman.models.program import Pass, Program, Site
-from steersman.models.replacing import Restore, replace_method
+from steersman.models.replacing import Restore, of_class, replace_method
 from steersman.models.tokens import Tokens, tokens_of_forward
 from steersman.steering import Steering
 
@@ -192,20 +192,31 @@ class Attachment:
         """What takes the place of the decoder's forward, and of every way into compiled code that runs it."""
 
         def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if getattr(self._local, "inside", False):
-                return forward(*args, **kwargs)  # the way in has begun it
+            inside: tuple[nn.Module, ...] = getattr(self._local, "inside", ())
+            if owner in inside:
+                return self._run_within_itself(forward, *args, **kwargs)
+            begins = not inside  # else the way in, around this one, has begun the forward
             completed = False
+            self._local.inside = (*inside, owner)
             try:
-                self._begin(owner, args, kwargs)
-                self._local.inside = True
+                if begins:
+                    self._begin(owner, args, kwargs)
                 output = forward(*args, **kwargs)
                 completed = True
             finally:
-                self._local.inside = False
-                self._end(completed)
+                self._local.inside = inside
+                if begins:
+                    self._end(completed)
             return output
 
         return run
+
+    def _run_within_itself(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._turn()[1] is not None:
+            raise SteeringNotApplied(
+                "the model was called within its own forward (by a hook?): its tokens' roles cannot be told"
+            )
+        return forward(*args, **kwargs)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find out what each token of the forward that begins is to its row, and which plan it follows."""
@@ -215,6 +226,10 @@ class Attachment:
         if not active:
             self._warn_unsteered()
         elif program is not None:
+            if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+                raise SteeringNotApplied(
+                    "a traced model would keep the plan of the block: trace it outside of it"
+                )
             running = Pass(program, self._tokens(active, _named(module, args, kwargs)))
         if self._compiled:
             self._publish(running, _given(_named(module, args, kwargs)))
@@ -358,7 +373,8 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """All arguments of a module's forward by name."""
     if not args:
         return kwargs
-    return {**inspect.signature(unwrap(module).forward).bind_partial(*args).arguments, **kwargs}
+    signature = inspect.signature(of_class(unwrap(module), "forward"))
+    return {**signature.bind_partial(*args).arguments, **kwargs}
 
 
 def _given(kwargs: dict[str, Any]) -> Tensor:

@@ -78,7 +78,8 @@ def load_model(
     except ModelError:
         raise
     except Exception as error:  # at a damaged checkpoint each of three libraries raises what it likes
-        raise ModelError(f"{name}: cannot be opened as a model ({_first_line(error)})") from error
+        missing = "" if _exists(name) else "; there is no folder of that name either"
+        raise ModelError(f"{name}: cannot be opened as a model ({_first_line(error)}){missing}") from error
     return model.train(False), tokenizer
 
 
@@ -170,9 +171,18 @@ def _check_device(place: str) -> None:
         device = torch.device(place)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {place!r} cannot be used here ({_first_line(error)})") from None
+        raise ModelError(f"device {place!r} cannot be used here ({_why_no_device(error)})") from None
     if device.type == "meta":
         raise ModelError("device 'meta' cannot be used here (it holds no numbers)")
+
+
+def _why_no_device(error: BaseException) -> str:
+    """torch's reason; for a name that it does not know, the names that are right."""
+    reason = _first_line(error)
+    return _DEVICES if "device string" in reason else reason
+
+
+_DEVICES = "right is cpu, cuda, cuda:1, mps, or auto to spread over devices"
 
 
 def _first_line(error: BaseException) -> str:
