@@ -209,6 +209,7 @@ def test_a_routers_flags_changed_inside_a_block(name: str) -> None:
     router.norm_topk_prob = not router.norm_topk_prob
     assert not torch.allclose(mixed[1], logits(model, ids)[1], atol=1e-4)
     with plan.apply(model):
+        logits(model, ids)
         router.top_k = 3
         with pytest.raises(SteeringNotApplied, match="did not run as known"):
             logits(model, ids)
