@@ -45,6 +45,12 @@ from steersman.steering import Architecture, ExpertEdit, Steering, canonical_jso
 FORMAT = "steersman"
 FORMAT_VERSIONS = {"steering": 1, "routing_contrast": 2, "expert_profile": 1}
 """What is written of each kind; older versions are read."""
+_KINDS = {
+    "steering": "a steering",
+    "routing_contrast": "a routing contrast",
+    "expert_profile": "an expert profile",
+}
+"""Each kind in words."""
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 
@@ -587,7 +593,7 @@ def _read(source: str | Path, kind: str, revision: str | None) -> tuple[Path, di
     manifest = read_manifest(folder)
     path = folder / MANIFEST
     if manifest["kind"] != kind:
-        raise ArtifactError(f"{path}: this is a {manifest['kind']}, a {kind} is needed")
+        raise ArtifactError(f"{path}: this is {_KINDS[manifest['kind']]}, {_KINDS[kind]} is needed")
     file = folder / TENSORS
     try:
         if not file.is_file():

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
+from tqdm import tqdm
+
 from steersman.errors import ModelError, PairsError
 from steersman.steering import canonical_json, sha256_of
 
@@ -155,7 +157,7 @@ class EncodedText:
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def load_pairs(source: str | Path | Iterable[Mapping[str, Any]]) -> ContrastPairs:
+def load_pairs(source: str | Path | Iterable[Mapping[str, Any]], *, progress: bool = False) -> ContrastPairs:
     """Read contrast pairs from a file, from the lab, or from rows already in Python.
 
     Files: JSON lines (or one JSON object) of ``{"positive", "negative"}`` with optional ``positive_target``,
@@ -164,7 +166,8 @@ def load_pairs(source: str | Path | Iterable[Mapping[str, Any]]) -> ContrastPair
     (``train`` where no split is named). Raises PairsError that names file and line.
 
     Of JSON lines with a pair each every line is checked, and read again when its pair is asked for: memory
-    holds a number a line. Of the other forms it holds the pairs.
+    holds a number a line. Of the other forms it holds the pairs. ``progress`` shows a bar on stderr where
+    checking them takes more than a second.
     """
     if isinstance(source, ContrastPairs):
         return source
@@ -174,7 +177,7 @@ def load_pairs(source: str | Path | Iterable[Mapping[str, Any]]) -> ContrastPair
         path = Path(source)
         if path.suffix.lower() == ".csv":
             return _assemble(_csv_rows(path), str(source))
-        return _open_json(path, str(source))
+        return _open_json(path, str(source), progress)
     return _assemble(((row, f"pair {n}") for n, row in enumerate(source, 1)), "pairs")
 
 
@@ -259,7 +262,7 @@ def _label(value: Any, where: str) -> str | None:
     return str(value)
 
 
-def _open_json(path: Path, name: str) -> ContrastPairs:
+def _open_json(path: Path, name: str, progress: bool) -> ContrastPairs:
     """Pairs of JSON lines, or of one JSON object written over many."""
     with _opened(path) as stream:
         first = next(_lines(stream, path), None)
@@ -275,7 +278,7 @@ def _open_json(path: Path, name: str) -> ContrastPairs:
     ):  # many pairs a line: reading one reads them all
         with _opened(path) as stream:
             return _assemble((_row(path, line) for line in _lines(stream, path)), name)
-    return ContrastPairs(_PairsOfFile(path), name=name)
+    return ContrastPairs(_PairsOfFile(path, progress), name=name)
 
 
 @dataclass(frozen=True)
@@ -321,8 +324,17 @@ def _opened(path: Path) -> BinaryIO:
         return path.open("rb")
     except FileNotFoundError:
         raise PairsError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise PairsError(f"{path}: is a folder; pairs are a file or lab:NAME") from None
     except OSError as error:
         raise PairsError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _bar(size: int, shown: bool) -> tqdm[Any]:
+    """Progress through a file of so many bytes, gone when it is read."""
+    return tqdm(
+        total=size, desc="reading", unit="B", unit_scale=True, delay=1, leave=False, disable=not shown
+    )
 
 
 class _PairsOfFile(Sequence[ContrastPair]):
@@ -331,17 +343,18 @@ class _PairsOfFile(Sequence[ContrastPair]):
     Raises PairsError for a line that is wrong, and later where the file is no longer what it was.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, progress: bool = False) -> None:
         self._path = path
         self._starts, self._numbers = array("q"), array("q")
-        with _opened(path) as stream:
+        with _opened(path) as stream, _bar(path.stat().st_size, progress) as bar:
             self._stamp = _stamp(stream)
-            pairs = (pair for pair, _ in _pairs_of(self._rows(stream)))
+            pairs = (pair for pair, _ in _pairs_of(self._rows(stream, bar)))
             for _ in _with_unique_ids(pairs):
                 pass
 
-    def _rows(self, stream: BinaryIO) -> Iterator[tuple[Any, str]]:
+    def _rows(self, stream: BinaryIO, bar: tqdm[Any]) -> Iterator[tuple[Any, str]]:
         for line in _lines(stream, self._path):
+            bar.update(line.start - bar.n)
             self._starts.append(line.start)
             self._numbers.append(line.number)
             yield _row(self._path, line)

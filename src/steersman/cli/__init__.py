@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import click
 
 from steersman.cli import artifacts, demo, experts, generation, interop, lab, models
-from steersman.cli.failures import reported
+from steersman.cli.failures import Terminated, reported
 from steersman.cli.options import CONTEXT_SETTINGS, version_option
 
 
@@ -75,7 +75,7 @@ def _ended_cleanly() -> Iterator[None]:
     """Let SIGTERM end the process as an exception does: temporary folders are removed on the way."""
 
     def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
+        raise Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, end)

@@ -14,6 +14,7 @@ from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import SteeringChoice, SteeringType, force_option, json_option
 from steersman.cli.output import in_columns, put_out, whole_file
 from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
+from steersman.cli.shards import shards_in_words
 from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _show_contrast(
         if for_map is not None:
             _draw(contrast, plan, profile, for_map)
             result["heatmap"] = str(drawing.path)
-    put_out(result, as_json, lambda: _contrast_in_words(artifact, manifest, result))
+    put_out(result, as_json, lambda: _contrast_in_words(artifact, manifest, result, contrast))
 
 
 @contextmanager
@@ -215,11 +216,14 @@ def _steering_in_words(artifact: str, manifest: dict[str, Any], steering: Steeri
     return "\n".join(lines)
 
 
-def _contrast_in_words(artifact: str, manifest: dict[str, Any], result: dict[str, Any]) -> str:
+def _contrast_in_words(
+    artifact: str, manifest: dict[str, Any], result: dict[str, Any], contrast: RoutingContrast
+) -> str:
     lines = [
         f"{artifact}: a routing contrast",
         *_origin(manifest),
         *counts_in_words(result),
+        *shards_in_words(contrast),
         "",
         in_table(result["top"]),
     ]

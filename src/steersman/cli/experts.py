@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from steersman.cli.failures import resumable
 from steersman.cli.options import (
     ModelChoice,
     batch_size_option,
@@ -16,6 +17,8 @@ from steersman.cli.options import (
     output_option,
 )
 from steersman.cli.output import in_columns, number, put_out, require_free
+from steersman.cli.shards import shards_for_json, shards_in_words
+from steersman.errors import PairsError
 
 if TYPE_CHECKING:
     from steersman import RoutingContrast
@@ -111,35 +114,41 @@ def detect(
     """
     require_free(output, force)
     from steersman import detect_experts, load_pairs
-    from steersman.experts.progress import discard, pairs_done, refuse_unwanted
+    from steersman.experts.progress import discard, is_saved, pairs_done, refuse_unwanted
 
-    partial = output.absolute().with_name(f"{output.absolute().name}.partial")
+    named = output if output.name not in ("", "..") else output.resolve()  # "." has no name to add to
+    partial = named.with_name(f"{named.name}.partial")
     if not resume and not force:
         refuse_unwanted(partial)
-    read = load_pairs(pairs)
-    nuisance = None if adjust is None else load_pairs(adjust)
-    opened, tokenizer = model.open()
-    if force and not resume:
-        discard(partial)
-    before = pairs_done(partial)
-    contrast = detect_experts(
-        opened,
-        tokenizer,
-        read,
-        weighting=weighting,
-        tokens=tokens,
-        generate=generate or 0,
-        stratify=stratify,
-        adjust=nuisance,
-        bootstrap=bootstrap,
-        shard=shard,
-        batch_size=batch_size,
-        truncate=truncate,
-        checkpoint=partial,
-        resume=resume,
-        progress=True,
-    )
-    contrast.save_pretrained(output, force=force)
+    if resume and not is_saved(partial):
+        click.echo(f"steersman: no progress in {partial} to go on from: starting at the first pair", err=True)
+    if Path(pairs).is_dir():
+        raise PairsError(f"{pairs}: is a folder; PAIRS is a file or lab:NAME, and the order is MODEL PAIRS")
+    with resumable(partial):
+        read = load_pairs(pairs, progress=True)
+        nuisance = None if adjust is None else load_pairs(adjust, progress=True)
+        opened, tokenizer = model.open()
+        if force and not resume:
+            discard(partial)
+        before = pairs_done(partial)
+        contrast = detect_experts(
+            opened,
+            tokenizer,
+            read,
+            weighting=weighting,
+            tokens=tokens,
+            generate=generate or 0,
+            stratify=stratify,
+            adjust=nuisance,
+            bootstrap=bootstrap,
+            shard=shard,
+            batch_size=batch_size,
+            truncate=truncate,
+            checkpoint=partial,
+            resume=resume,
+            progress=True,
+        )
+        contrast.save_pretrained(output, force=force)
     discard(partial)
     result = {"output": str(output), **summary(contrast)}
     if resume:
@@ -147,7 +156,7 @@ def detect(
     planting = _planting(model.name, pairs, result["top"])
     if planting is not None:
         result["planting"] = planting
-    put_out(result, as_json, lambda: _detected_in_words(result))
+    put_out(result, as_json, lambda: _detected_in_words(result, contrast))
 
 
 @click.command(short_help="Add the counts of several contrasts.")
@@ -168,7 +177,7 @@ def merge(contrasts: tuple[Path, ...], output: Path, force: bool, as_json: bool)
     merged = merge_contrasts([RoutingContrast.from_pretrained(path) for path in contrasts])
     merged.save_pretrained(output, force=force)
     result = {"output": str(output), **summary(merged)}
-    put_out(result, as_json, lambda: _detected_in_words(result))
+    put_out(result, as_json, lambda: _detected_in_words(result, merged))
 
 
 @click.command()
@@ -213,7 +222,11 @@ def merge(contrasts: tuple[Path, ...], output: Path, force: bool, as_json: bool)
     help="Which tokens are steered.",
 )
 @click.option(
-    "--strength", type=float, default=1.0, show_default=True, help="0 to 1; 1 is in or out for certain."
+    "--strength",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Above 0, at most 1, which is in or out for certain.",
 )
 @force_option
 @json_option
@@ -241,7 +254,13 @@ def select(
     sizes = [top is not None, activate is not None or deactivate is not None, preset is not None]
     if sum(sizes) != 1:
         raise click.UsageError(
-            "name how many experts: either --top N, or --activate N and --deactivate M, or --preset NAME",
+            "name how many experts: either --top N, or --activate N and --deactivate M, or --preset NAME"
+            + (", not both" if sum(sizes) > 1 else ""),
+            click.get_current_context(),
+        )
+    if not 0 < strength <= 1:  # also true for NaN
+        raise click.UsageError(
+            f"--strength is {strength:g}; right is above 0, at most 1 (--reverse steers the other way)",
             click.get_current_context(),
         )
     require_free(output, force, [contrast])
@@ -270,6 +289,7 @@ def select(
         "activated": [entry for entry in chosen if entry["strength"] > 0],
         "deactivated": [entry for entry in chosen if entry["strength"] < 0],
         "skipped": list(steering.provenance.get("skipped", [])),
+        **shards_for_json(counted),
         **{
             key: steering.provenance[key] for key in ("stability", "adjustment") if key in steering.provenance
         },
@@ -292,6 +312,7 @@ def summary(contrast: RoutingContrast) -> dict[str, Any]:
         "strata": None if contrast.strata is None else list(contrast.strata.starts),
         "bootstrap": 0 if contrast.replicates is None else contrast.replicates.number,
         "adjustment": _adjustment(contrast),
+        **shards_for_json(contrast),
         "top": _strongest(contrast),
     }
 
@@ -404,7 +425,7 @@ def _planting(model: str, pairs: str, strongest: list[dict[str, Any]]) -> dict[s
     return {"top": len(strongest), "right": right, "precision": right / len(strongest)}
 
 
-def _detected_in_words(result: dict[str, Any]) -> str:
+def _detected_in_words(result: dict[str, Any], contrast: RoutingContrast) -> str:
     lines = [f"{result['output']}: a routing contrast", *counts_in_words(result), "", in_table(result["top"])]
     lines += ["", CAVEAT]
     if "resumed_after" in result:
@@ -412,7 +433,8 @@ def _detected_in_words(result: dict[str, Any]) -> str:
     if "planting" in result:
         planting = result["planting"]
         lines += ["", f"planted, with the right sign: {planting['right']} of these {planting['top']}"]
-    return "\n".join(lines)
+    parts = shards_in_words(contrast)
+    return "\n".join([*lines, *([""] if parts else []), *parts])
 
 
 def _selected_in_words(result: dict[str, Any], counted: RoutingContrast) -> str:
@@ -437,6 +459,7 @@ def _selected_in_words(result: dict[str, Any], counted: RoutingContrast) -> str:
             f"chosen from {counted.clusters} independent pairs or groups: "
             f"below {LEAST_CLUSTERS}, differences may be chance"
         )
+    lines += shards_in_words(counted)
     return "\n".join(lines)
 
 

@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -17,7 +18,24 @@ from steersman.errors import SteersmanError
 
 PACKAGE = Path(__file__).parents[1]
 
-BUG, USER_ERROR, INTERRUPTED, READER_GONE = 1, 2, 130, 141
+BUG, USER_ERROR, INTERRUPTED, READER_GONE, TERMINATED = 1, 2, 130, 141, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM was heard: ends the process as Ctrl-C does."""
+
+
+@contextmanager
+def resumable(partial: Path) -> Iterator[None]:
+    """Let a stop say how to go on, where progress is saved in the folder."""
+    from steersman.experts.progress import is_saved
+
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        if is_saved(partial):
+            stop.add_note(f"go on with --resume (progress in {partial})")
+        raise
 
 
 def reported(run: Callable[[], object]) -> int:
@@ -29,9 +47,9 @@ def reported(run: Callable[[], object]) -> int:
             sys.stdout.flush()
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("steersman: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, click.Abort, Terminated) as stop:
+        print("; ".join(["steersman: interrupted", *getattr(stop, "__notes__", [])]), file=sys.stderr)
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     except BrokenPipeError:
         _drop_stdout()
         return READER_GONE

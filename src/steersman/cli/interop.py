@@ -10,10 +10,13 @@ import click
 from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import force_option, json_option, output_option
 from steersman.cli.output import put_out, require_free
+from steersman.errors import ArtifactError
 
 if TYPE_CHECKING:
     from steersman import RoutingContrast, Steering
     from steersman.steering import Scope
+
+_RIGHT = "right is a ranking of SteerMoE (.pkl) or a plan of EasySteer (.json)"
 
 
 @click.command("import", short_help="Read a ranking or a plan that others have made.")
@@ -61,17 +64,23 @@ def import_(
     require_free(output, force)
     from steersman.cli.quiet import quiet_libraries
     from steersman.interop.easysteer import import_easysteer, read_plan
-    from steersman.interop.foreign_files import looks_like_json
+    from steersman.interop.foreign_files import is_other_text, looks_like_json
     from steersman.interop.steermoe import import_steermoe, read_ranking
     from steersman.models.loading import load_structure
 
+    guessed = form is None
     form = form or ("easysteer" if looks_like_json(file) else "steermoe")
     if form == "steermoe" and scope is not None:
         raise click.UsageError(
             "--scope goes with a plan; of a ranking, `select` says which tokens are steered",
             click.get_current_context(),
         )
-    (read_plan if form == "easysteer" else read_ranking)(file)  # before the model: it takes a moment
+    try:
+        (read_plan if form == "easysteer" else read_ranking)(file)  # before the model: it takes a moment
+    except ArtifactError as error:
+        if guessed and is_other_text(file):
+            raise ArtifactError(f"{error}; {_RIGHT}") from None
+        raise
     quiet_libraries()
     opened = load_structure(model, revision=revision)
     if form == "easysteer":

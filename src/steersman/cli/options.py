@@ -7,9 +7,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from steersman.errors import PlanError
+
+if TYPE_CHECKING:
+    from steersman import Steering
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,12 +50,21 @@ class SteeringChoice:
     name: str | None = None
     strength: float = 1.0
 
-    def open(self) -> Any:
-        """The saved steering, scaled."""
+    def __str__(self) -> str:
+        name = "" if self.name is None else f"{self.name}="
+        return f"{name}{self.path}" + ("" if self.strength == 1.0 else f"@{self.strength:g}")
+
+    def open(self) -> Steering:
+        """The saved steering, scaled. Raises PlanError where that takes a strength out of its range."""
         from steersman import Steering
 
         steering = Steering.from_pretrained(self.path)
-        return steering if self.strength == 1.0 else self.strength * steering
+        if self.strength == 1.0:
+            return steering
+        try:
+            return self.strength * steering
+        except PlanError as error:
+            raise PlanError(f"--steering {self}: scaled by {self.strength:g}, {error}") from None
 
 
 class SteeringType(click.ParamType[SteeringChoice]):

@@ -110,7 +110,9 @@ def detect_experts(
     sites = countable_routers(model)
     identity = weights_id(model)  # before the work: it may have none
     architecture = read_architecture(model)
-    encoded = {name: _encoded(model, tokenizer, source, options) for name, source in sources.items()}
+    encoded = {
+        name: _encoded(model, tokenizer, source, options, progress) for name, source in sources.items()
+    }
     saved = None
     if checkpoint is not None:
         run = _run_of(model, architecture, identity, sources, encoded, options)
@@ -193,7 +195,11 @@ def _options(
 
 
 def _encoded(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: ContrastPairs, options: _Options
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: ContrastPairs,
+    options: _Options,
+    progress: bool,
 ) -> EncodedPairs:
     return EncodedPairs(
         model,
@@ -203,6 +209,7 @@ def _encoded(
         new_tokens=options.new_tokens,
         truncate=options.truncate,
         shard=options.shard,
+        progress=progress,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import nn
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from steersman.errors import PairsError
@@ -42,7 +43,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
-            raise PairsError(f"shard {self} is none: right is I/N with I from 1 to N, such as 2/8")
+            raise _no_shard(str(self))
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
@@ -52,12 +53,16 @@ class Shard:
         """Read `I/N`. Raises PairsError where it is something else."""
         number, slash, count = text.partition("/")
         if not (slash and number.isascii() and number.isdecimal() and count.isascii() and count.isdecimal()):
-            raise PairsError(f"shard {text!r} is none: right is I/N with I from 1 to N, such as 2/8")
+            raise _no_shard(text)
         return cls(int(number), int(count))
 
     def holds(self, cluster: int) -> bool:
         """Whether the cluster that appeared as number `cluster` (from 0) is in this part."""
         return cluster % self.count == self.number - 1
+
+
+def _no_shard(text: str) -> PairsError:
+    return PairsError(f"--shard {text}: right is I/N with 1 ≤ I ≤ N, such as 2/8 (in Python shard=)")
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class EncodedPairs(Sequence[EncodedPair]):
         new_tokens: How many the model may write after a prompt.
         truncate: Leave out pairs with a side that is too long, instead of an error.
         shard: Take this part of the clusters alone.
+        progress: Show a bar on stderr where reading them takes more than a second.
 
     Raises:
         PairsError: a pair cannot be encoded, or none is left.
@@ -98,13 +104,14 @@ class EncodedPairs(Sequence[EncodedPair]):
         new_tokens: int = 0,
         truncate: bool = False,
         shard: Shard | None = None,
+        progress: bool = False,
     ) -> None:
         self.skipped = 0
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
         self._starts, self._clusters, firsts = array("q"), array("q"), array("q")
         encoder = _Encoder(model, tokenizer, counted, new_tokens)
         appeared: dict[int, int] = {}  # cluster → how many came before it
-        for pair in pairs:
+        for pair in tqdm(pairs, desc="reading", unit="pair", delay=1, leave=False, disable=not progress):
             cluster = hash_of_cluster(pair.cluster)
             number = appeared.setdefault(cluster, len(appeared))
             if shard is not None and not shard.holds(number):

@@ -159,6 +159,11 @@ class Progress:
         }
 
 
+def is_saved(folder: str | Path) -> bool:
+    """Whether progress is there to go on from."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
 def pairs_done(folder: str | Path) -> int:
     """How many pairs saved progress has behind it; 0 where there is none, or none that can be read."""
     try:

@@ -27,6 +27,8 @@ def read_bytes(path: Path) -> bytes:
             raise ArtifactError(f"{path}: is a folder; a file is needed")
         with path.open("rb") as stream:
             content = stream.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     if len(content) > MOST_BYTES:
@@ -42,6 +44,17 @@ def read_bytes(path: Path) -> bytes:
 def looks_like_json(path: Path) -> bool:
     """Whether a file is text that begins as a JSON object does. Raises `ArtifactError` as `read_bytes`."""
     return read_bytes(path).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def is_other_text(path: Path) -> bool:
+    """Whether a file is text, but no JSON: prose, or JSON lines. Raises `ArtifactError` as `read_bytes`."""
+    try:
+        json.loads(read_bytes(path).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def read_json(path: Path) -> Any:
