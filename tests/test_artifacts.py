@@ -581,10 +581,10 @@ def test_another_kind_says_so(tmp_path: Path) -> None:
     refused(
         RoutingContrast.from_pretrained,
         tmp_path / "steering",
-        "this is a steering, a routing_contrast is needed",
+        "this is a steering, a routing contrast is needed",
     )
     refused(
-        Steering.from_pretrained, tmp_path / "contrast", "this is a routing_contrast, a steering is needed"
+        Steering.from_pretrained, tmp_path / "contrast", "this is a routing contrast, a steering is needed"
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
+import steersman.experts.encoding
+import steersman.pairs
 from cli.command_line import run, write_pairs
 from contrasts import assert_same
-from steersman import RoutingContrast, Steering, load_pairs
+from steersman import RoutingContrast, Steering, load_model, load_pairs
+from steersman.experts.encoding import EncodedPairs
 from steersman.experts.progress import pairs_done
 
 OPTIONS = ("--stratify", "position", "--bootstrap", 5, "--batch-size", 2)
@@ -40,6 +46,8 @@ def killed_at_random(
     command.send_signal(number)
     _, said = command.communicate(timeout=60)
     assert command.returncode in (-number, 128 + number), f"it ended before the kill: {said}"
+    if number != signal.SIGKILL:
+        assert f"steersman: interrupted; go on with --resume (progress in {partial})\n" in said
     return pairs_done(partial)
 
 
@@ -101,7 +109,11 @@ def test_force_starts_again(tiny: Path, tmp_path: Path) -> None:
     assert run("detect", tiny, pairs, "-o", out, "--force", "--json").json["pairs"] == 30
     assert not partial.exists()
     assert "resumed_after" not in run("detect", tiny, pairs, "-o", tmp_path / "d", "--json").json
-    assert run("detect", tiny, pairs, "-o", tmp_path / "e", "--resume", "--json").json["resumed_after"] == 0
+    fresh = run("detect", tiny, pairs, "-o", tmp_path / "e", "--resume", "--json")
+    assert json.loads(fresh.stdout)["resumed_after"] == 0
+    assert fresh.remarks == (
+        f"steersman: no progress in {tmp_path / 'e.partial'} to go on from: starting at the first pair\n"
+    )
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
@@ -122,7 +134,38 @@ def test_shards_merge_to_the_whole(tiny: Path, tmp_path: Path) -> None:
     merged, whole = (RoutingContrast.from_pretrained(tmp_path / name) for name in ("merged", "whole"))
     assert_same(merged, whole, made_from=False)
     assert [set(source) for source in merged.made_from] == [{"kind", "name", "sha256"}]
-    assert "right is I/N" in run("detect", tiny, pairs, "-o", tmp_path / "x", "--shard", "3/2").error
+    message = run("detect", tiny, pairs, "-o", tmp_path / "x", "--shard", "3/2").error
+    assert "--shard 3/2: right is I/N with 1 ≤ I ≤ N" in message
+
+
+def test_a_missing_shard_is_told(tiny: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", range(30))
+    for shard in (1, 2):
+        run("detect", tiny, pairs, "-o", tmp_path / str(shard), "--shard", f"{shard}/3")
+    line = f"shards 1/3, 2/3 of {pairs}: 3/3 is missing"
+    merged = run("merge", tmp_path / "2", tmp_path / "1", "-o", tmp_path / "merged").words
+    assert merged.splitlines()[-1] == line
+    result = run("show", tmp_path / "merged", "--json").json
+    assert (result["shards"], result["missing"]) == (["1/3", "2/3"], ["3/3"])
+    assert line in run("select", tmp_path / "merged", "-o", tmp_path / "s", "--top", 2).words
+    assert f"shard 2/3 of {pairs}: 1/3, 3/3 are missing" in run("show", tmp_path / "2").words
+
+
+def test_reading_many_pairs_shows_a_bar(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_once = functools.partial(tqdm, mininterval=0)
+    for module in (steersman.pairs, steersman.experts.encoding):
+        monkeypatch.setattr(module, "tqdm", lambda *given, delay, **how: at_once(*given, **how))
+    file = write_pairs(tmp_path / "pairs.jsonl", range(5))
+    pairs = load_pairs(file, progress=True)
+    assert re.search(r"reading: .*B/s", capsys.readouterr().err)
+    model, tokenizer = load_model(str(tiny), device="cpu")
+    EncodedPairs(model, tokenizer, pairs, progress=True).close()
+    assert "reading: 100%" in (said := capsys.readouterr().err)
+    assert "5/5" in said
+    EncodedPairs(model, tokenizer, load_pairs(file)).close()
+    assert capsys.readouterr().err == ""
 
 
 def test_everything_that_was_counted_is_told(tiny: Path, tmp_path: Path) -> None:

@@ -175,6 +175,13 @@ def test_plans_that_cannot_be(tiny: Path, strong: Path, contrast: Path, tmp_path
     routing = RoutingContrast.from_pretrained(contrast)
     routing.select(activate=1).save_pretrained(tmp_path / "one")
     conflict = refused(tmp_path / "one", f"{tmp_path}/one@-0.5")
+    named = f"--steering {tmp_path}/one and --steering {tmp_path}/one@-0.5: layer "
+    assert conflict.startswith(named)
+    assert conflict.endswith("; --on-conflict sum adds them up")
+    both = ("--steering", tmp_path / "one", "--steering", f"{tmp_path}/one@-0.5")
+    summed = run("generate", tiny, *both, "--prompt", "x", "--on-conflict", "sum", "--max-new-tokens", 1)
+    assert summed.status == 0, summed.stderr
+    assert f"--steering {strong}@2: scaled by 2, expert" in refused(f"{strong}@2")
     assert "one edit activates it and another deactivates it" in conflict
     routing.select(activate=4).save_pretrained(tmp_path / "toward")
     routing.select(activate=4, reverse=True).save_pretrained(tmp_path / "away")

@@ -109,7 +109,11 @@ def test_damaged_and_foreign_files(content: bytes, message: str, tiny: Path, tmp
 
 def test_what_import_refuses(tiny: Path, published: Path, dense: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert "cannot be read" in run("import", tmp_path / "none", "--model", tiny, "-o", out).error
+    assert run("import", tmp_path / "none", "--model", tiny, "-o", out).error.endswith("none: no such file")
+    for content in ("just words\n", '{"positive": "a"}\n{"positive": "b"}\n'):
+        (text := tmp_path / "text").write_text(content)
+        error = run("import", text, "--model", tiny, "-o", out).error
+        assert error.endswith("; right is a ranking of SteerMoE (.pkl) or a plan of EasySteer (.json)")
     assert "belongs to another model" in run("import", published, "--model", dense, "-o", out).error
     assert "no such folder" in run("import", published, "--model", "./none", "-o", out).error
     assert (

@@ -17,7 +17,7 @@ import pytest
 
 from cli.command_line import process, run
 from steersman import cli, lab
-from steersman.cli.failures import explain, reported
+from steersman.cli.failures import Terminated, explain, reported
 from steersman.errors import PlanError
 
 COMMANDS = ["demo", "describe", "detect", "merge", "select", "generate", "show", "lab list", "lab train"]
@@ -61,7 +61,15 @@ def test_without_a_command_help_is_shown_and_the_version_is_told() -> None:
             ["select", "a", "-o", "b"],
             "name how many experts: either --top N, or --activate N and --deactivate M",
         ),
-        (["select", "a", "-o", "b", "--top", "1", "--activate", "1"], "name how many experts"),
+        (["select", "a", "-o", "b", "--top", "1", "--activate", "1"], "--preset NAME, not both"),
+        (["select", "a", "-o", "b", "--top", "1", "--strength", "0"], "--strength is 0; right is above 0"),
+        (["select", "a", "-o", "b", "--top", "1", "--strength", "nan"], "--strength is nan; right is"),
+        (
+            ["detect", "a", ".", "-o", "b-of-none"],
+            ".: is a folder; PAIRS is a file or lab:NAME, and the",
+        ),
+        (["describe", "lab:moe", "--device", "gpu"], "right is cpu, cuda, cuda:1, mps, or auto"),
+        (["describe", "no-such-model"], "there is no folder of that name either"),
         (["generate", "a", "--steering", "b"], "give prompts: either --prompt TEXT, or --prompts FILE"),
         (["generate", "a", "--steering", "b", "--prompt", "c", "--prompts", "d"], "give prompts"),
         (["generate", "a", "--prompt", "c"], "Missing option '--steering'."),
@@ -126,7 +134,8 @@ def test_exits(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "steersman: error: two lines\n"
     for interruption in (KeyboardInterrupt(), click.Abort()):
         assert reported(lambda interruption=interruption: _raises(interruption)) == 130  # type: ignore[misc]
-    assert capsys.readouterr().err == "steersman: interrupted\n" * 2
+    assert reported(lambda: _raises(Terminated())) == 143
+    assert capsys.readouterr().err == "steersman: interrupted\n" * 3
     for bug in (ValueError("oh"), KeyError("x"), AssertionError(), EOFError()):
         assert reported(lambda bug=bug: _raises(bug)) == 1  # type: ignore[misc]
         assert "Traceback (most recent call last)" in capsys.readouterr().err

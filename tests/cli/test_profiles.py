@@ -78,7 +78,7 @@ def test_what_is_refused(
     png = run("show", contrast, "--heatmap", tmp_path / "m.png", "--experts", profile).error
     assert "add --heatmap FILE.svg" in png
     assert (
-        "expert_profile is needed"
+        "a routing contrast, an expert profile is needed"
         in run("show", contrast, "--heatmap", tmp_path / "m.svg", "--experts", contrast).error
     )
 
