@@ -311,7 +311,7 @@ def test_wrong_csv(tmp_path: Path, content: str) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match=r"absent\.jsonl: no such file"):
         load_pairs(tmp_path / "absent.jsonl")
-    with pytest.raises(PairsError, match="cannot be read"):
+    with pytest.raises(PairsError, match="is a folder; pairs are a file or lab:NAME"):
         load_pairs(tmp_path)
     for content, message in {
         b"": "is empty",
