@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from contrasts import assert_same
 from experts.test_counting import example, made_pairs, tokenizer
 from steersman import ArtifactError, ContrastPairs, RoutingContrast, detect_experts
 from steersman.experts import progress
-from steersman.experts.progress import MANIFEST, discard, pairs_done
+from steersman.experts.progress import MANIFEST, discard, pairs_done, refuse_unwanted
 
 PAIRS = ContrastPairs(made_pairs(40, seed=1, longest=8)[0], name="many")
 OTHERS = ContrastPairs(made_pairs(12, seed=8, longest=8)[0], name="others")
@@ -225,3 +226,12 @@ def test_the_same_run_saves_the_same_progress(tmp_path: Path) -> None:
     assert a["run"] == b["run"]
     assert a["tensors_sha256"] == b["tensors_sha256"]
     assert np.isfinite(first.adjusted[first.valid]).all()
+
+
+def test_a_pipe_in_place_of_progress_is_refused_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "k.partial"
+    folder.mkdir()
+    os.mkfifo(folder / "manifest.json")
+    assert pairs_done(folder) == 0
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not a file"):
+        refuse_unwanted(folder)

@@ -34,6 +34,9 @@ WINDOW_BATCHES = 16
 
 Pairs = ContrastPairs | str | Path | Iterable[dict[str, Any]]
 
+MOST_REPLICATES = 10_000
+"""Each keeps counts of its own: more would fill memory before they told more."""
+
 
 @dataclass(frozen=True)
 class _Options:
@@ -178,6 +181,10 @@ def _options(
     ):
         if number < least:
             raise PairsError(f"{name} is {number}: give {least} or more")
+    if bootstrap > MOST_REPLICATES:
+        raise PairsError(
+            f"bootstrap is {bootstrap}: give at most {MOST_REPLICATES}; 1000 tell a share to within 0.03"
+        )
     if generate and tokens != "target":
         raise PairsError(f"generate counts what the model writes: leave out tokens={tokens!r}")
     if stratify and weighting == "pair":

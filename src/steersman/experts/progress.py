@@ -166,6 +166,8 @@ def is_saved(folder: str | Path) -> bool:
 
 def pairs_done(folder: str | Path) -> int:
     """How many pairs saved progress has behind it; 0 where there is none, or none that can be read."""
+    if not (Path(folder) / MANIFEST).is_file():
+        return 0
     try:
         tallies = json.loads((Path(folder) / MANIFEST).read_bytes())["tallies"]
         return sum(int(tally["done"]) for tally in tallies.values())
@@ -210,7 +212,10 @@ def _present(folder: Path) -> set[str]:
     try:
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise ArtifactError(f"{folder}: is not a folder, and progress is to be saved there")
-        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        entries = list(folder.iterdir()) if folder.is_dir() else []
+        if special := sorted(entry.name for entry in entries if not entry.is_file()):
+            raise ArtifactError(f"{folder}: {special[0]} is not a file, and progress is to be saved there")
+        names = {entry.name for entry in entries}
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be read ({error.strerror})") from None
     if foreign := sorted(name for name in names if not _OURS.fullmatch(name)):
