@@ -69,7 +69,7 @@ def test_without_a_command_help_is_shown_and_the_version_is_told() -> None:
             ".: is a folder; PAIRS is a file or lab:NAME, and the",
         ),
         (["describe", "lab:moe", "--device", "gpu"], "right is cpu, cuda, cuda:1, mps, or auto"),
-        (["describe", "no-such-model"], "there is no folder of that name either"),
+        (["describe", "no-such-model"], "nor is there such a folder"),
         (["generate", "a", "--steering", "b"], "give prompts: either --prompt TEXT, or --prompts FILE"),
         (["generate", "a", "--steering", "b", "--prompt", "c", "--prompts", "d"], "give prompts"),
         (["generate", "a", "--prompt", "c"], "Missing option '--steering'."),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from steersman.experts.bounds import are_few
 from steersman.experts.interception import check_size
 from steersman.experts.router_tables import TokenEdit
 from steersman.models.architecture import RouterSite
@@ -61,8 +62,9 @@ class PlainRouting:
             return None
         few = False
         if edit is not None:
-            check_size(self._site, scores.shape[0], size)
-            few = edit.of_few(scores)
+            if scores.shape[0] != size:
+                check_size(self._site, scores.shape[0], size)
+            few = edit.moves is not None and are_few(scores)
             scores = edit.scores(scores, few)
         weights, chosen = self._rule(scores, self._top_k, self._renormalised, edit, few)
         return scores, weights, chosen

@@ -64,10 +64,12 @@ class SteeredRouter:
         self._compiled = CompiledState()
         self._ask: Callable[[], Pass | None] = _nobody
 
+        is_compiling = torch.compiler.is_compiling
+
         def forward(own: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if own is not self._module:
                 return of_class(own, "forward")(*args, **kwargs)  # a copy of the router
-            if torch.compiler.is_compiling():
+            if is_compiling():
                 return self._run_compiled(args, kwargs)
             return self._run(args, kwargs)
 

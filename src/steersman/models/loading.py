@@ -78,7 +78,7 @@ def load_model(
     except ModelError:
         raise
     except Exception as error:  # at a damaged checkpoint each of three libraries raises what it likes
-        missing = "" if _exists(name) else "; there is no folder of that name either"
+        missing = "" if _exists(name) else "; nor is there such a folder"
         raise ModelError(f"{name}: cannot be opened as a model ({_first_line(error)}){missing}") from error
     return model.train(False), tokenizer
 
