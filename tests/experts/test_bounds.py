@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steersman.experts.bounds import are_few, edit_scores, move_few, move_to_bounds, put_few, sources_of
 
@@ -280,3 +281,6 @@ def test_only_a_few_scores_on_the_host_are_written_one_by_one() -> None:
     assert not are_few(torch.zeros(8, 4).t())
     assert not are_few(torch.zeros(2, 8, requires_grad=True))
     assert not are_few(torch.zeros(2, 8, device="meta"))
+    assert not are_few(torch.nn.Parameter(torch.zeros(2, 8), requires_grad=False))
+    with FakeTensorMode():
+        assert not are_few(torch.zeros(2, 8))

@@ -121,7 +121,8 @@ Moves = tuple[tuple[int, ...], tuple[int, ...]]
 def are_few(scores: Tensor) -> bool:
     """Whether scores can be written in place, one by one, on the host."""
     return (
-        scores.is_cpu
+        type(scores) is Tensor  # others need not have memory of their own: a FakeTensor's address is 0
+        and scores.is_cpu
         and scores.dtype == torch.float32
         and scores.numel() <= FEW
         and not scores.requires_grad

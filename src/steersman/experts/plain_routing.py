@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from steersman.experts.bounds import are_few
 from steersman.experts.interception import check_size
 from steersman.experts.router_tables import TokenEdit
 from steersman.models.architecture import RouterSite
@@ -58,13 +57,12 @@ class PlainRouting:
                 return None
         hidden = hidden.reshape(-1, self._width)
         scores = functional.linear(hidden, weight, self._parameters.get("bias"))
-        if scores.dtype is not self.dtype and self.dtype is not None:
+        if self.dtype not in (None, scores.dtype):
             return None
         few = False
         if edit is not None:
-            if scores.shape[0] != size:
-                check_size(self._site, scores.shape[0], size)
-            few = edit.moves is not None and are_few(scores)
+            check_size(self._site, scores.shape[0], size)
+            few = edit.of_few(scores)
             scores = edit.scores(scores, few)
         weights, chosen = self._rule(scores, self._top_k, self._renormalised, edit, few)
         return scores, weights, chosen

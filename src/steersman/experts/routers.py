@@ -139,9 +139,15 @@ class SteeredRouter:
         return self._intercept(edit, size, args, kwargs)[0]
 
     def _intercept(
-        self, edit: TokenEdit, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        edit: TokenEdit,
+        size: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        reference: Interception | None = None,
     ) -> tuple[Any, SteeringInterception]:
-        reference = self._watch(args, kwargs)[1] if self._biased else None
+        if reference is None and self._biased:
+            reference = self._watch(args, kwargs)[1]
         steered = SteeringInterception(self._site, edit, size, reference)  # type: ignore[arg-type]
         with steered:
             output = self._original(*args, **kwargs)
@@ -160,7 +166,7 @@ class SteeredRouter:
         self, running: Pass, edit: TokenEdit, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         unedited, watched = self._watch(args, kwargs)
-        output, steered = self._intercept(edit, running.size, args, kwargs)
+        output, steered = self._intercept(edit, running.size, args, kwargs, watched)
         before, after = self._chosen(unedited, watched), self._chosen(output, steered)
         changed = (before.sort(dim=-1).values != after.sort(dim=-1).values).any(dim=-1)
         running.count_changed(self._key, changed)
