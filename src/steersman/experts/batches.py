@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from steersman.errors import ModelError, SteersmanError
 from steersman.experts.moments import Integers
 from steersman.experts.recording import recording
-from steersman.models.architecture import RouterSite, find_decoder
-from steersman.models.weights import is_sharded
+from steersman.models.architecture import RouterSite
+from steersman.models.reading import input_device, padded, read_batch
 
 Ints = np.ndarray[Any, Any]
 
@@ -39,10 +39,8 @@ def count_batch(
     Returns:
         int64 [texts, strata, layers, experts].
     """
-    decoder = find_decoder(model)
-    device = _device(decoder)
+    device = input_device(model)
     rows, columns = len(ids), max(map(len, ids))
-    tokens, mask = _padded(ids, columns, left=False)
     places = np.concatenate([row * columns + target.astype(np.int64) for row, target in enumerate(targets)])
     owners = np.repeat(np.arange(rows) * number, [len(target) for target in targets])
     if strata is not None:
@@ -54,14 +52,8 @@ def count_batch(
         _require(choice.shape[0], rows * columns, sites[site])
         chosen[site] = choice[place.to(choice.device)]
 
-    # Parts of a model that is sharded are gathered by the forward of the whole one.
-    sharded = any(is_sharded(parameter) for parameter in decoder.parameters())
-    with recording(sites, collect), torch.no_grad():
-        (model if sharded else decoder)(
-            input_ids=torch.from_numpy(tokens).to(device),
-            attention_mask=torch.from_numpy(mask).to(device),
-            use_cache=False,
-        )
+    with recording(sites, collect):
+        read_batch(model, ids)
     owner = torch.from_numpy(owners).to(device)
     return _counts(sites, [chosen[site] for site in range(len(sites))], owner, rows * number).reshape(
         rows, number, len(sites), -1
@@ -94,9 +86,9 @@ def count_continuations(
     Raises:
         ModelError: the model cannot generate, or does not feed one token after the other.
     """
-    device = _device(find_decoder(model))
+    device = input_device(model)
     rows, columns = len(ids), max(map(len, ids))
-    tokens, mask = _padded(ids, columns, left=True)
+    tokens, mask = padded(ids, left=True)
     steps: list[list[Tensor]] = [[] for _ in sites]
     seen_prompt = [False] * len(sites)
 
@@ -137,22 +129,6 @@ def count_continuations(
     counts = _counts(sites, chosen, torch.from_numpy(owner).to(device), rows * number)
     lengths = np.bincount(owner, minlength=rows * number).astype(np.int64)
     return counts.reshape(rows, number, len(sites), -1), lengths.reshape(rows, number)
-
-
-def _padded(ids: Sequence[Ints], columns: int, *, left: bool) -> tuple[Ints, Ints]:
-    """Token ids and attention mask, int64 [texts, columns]."""
-    tokens, mask = np.zeros((2, len(ids), columns), np.int64)
-    for row, text in enumerate(ids):
-        span = slice(columns - len(text), columns) if left else slice(0, len(text))
-        tokens[row, span] = text
-        mask[row, span] = 1
-    return tokens, mask
-
-
-def _device(decoder: nn.Module) -> torch.device:
-    device = next(decoder.parameters()).device
-    # Offloaded: accelerate brings inputs to where each layer runs.
-    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _require(found: int, given: int, site: RouterSite) -> None:

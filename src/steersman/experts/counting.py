@@ -4,8 +4,7 @@ in padded batches, and resumable.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +18,16 @@ from transformers import PreTrainedTokenizerBase
 from steersman.errors import ModelError, PairsError
 from steersman.experts.batches import count_batch, count_continuations
 from steersman.experts.contrast import RoutingContrast
-from steersman.experts.encoding import EncodedPair, EncodedPairs, Shard
+from steersman.experts.encoding import EncodedPair, EncodedPairs
 from steersman.experts.moments import Integers
 from steersman.experts.progress import Progress
 from steersman.experts.strata import POSITION_STRATA, stratum_of
 from steersman.experts.tally import Counted, Tally, Weighting
 from steersman.models.architecture import RouterSite, find_routers, read_architecture
 from steersman.models.identity import model_name, weights_id
+from steersman.models.reading import evaluating
 from steersman.pairs import ContrastPairs, Part, load_pairs
+from steersman.shards import Shard
 from steersman.steering import Architecture
 
 WINDOW_BATCHES = 16
@@ -141,18 +142,6 @@ def countable_routers(model: nn.Module) -> list[RouterSite]:
     if not sites:
         raise ModelError(f"no router of {type(model).__name__} can be steered: {found[0].facts.reason}")
     return sites
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and router jitter, which would change choices; every module's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _options(

@@ -27,42 +27,12 @@ from steersman.pairs import (
     encode_prompt,
     special_ids,
 )
+from steersman.shards import Shard
 
 Tokens = npt.NDArray[np.int32]
 
 _IN_MEMORY = 1 << 16
 """Bytes of encoded pairs that are kept in memory; beyond, on disk."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `number` of `count` parts of the pairs: every `count`-th cluster, in order of appearance."""
-
-    number: int
-    count: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.count:
-            raise _no_shard(str(self))
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read `I/N`. Raises PairsError where it is something else."""
-        number, slash, count = text.partition("/")
-        if not (slash and number.isascii() and number.isdecimal() and count.isascii() and count.isdecimal()):
-            raise _no_shard(text)
-        return cls(int(number), int(count))
-
-    def holds(self, cluster: int) -> bool:
-        """Whether the cluster that appeared as number `cluster` (from 0) is in this part."""
-        return cluster % self.count == self.number - 1
-
-
-def _no_shard(text: str) -> PairsError:
-    return PairsError(f"--shard {text}: right is I/N with 1 ≤ I ≤ N, such as 2/8 (in Python shard=)")
 
 
 @dataclass(frozen=True)

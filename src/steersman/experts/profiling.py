@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from steersman.errors import ModelError, PairsError
-from steersman.experts.counting import countable_routers, evaluating
+from steersman.experts.counting import countable_routers
 from steersman.experts.mixture import recording_mixture
 from steersman.experts.moments import Integers
 from steersman.experts.profile import ExpertProfile, wilson_low
@@ -34,6 +34,7 @@ from steersman.models.architecture import (
     read_architecture,
 )
 from steersman.models.identity import model_name, weights_id
+from steersman.models.reading import evaluating
 from steersman.pairs import render, special_ids
 from steersman.texts import Text, Texts, load_texts
 

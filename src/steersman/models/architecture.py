@@ -83,7 +83,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def _layer_list(decoder: nn.Module) -> nn.ModuleList | None:
-    for name in ("layers", "blocks"):
+    for name in ("layers", "blocks", "h"):
         if isinstance(layers := getattr(decoder, name, None), nn.ModuleList):
             return layers
     return None
