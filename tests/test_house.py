@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors",
     "limits",
+    "edits",
     "steering",
     "shards",
     "pairs",
@@ -42,6 +43,7 @@ HANDED_OVER = {
 # Files that are mathematics, and what they may import beyond the standard library.
 PURE = {
     "limits.py": set(),
+    "edits.py": {"torch"},
     "interop/inert_pickle.py": set(),
     "interop/pickled_arrays.py": {"numpy"},
     "interop/pickled_frame.py": set(),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import families
 from steersman import Architecture, ExpertEdit, PlanError, Router, Steering, compose
-from steersman.steering import SCOPES, canonical_json, effective_strengths
+from steersman.edits import SCOPES, effective_strengths
+from steersman.steering import canonical_json
 
 ARCHITECTURE = Architecture(
     model_type="qwen3_moe",

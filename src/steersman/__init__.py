@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from steersman.edits import ExpertEdit, ResidualEdit
     from steersman.errors import (
         ArchitectureMismatch,
         ArtifactError,
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from steersman.models.loading import load_model
     from steersman.models.receipt import Receipt
     from steersman.pairs import ContrastPair, ContrastPairs, load_pairs
-    from steersman.steering import Architecture, ExpertEdit, Steering, compose
+    from steersman.steering import Architecture, Steering, compose
 
 _HOME = {
+    "steersman.edits": ("ExpertEdit", "ResidualEdit"),
     "steersman.errors": (
         "ArchitectureMismatch",
         "ArtifactError",
@@ -58,7 +60,7 @@ _HOME = {
     "steersman.models.loading": ("load_model",),
     "steersman.models.receipt": ("Receipt",),
     "steersman.pairs": ("ContrastPair", "ContrastPairs", "load_pairs"),
-    "steersman.steering": ("Architecture", "ExpertEdit", "Steering", "compose"),
+    "steersman.steering": ("Architecture", "Steering", "compose"),
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "PairsError",
     "PlanError",
     "Receipt",
+    "ResidualEdit",
     "Router",
     "RoutingContrast",
     "Steering",

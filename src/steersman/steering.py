@@ -1,5 +1,5 @@
-"""What a plan is: edits of a model's routers, for one architecture and its weights; composed, scaled,
-saved, applied.
+"""What a plan is: edits of a model's routers and of its residual stream, for one architecture and its
+weights; composed, scaled, saved, applied.
 """
 
 from __future__ import annotations
@@ -7,13 +7,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from steersman.edits import (
+    ROLES,
+    SCOPES,
+    Edit,
+    ExpertEdit,
+    Operation,
+    ResidualEdit,
+    Scope,
+    clipped,
+    effective_strengths,
+    expert_edits,
+)
 from steersman.errors import PlanError
 from steersman.limits import Router, broken_limit
 
@@ -22,20 +33,8 @@ if TYPE_CHECKING:
 
     from steersman.models.receipt import Receipt
 
-Scope = Literal["all", "prompt", "generated", "answer"]
 OnConflict = Literal["error", "sum"]
 ExpertChoice = Mapping[int, Iterable[int]] | Mapping[int, Mapping[int, float]]
-
-ROLES = ("prompt", "last", "generated")
-"""What a token is to its row: prompt, the last token of the prompt, or generated and fed back."""
-
-SCOPES: dict[str, frozenset[str]] = {
-    "all": frozenset(ROLES),
-    "prompt": frozenset({"prompt", "last"}),
-    "generated": frozenset({"generated"}),
-    "answer": frozenset({"last", "generated"}),
-}
-"""The roles that each scope holds. `answer` is every position that produces a token of the answer."""
 
 
 def canonical_json(value: object) -> str:
@@ -81,10 +80,14 @@ class Architecture:
         ]
         return sha256_of({"model_type": self.model_type, "width": self.hidden_size, "layers": layers})
 
-    def router(self, layer: int) -> Router:
-        """The router of a layer. Raises `PlanError` where there is none that can be steered."""
+    def check_layer(self, layer: int) -> None:
+        """Raise `PlanError` where there is no such decoder layer."""
         if not 0 <= layer < len(self.layers):
             raise PlanError(f"layer {layer} does not exist: the model has layers 0 to {len(self.layers) - 1}")
+
+    def router(self, layer: int) -> Router:
+        """The router of a layer. Raises `PlanError` where there is none that can be steered."""
+        self.check_layer(layer)
         router = self.layers[layer]
         if router is None:
             named = ", ".join(str(router.layer) for router in self.routers) or "none"
@@ -95,96 +98,13 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class ExpertEdit:
-    """Experts moved toward or out of the routers' top-k.
-
-    `strengths` is {layer: {expert: λ}} with λ in [-1, 1]: 1 puts the expert into every token's top-k, -1
-    keeps it out, ±½ moves its score by one standard deviation of the token's scores, 0 leaves it (SteerMoE,
-    arXiv 2509.09660).
-    """
-
-    strengths: Mapping[int, Mapping[int, float]]
-    scope: Scope = "all"
-    operation: str = "bound"
-    when: str = "always"
-
-    point = "router"
-
-    def __post_init__(self) -> None:
-        if self.scope not in SCOPES:
-            raise PlanError(f"scope {self.scope!r} is unknown: use one of {', '.join(SCOPES)}")
-        if self.operation != "bound":
-            raise PlanError(f"operation {self.operation!r} is unknown at routers: use 'bound'")
-        if self.when != "always":
-            raise PlanError(f"when={self.when!r} is not supported: use 'always'")
-        ordered: dict[int, dict[int, float]] = {}
-        for layer in sorted(self.strengths):
-            experts = self.strengths[layer]
-            if experts:
-                ordered[_whole(layer, "layer")] = {
-                    _whole(expert, "expert"): _valid_strength(layer, expert, experts[expert])
-                    for expert in sorted(experts)
-                }
-        object.__setattr__(self, "strengths", ordered)
-
-    def __mul__(self, factor: float) -> ExpertEdit:
-        return replace(
-            self,
-            strengths={
-                layer: {expert: strength * float(factor) for expert, strength in experts.items()}
-                for layer, experts in self.strengths.items()
-            },
-        )
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that the edit names."""
-        return tuple(self.strengths)
-
-    def entries(self) -> list[tuple[int, int, float]]:
-        """(layer, expert, λ), by layer and expert."""
-        return [
-            (layer, expert, strength)
-            for layer, experts in self.strengths.items()
-            for expert, strength in experts.items()
-        ]
-
-    def canonical(self) -> dict[str, object]:
-        """What of the edit enters the fingerprint."""
-        return {
-            "point": self.point,
-            "operation": self.operation,
-            "scope": self.scope,
-            "when": self.when,
-            "layers": list(self.strengths),
-            "strengths": [list(entry) for entry in self.entries()],
-        }
-
-
-def _whole(value: Any, what: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise PlanError(f"{what} {value!r} is not a whole number") from None
-
-
-def _valid_strength(layer: int, expert: int, strength: float) -> float:
-    value = float(strength)
-    if not -1 <= value <= 1:  # also false for NaN
-        raise PlanError(
-            f"expert {expert} of layer {layer} has strength {value:g}: it must lie between -1 and 1"
-        )
-    return value + 0.0  # -0.0 becomes 0.0: one number, one fingerprint
-
-
-@dataclass(frozen=True)
 class Steering:
     """A plan: edits in order, for one architecture and the weights they were made for.
 
     Raises `PlanError` when the plan names what does not exist, contradicts itself or breaks a router's limit.
     """
 
-    edits: tuple[ExpertEdit, ...]
+    edits: tuple[Edit, ...]
     architecture: Architecture
     weights_id: str
     model: str = ""
@@ -194,7 +114,7 @@ class Steering:
     evidence: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edits", tuple(edit for edit in self.edits if edit.strengths))
+        object.__setattr__(self, "edits", tuple(edit for edit in self.edits if edit.layers))
         check_edits(self.edits, self.architecture, self.on_conflict)
 
     @classmethod
@@ -252,6 +172,46 @@ class Steering:
             provenance={"made": "by hand"},
         )
 
+    @classmethod
+    def from_vectors(
+        cls,
+        model: nn.Module,
+        vectors: Mapping[int, Any],
+        *,
+        strength: float = 1.0,
+        scope: Scope = "answer",
+        operation: Operation = "add",
+    ) -> Steering:
+        """A plan by hand of vectors in the residual stream: {layer: direction [width]}.
+
+        Args:
+            model: The transformers model the plan is for.
+            vectors: Of decoder layers (from 0), whose output they change; tensors, arrays or lists.
+            strength: Multiplied into the vectors; for `project` between 0 and 1.
+            scope: Which tokens: `all`, `prompt`, `generated` or `answer`.
+            operation: `add` the vectors, or `project` them out (see `ResidualEdit`).
+
+        Raises:
+            PlanError: a layer that does not exist, a vector of another width, zero or not finite.
+        """
+        from steersman.models.architecture import read_architecture
+        from steersman.models.identity import model_name, weights_id
+
+        edit = ResidualEdit(vectors, strength, scope, operation)
+        if not edit.layers:
+            raise PlanError("there are no vectors: give {layer: direction}")
+        architecture = read_architecture(model)
+        check_edits([edit], architecture)  # before the weights are read, which takes longer
+        name, revision = model_name(model)
+        return cls(
+            edits=(edit,),
+            architecture=architecture,
+            weights_id=weights_id(model),
+            model=name,
+            revision=revision,
+            provenance={"made": "by hand"},
+        )
+
     @property
     def architecture_id(self) -> str:
         """Identity of the architecture that the plan is for."""
@@ -268,12 +228,12 @@ class Steering:
     def strengths(self) -> dict[int, dict[int, float]]:
         """{layer: {expert: λ}}: the clipped sum over all edits, whatever their scope."""
         total: dict[int, dict[int, float]] = {}
-        for edit in self.edits:
+        for edit in expert_edits(self.edits):
             for layer, expert, strength in edit.entries():
                 experts = total.setdefault(layer, {})
                 experts[expert] = experts.get(expert, 0.0) + strength
         return {
-            layer: {expert: _clipped(experts[expert]) for expert in sorted(experts)}
+            layer: {expert: clipped(experts[expert]) for expert in sorted(experts)}
             for layer, experts in sorted(total.items())
         }
 
@@ -366,42 +326,18 @@ def compose(*steerings: Steering, on_conflict: OnConflict = "error") -> Steering
     )
 
 
-def effective_strengths(edits: Iterable[ExpertEdit], role: str) -> dict[int, dict[int, float]]:
-    """{layer: {expert: λ}} for a token of this role: the clipped sum over the edits whose scope holds it."""
-    held = [edit for edit in edits if role in SCOPES[edit.scope]]
-    layers = {layer for edit in held for layer in edit.layers}
-    return {layer: strengths_at(held, layer) for layer in sorted(layers)}
-
-
-def strengths_at(held: Iterable[ExpertEdit], layer: int) -> dict[int, float]:
-    """{expert: λ} in one layer, for a token that all these edits hold: the clipped sum."""
-    named = [edit.strengths[layer] for edit in held if layer in edit.strengths]
-    if len(named) == 1:
-        return dict(named[0])
-    total: dict[int, float] = {}
-    for experts in named:
-        for expert, strength in experts.items():
-            total[expert] = total.get(expert, 0.0) + strength
-    return {expert: _clipped(strength) for expert, strength in total.items()}
-
-
-def check_edits(
-    edits: Sequence[ExpertEdit], architecture: Architecture, on_conflict: OnConflict = "error"
-) -> None:
+def check_edits(edits: Sequence[Edit], architecture: Architecture, on_conflict: OnConflict = "error") -> None:
     """Raise `PlanError` where edits name what does not exist, contradict each other or break a limit
     together.
     """
     for edit in edits:
-        for layer, experts in edit.strengths.items():
-            router = architecture.router(layer)
-            for expert in experts:
-                if not 0 <= expert < router.experts:
-                    raise PlanError(
-                        f"layer {layer} has no expert {expert}: its experts are 0 to {router.experts - 1}"
-                    )
+        if isinstance(edit, ExpertEdit):
+            _check_experts(edit, architecture)
+        else:
+            _check_vectors(edit, architecture)
     checked: list[list[ExpertEdit]] = []
     for role in ROLES:
-        held = [edit for edit in edits if role in SCOPES[edit.scope]]
+        held = [edit for edit in expert_edits(edits) if role in SCOPES[edit.scope]]
         if held in checked:
             continue  # what holds for this role has been looked at
         checked.append(held)
@@ -411,6 +347,26 @@ def check_edits(
             broken = broken_limit(architecture.router(layer), strengths)
             if broken is not None:
                 raise PlanError(f"layer {layer}: {broken}")
+
+
+def _check_experts(edit: ExpertEdit, architecture: Architecture) -> None:
+    for layer, experts in edit.strengths.items():
+        router = architecture.router(layer)
+        for expert in experts:
+            if not 0 <= expert < router.experts:
+                raise PlanError(
+                    f"layer {layer} has no expert {expert}: its experts are 0 to {router.experts - 1}"
+                )
+
+
+def _check_vectors(edit: ResidualEdit, architecture: Architecture) -> None:
+    for layer, vector in edit.vectors.items():
+        architecture.check_layer(layer)
+        if len(vector) != architecture.hidden_size:
+            raise PlanError(
+                f"layer {layer}: its vector has {len(vector)} numbers, but the model's width is "
+                f"{architecture.hidden_size}"
+            )
 
 
 def _check_conflicts(edits: Sequence[ExpertEdit]) -> None:
@@ -424,10 +380,6 @@ def _check_conflicts(edits: Sequence[ExpertEdit]) -> None:
                     f"layer {layer}, expert {expert}: one edit activates it and another deactivates it; "
                     'compose with on_conflict="sum" to add them up'
                 )
-
-
-def _clipped(strength: float) -> float:
-    return max(-1.0, min(1.0, strength))
 
 
 def _derived(made: str, sources: Sequence[Steering], **facts: object) -> dict[str, Any]:

@@ -22,10 +22,10 @@ from steersman.errors import PairsError
 
 if TYPE_CHECKING:
     from steersman import RoutingContrast
+    from steersman.edits import Scope
     from steersman.experts.contrast import By
     from steersman.experts.tally import Weighting
     from steersman.pairs import Part
-    from steersman.steering import Scope
 
 SHOWN = 12
 """Experts that are listed; the table has them all."""

@@ -14,7 +14,7 @@ from steersman.errors import ArtifactError
 
 if TYPE_CHECKING:
     from steersman import RoutingContrast, Steering
-    from steersman.steering import Scope
+    from steersman.edits import Scope
 
 _RIGHT = "right is a ranking of SteerMoE (.pkl) or a plan of EasySteer (.json)"
 

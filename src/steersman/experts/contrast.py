@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from steersman.edits import ExpertEdit, Scope
 from steersman.errors import PlanError
 from steersman.experts import risk_difference as rd
 from steersman.experts import strata as st
@@ -26,7 +27,7 @@ from steersman.experts.selection import Choice, choose, ranked, stability
 from steersman.experts.strata import StratumSums
 from steersman.experts.tally import Counted, Weighting
 from steersman.limits import Router
-from steersman.steering import Architecture, ExpertEdit, Scope, Steering, canonical_json
+from steersman.steering import Architecture, Steering, canonical_json
 
 if TYPE_CHECKING:
     import pandas

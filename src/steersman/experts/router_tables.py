@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steersman.edits import strengths_at
 from steersman.experts.bounds import (
     FEW,
     Moves,
@@ -19,7 +20,6 @@ from steersman.experts.bounds import (
 )
 from steersman.limits import Router
 from steersman.models.program import Layout, Program
-from steersman.steering import strengths_at
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from typing import Any
 
 from torch import nn
 
+from steersman.edits import ExpertEdit, Scope
 from steersman.errors import ArtifactError, PlanError
 from steersman.interop.foreign_files import read_bytes, read_json, write_bytes
 from steersman.limits import Router
 from steersman.models.architecture import read_architecture
 from steersman.models.identity import model_name, weights_id
-from steersman.steering import ExpertEdit, Scope, Steering
+from steersman.steering import Steering
 
 SAME_RULES = ("softmax-topk", "softmax-topk+renormalised", "topk-softmax")
 """Routing rules for which a log-softmax of the raw scores changes neither choice nor mixture weights."""

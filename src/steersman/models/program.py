@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from steersman.edits import ROLES, SCOPES, Edit
 from steersman.errors import SteeringNotApplied
 from steersman.models.tokens import ROLE_CODES, Tokens, codes_of
-from steersman.steering import ROLES, SCOPES, Architecture, Steering, check_edits
+from steersman.steering import Architecture, Steering, check_edits
 
 if TYPE_CHECKING:
     from steersman.models.apply import Context
@@ -49,7 +50,7 @@ class Program:
         self.compiled: dict[Site, Any] = {}
         """What a lever has prepared for its sites; filled by the lever."""
         self.sites: frozenset[Site] = frozenset().union(*(context.sites for context in contexts))
-        self.rows: list[tuple[Any, ...]] = [()]
+        self.rows: list[tuple[Edit, ...]] = [()]
         """The edits that hold in each row, in order of the blocks."""
         self.row_of_code: list[int] = []
         self._held: dict[tuple[Context, Site], tuple[bool, ...]] = {}
@@ -64,7 +65,7 @@ class Program:
             check_edits(edits, architecture, "sum" if sums else "error")
             self._add_rows(edits)
 
-    def _add_rows(self, edits: list[Any]) -> None:
+    def _add_rows(self, edits: list[Edit]) -> None:
         known = {tuple(map(id, edits)): row for row, edits in enumerate(self.rows)}
         self.row_of_code.append(0)  # outside: padding, and what follows a row's end
         for role in ROLES:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from steersman.edits import ROLES, SCOPES, Scope
 from steersman.errors import SteeringNotApplied
-from steersman.steering import ROLES, SCOPES, Scope
 
 OUTSIDE = 0
 """Role code of padding and of what is fed after a row's end: neither edited nor counted."""

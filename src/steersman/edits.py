@@ -1,0 +1,256 @@
+"""What an edit is: one change at one kind of site, of routers or of the residual stream."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from steersman.errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Scope = Literal["all", "prompt", "generated", "answer"]
+
+Operation = Literal["add", "project"]
+"""What a residual edit does with its vectors."""
+
+ROLES = ("prompt", "last", "generated")
+"""What a token is to its row: prompt, the last token of the prompt, or generated and fed back."""
+
+SCOPES: dict[str, frozenset[str]] = {
+    "all": frozenset(ROLES),
+    "prompt": frozenset({"prompt", "last"}),
+    "generated": frozenset({"generated"}),
+    "answer": frozenset({"last", "generated"}),
+}
+"""The roles that each scope holds. `answer` is every position that produces a token of the answer."""
+
+
+@dataclass(frozen=True)
+class ExpertEdit:
+    """Experts moved toward or out of the routers' top-k.
+
+    `strengths` is {layer: {expert: λ}} with λ in [-1, 1]: 1 puts the expert into every token's top-k, -1
+    keeps it out, ±½ moves its score by one standard deviation of the token's scores, 0 leaves it (SteerMoE,
+    arXiv 2509.09660).
+    """
+
+    strengths: Mapping[int, Mapping[int, float]]
+    scope: Scope = "all"
+    operation: str = "bound"
+    when: str = "always"
+
+    point = "router"
+
+    def __post_init__(self) -> None:
+        _check_words(self, ("bound",))
+        ordered: dict[int, dict[int, float]] = {}
+        for layer in sorted(self.strengths):
+            experts = self.strengths[layer]
+            if experts:
+                ordered[_whole(layer, "layer")] = {
+                    _whole(expert, "expert"): _valid_strength(layer, expert, experts[expert])
+                    for expert in sorted(experts)
+                }
+        object.__setattr__(self, "strengths", ordered)
+
+    def __mul__(self, factor: float) -> ExpertEdit:
+        return replace(
+            self,
+            strengths={
+                layer: {expert: strength * float(factor) for expert, strength in experts.items()}
+                for layer, experts in self.strengths.items()
+            },
+        )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that the edit names."""
+        return tuple(self.strengths)
+
+    def entries(self) -> list[tuple[int, int, float]]:
+        """(layer, expert, λ), by layer and expert."""
+        return [
+            (layer, expert, strength)
+            for layer, experts in self.strengths.items()
+            for expert, strength in experts.items()
+        ]
+
+    def canonical(self) -> dict[str, object]:
+        """What of the edit enters the fingerprint."""
+        return {
+            "point": self.point,
+            "operation": self.operation,
+            "scope": self.scope,
+            "when": self.when,
+            "layers": list(self.strengths),
+            "strengths": [list(entry) for entry in self.entries()],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualEdit:
+    """Vectors in the residual stream, at the outputs of decoder layers.
+
+    `vectors` is {layer: v [width]}, layers from 0. `add`: h ← h + strength · v. `project`: h ← h − strength ·
+    (h·v̂) v̂ with 0 ≤ strength ≤ 1, which at 1 takes the direction out (ablation, arXiv 2406.11717). Computed
+    in float32 and returned in the model's dtype. Strength 0 leaves the model as it is.
+
+    Vectors may be torch tensors, numpy arrays or lists; they are kept as float32 tensors on the CPU. Raises
+    `PlanError` where one is zero, not finite or not one-dimensional.
+    """
+
+    vectors: Mapping[int, Tensor]
+    strength: float = 1.0
+    scope: Scope = "answer"
+    operation: Operation = "add"
+    when: str = "always"
+
+    point = "block_output"
+
+    def __post_init__(self) -> None:
+        _check_words(self, ("add", "project"))
+        strength = _number(self.strength)
+        if self.operation == "project" and not 0 <= strength <= 1:
+            raise PlanError(f"project has strength {strength:g}: it must lie between 0 and 1")
+        named = sorted((_whole(layer, "layer"), vector) for layer, vector in self.vectors.items())
+        ordered = {layer: _vector(layer, vector, strength) for layer, vector in named}
+        if len(ordered) != len(named):
+            raise PlanError("a layer is named twice")
+        object.__setattr__(self, "vectors", ordered)
+        object.__setattr__(self, "strength", strength)
+
+    def __mul__(self, factor: float) -> ResidualEdit:
+        return replace(self, strength=self.strength * float(factor))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ResidualEdit) and self.canonical() == other.canonical()
+
+    def __hash__(self) -> int:
+        return hash((self.strength, self.scope, self.operation, self.layers))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that the edit names."""
+        return tuple(self.vectors)
+
+    def canonical(self) -> dict[str, object]:
+        """What of the edit enters the fingerprint; of each vector the sha256 of its numbers (float32, little
+        endian).
+        """
+        digests = {
+            str(layer): hashlib.sha256(vector.numpy().astype("<f4").tobytes()).hexdigest()
+            for layer, vector in self.vectors.items()
+        }
+        return {
+            "point": self.point,
+            "operation": self.operation,
+            "scope": self.scope,
+            "when": self.when,
+            "layers": list(self.layers),
+            "strength": self.strength,
+            "vectors": digests,
+        }
+
+
+Edit = ExpertEdit | ResidualEdit
+
+
+def _check_words(edit: Edit, operations: tuple[str, ...]) -> None:
+    where = f"{edit.point.replace('_', ' ')}s"
+    if edit.scope not in SCOPES:
+        raise PlanError(f"scope {edit.scope!r} is unknown: use one of {', '.join(SCOPES)}")
+    if edit.operation not in operations:
+        right = " or ".join(map(repr, operations))
+        raise PlanError(f"operation {edit.operation!r} is unknown at {where}: use {right}")
+    if edit.when != "always":
+        raise PlanError(f"when={edit.when!r} is not supported: use 'always'")
+
+
+def _number(strength: Any) -> float:
+    """A strength as a finite float."""
+    try:
+        value = float(strength)
+    except (TypeError, ValueError):
+        raise PlanError(f"strength {strength!r} is not a number") from None
+    if not math.isfinite(value):
+        raise PlanError(f"strength {value} is not a finite number")
+    return value + 0.0  # -0.0 becomes 0.0: one number, one fingerprint
+
+
+def _vector(layer: int, given: Any, strength: float) -> Tensor:
+    """A layer's vector as a float32 tensor of its own, checked."""
+    import torch  # only plans that hold vectors wait for it
+
+    try:
+        vector = torch.as_tensor(given).detach().to("cpu", torch.float32, copy=True).contiguous()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanError(f"layer {layer}: its vector cannot be read ({_first_line(error)})") from None
+    if vector.dim() != 1 or not vector.numel():
+        raise PlanError(f"layer {layer}: its vector has the shape {list(vector.shape)}: right is [width]")
+    if not bool(torch.isfinite(vector).all()):
+        raise PlanError(f"layer {layer}: its vector holds NaN or infinity")
+    if not bool(vector.any()):
+        raise PlanError(f"layer {layer}: its vector is zero, so it has no direction")
+    if not bool(torch.isfinite(vector * strength).all()):
+        raise PlanError(f"layer {layer}: strength {strength:g} times its vector overflows")
+    return vector
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _whole(value: Any, what: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise PlanError(f"{what} {value!r} is not a whole number") from None
+
+
+def _valid_strength(layer: int, expert: int, strength: float) -> float:
+    value = float(strength)
+    if not -1 <= value <= 1:  # also false for NaN
+        raise PlanError(
+            f"expert {expert} of layer {layer} has strength {value:g}: it must lie between -1 and 1"
+        )
+    return value + 0.0  # -0.0 becomes 0.0: one number, one fingerprint
+
+
+def expert_edits(edits: Iterable[Edit]) -> list[ExpertEdit]:
+    """Those of a plan's edits that are made at routers, in order."""
+    return [edit for edit in edits if isinstance(edit, ExpertEdit)]
+
+
+def residual_edits(edits: Iterable[Edit]) -> list[ResidualEdit]:
+    """Those of a plan's edits that are made in the residual stream, in order."""
+    return [edit for edit in edits if isinstance(edit, ResidualEdit)]
+
+
+def effective_strengths(edits: Iterable[Edit], role: str) -> dict[int, dict[int, float]]:
+    """{layer: {expert: λ}} for a token of this role: the clipped sum over the edits whose scope holds it."""
+    held = [edit for edit in expert_edits(edits) if role in SCOPES[edit.scope]]
+    layers = {layer for edit in held for layer in edit.layers}
+    return {layer: strengths_at(held, layer) for layer in sorted(layers)}
+
+
+def strengths_at(held: Iterable[Edit], layer: int) -> dict[int, float]:
+    """{expert: λ} in one layer, for a token that all these edits hold: the clipped sum."""
+    named = [edit.strengths[layer] for edit in expert_edits(held) if layer in edit.strengths]
+    if len(named) == 1:
+        return dict(named[0])
+    total: dict[int, float] = {}
+    for experts in named:
+        for expert, strength in experts.items():
+            total[expert] = total.get(expert, 0.0) + strength
+    return {expert: clipped(strength) for expert, strength in total.items()}
+
+
+def clipped(strength: float) -> float:
+    """A sum of strengths, held between -1 and 1."""
+    return max(-1.0, min(1.0, strength))
