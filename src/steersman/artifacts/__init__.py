@@ -1,0 +1,23 @@
+"""Artifacts on disk and on the Hub: a folder of manifest.json and tensors.safetensors; a file a kind here."""
+
+from steersman.artifacts.contrast import load_contrast, save_contrast
+from steersman.artifacts.folder import MANIFEST, TENSORS, check_free, new_folder
+from steersman.artifacts.hub import push_folder
+from steersman.artifacts.manifest import read_manifest
+from steersman.artifacts.profile import load_profile, save_profile
+from steersman.artifacts.steering import load_steering, save_steering
+
+__all__ = [
+    "MANIFEST",
+    "TENSORS",
+    "check_free",
+    "load_contrast",
+    "load_profile",
+    "load_steering",
+    "new_folder",
+    "push_folder",
+    "read_manifest",
+    "save_contrast",
+    "save_profile",
+    "save_steering",
+]
