@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from steersman.edits import ExpertEdit
 from steersman.errors import PlanError
 
 if TYPE_CHECKING:
@@ -108,9 +109,11 @@ def random_plans(
 
 
 def exchanged(steering: Steering, exchange: Exchange) -> Steering:
-    """The same plan with other experts. Raises PlanError where that breaks a router's limit."""
+    """The same plan with other experts; vectors stay as they are. Raises PlanError where that breaks a router's limit."""
     edits = tuple(
-        replace(
+        edit
+        if not isinstance(edit, ExpertEdit)
+        else replace(
             edit,
             strengths={
                 layer: {int(exchange[layer][expert]): strength for expert, strength in experts.items()}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import types
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,16 +12,15 @@ from steersman.errors import PlanError, SteeringNotApplied
 from steersman.experts.interception import Interception, SteeringInterception
 from steersman.experts.plain_routing import PlainRouting, plain_routing
 from steersman.experts.router_tables import TokenEdit, table_of
+from steersman.limits import Router
 from steersman.models.architecture import RouterSite, find_routers
 from steersman.models.attachment import attaches
-from steersman.models.program import Pass, Program, Site
-from steersman.models.replacing import of_class
+from steersman.models.program import Pass, Program
+from steersman.models.steered import Current, SteeredModule, outside_of_forward, steered
 
 
 @attaches("router")
-def attach_routers(
-    model: nn.Module, layers: list[int] | None, current: Callable[[], Pass | None]
-) -> dict[int, SteeredRouter]:
+def attach_routers(model: nn.Module, layers: list[int] | None, current: Current) -> dict[int, SteeredRouter]:
     """Steer the routers of some layers (None: all that can be steered) whenever the running thread has a plan
     for them.
 
@@ -43,97 +40,52 @@ def attach_routers(
 
 
 _attached: weakref.WeakKeyDictionary[nn.Module, SteeredRouter] = weakref.WeakKeyDictionary()
-"""Compiled code holds on to the function it was made with, so a router keeps its own from block to block."""
 
 
-def _attach(site: RouterSite, current: Callable[[], Pass | None]) -> SteeredRouter:
-    steered = _attached.get(site.module)
-    if steered is None or steered.in_use:
-        steered = _attached[site.module] = SteeredRouter()
-    steered.attach(site, current)
-    return steered
+def _attach(site: RouterSite, current: Current) -> SteeredRouter:
+    router = steered(site.module, SteeredRouter, _attached)
+    router.attach(site, current)
+    return router
 
 
-class SteeredRouter:
+class SteeredRouter(SteeredModule):
     """One router's forward, run under the plan of the running pass."""
 
     def __init__(self) -> None:
-        self._site: RouterSite | None = None
-        self._module: nn.Module | None = None
-        self._previous: Any = None
+        super().__init__()
         self._compiled = CompiledState()
-        self._ask: Callable[[], Pass | None] = _nobody
 
-        is_compiling = torch.compiler.is_compiling
-
-        def forward(own: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if own is not self._module:
-                return of_class(own, "forward")(*args, **kwargs)  # a copy of the router
-            if is_compiling():
-                return self._run_compiled(args, kwargs)
-            return self._run(args, kwargs)
-
-        self._forward = forward
-
-    @property
-    def in_use(self) -> bool:
-        """Whether it is attached, or someone's wrapper still calls it."""
-        return self._site is not None
-
-    def attach(self, site: RouterSite, current: Callable[[], Pass | None]) -> None:
+    def attach(self, site: RouterSite, current: Current) -> None:
         """Take the place of the router's forward."""
-        self._ask = current
-        self._site = site
-        self._module = site.module
-        self._key: Site = ("router", site.facts.layer)
-        self._previous = site.module.__dict__.get("forward")
-        self._original: Callable[..., Any] = site.module.forward
+        self._site: RouterSite | None = site
+        self._facts = site.facts
         self._biased = site.correction_bias is not None
         # Another's wrapper (of an offloaded or a parallel router) has to be gone through.
-        self._plain: PlainRouting | None = plain_routing(site) if self._previous is None else None
-        self._installed = site.module.__dict__["forward"] = types.MethodType(self._forward, site.module)
+        own = site.module.__dict__.get("forward") is None
+        self._plain: PlainRouting | None = plain_routing(site) if own else None
+        self._attach(site.module, ("router", site.facts.layer), current)
 
-    def detach(self) -> None:
-        """Put the previous forward back."""
-        self._ask = _nobody
-        if self._site is None or self._site.module.__dict__.get("forward") is not self._installed:
-            return  # wrapped again by someone else since: this one lets everything through now
-        if self._previous is None:
-            del self._site.module.__dict__["forward"]
-        else:
-            self._site.module.__dict__["forward"] = self._previous
-        self._site = self._module = self._previous = self._plain = None
-        del self._original, self._installed  # they hold the router: unused, they must not keep it alive
+    def _release(self) -> None:
+        self._site = self._plain = None
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        running = self._ask()
-        if running is None:
-            return self._original(*args, **kwargs)
-        try:
-            edit = running.layout.edits[self._key]
-        except KeyError:
-            edit = running.layout.edits[self._key] = self._edit_of(running, args, kwargs)
-        if edit is None:
-            output = self._original(*args, **kwargs)
-        elif running.program.wants_changes:
-            output = self._run_and_compare(running, edit, args, kwargs)
-        else:
-            output = self._steer(edit, running.size, args, kwargs)
-        running.ran.add(self._key)
-        return output
+    @property
+    def _attached_to(self) -> RouterSite:
+        if self._site is None:
+            raise SteeringNotApplied("a router runs that is not attached any more")
+        return self._site
 
-    def _edit_of(self, running: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenEdit | None:
-        """What holds for the tokens of a forward, on the device where the router runs."""
-        if self._key not in running.program.sites:
-            return None
-        device = args[0].device if args else next(iter(kwargs.values())).device
-        site: RouterSite = self._site  # type: ignore[assignment]
-        return table_of(running.program, site.facts, device).edit_of(running.layout, device)
+    def _edit_of(self, running: Pass, device: torch.device) -> TokenEdit | None:
+        return table_of(running.program, self._facts, device).edit_of(running.layout, device)
 
-    def _steer(self, edit: TokenEdit, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        site: RouterSite = self._site  # type: ignore[assignment]
-        if self._plain is not None and len(args) == 1 and not kwargs and not site.module.training:
-            output = self._plain.run(args[0], edit, size)
+    def _steer(self, running: Pass, edit: TokenEdit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if running.program.wants_changes:
+            return self._run_and_compare(running, edit, args, kwargs)
+        return self._route(edit, running.size, args, kwargs)
+
+    def _route(self, edit: TokenEdit, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plain = self._plain
+        if plain is not None and len(args) == 1 and not kwargs and not self._attached_to.module.training:
+            output = plain.run(args[0], edit, size)
             if output is not None:
                 return output
         return self._intercept(edit, size, args, kwargs)[0]
@@ -148,7 +100,7 @@ class SteeredRouter:
     ) -> tuple[Any, SteeringInterception]:
         if reference is None and self._biased:
             reference = self._watch(args, kwargs)[1]
-        steered = SteeringInterception(self._site, edit, size, reference)  # type: ignore[arg-type]
+        steered = SteeringInterception(self._attached_to, edit, size, reference)
         with steered:
             output = self._original(*args, **kwargs)
         steered.check()
@@ -156,8 +108,8 @@ class SteeredRouter:
 
     def _watch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Interception]:
         """A run without edits."""
-        watched = Interception(self._site)  # type: ignore[arg-type]
-        training = self._site is not None and self._site.module.training
+        watched = Interception(self._attached_to)
+        training = self._attached_to.module.training
         with torch.no_grad(), watched:
             output = self._original(*(_untouched(args) if training else args), **kwargs)
         return output, watched
@@ -182,8 +134,7 @@ class SteeredRouter:
 
     def publish(self, running: Pass | None, size: int, device: torch.device) -> None:
         """Lay out the plan of a forward for compiled code, which cannot ask for it."""
-        site: RouterSite = self._site  # type: ignore[assignment]
-        self._compiled.publish(running, site, size, device)
+        self._compiled.publish(running, self._facts, size, device)
 
     def withdraw(self) -> bool:
         """Take the plan away again; returns whether compiled code has followed it."""
@@ -192,11 +143,8 @@ class SteeredRouter:
     def _run_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self._compiled
         if state.index is None:
-            raise SteeringNotApplied(
-                "compiled code runs a steered router outside of a forward of the compiled model: compile the "
-                "model itself (torch.compile(model) or model.compile()), before the block"
-            )
-        output = self._steer(state.edit(), state.index.shape[0], args, kwargs)
+            raise outside_of_forward("router")
+        output = self._route(state.edit(), state.index.shape[0], args, kwargs)
         state.ran = True
         return output
 
@@ -215,15 +163,15 @@ class CompiledState:
         self._group_rank: Tensor | None = None
         self._filled_from: weakref.ref[Program] | None = None
 
-    def publish(self, running: Pass | None, site: RouterSite, size: int, device: torch.device) -> None:
+    def publish(self, running: Pass | None, facts: Router, size: int, device: torch.device) -> None:
         """Lay out a plan; None is that of unsteered tokens."""
         self.ran = False
-        self._allocate(site, 1 if running is None else len(running.program.rows), device)
+        self._allocate(facts, 1 if running is None else len(running.program.rows), device)
         if running is None:
             self.index = torch.zeros(size, dtype=torch.int64, device=device)  # row 0 has no edits
             return
         if self._filled_from is None or self._filled_from() is not running.program:
-            self._fill(running, site, device)
+            self._fill(running, facts, device)
         self.index = running.layout.index_on(device)
 
     def withdraw(self) -> bool:
@@ -244,20 +192,20 @@ class CompiledState:
             dead_rank=self._expert_rank[index].clamp(max=0),  # type: ignore[index]
         )
 
-    def _allocate(self, site: RouterSite, rows: int, device: torch.device) -> None:
+    def _allocate(self, facts: Router, rows: int, device: torch.device) -> None:
         """Make room for rows: more than are needed, so that most plans find the same form."""
         held = self._strengths
         if held is not None and held.shape[0] >= rows and held.device == device:
             return
         capacity = max(8, 1 << (rows - 1).bit_length())
-        self._strengths = torch.zeros(capacity, site.facts.experts, device=device)
-        self._expert_rank = torch.zeros(capacity, site.facts.experts, device=device)
-        groups = site.facts.groups
+        self._strengths = torch.zeros(capacity, facts.experts, device=device)
+        self._expert_rank = torch.zeros(capacity, facts.experts, device=device)
+        groups = facts.groups
         self._group_rank = None if groups is None else torch.zeros(capacity, groups[0], device=device)
         self._filled_from = None
 
-    def _fill(self, running: Pass, site: RouterSite, device: torch.device) -> None:
-        table = table_of(running.program, site.facts, device)
+    def _fill(self, running: Pass, facts: Router, device: torch.device) -> None:
+        table = table_of(running.program, facts, device)
         held = (self._strengths, self._expert_rank, self._group_rank)
         for target, source in zip(held, table.tensors, strict=True):
             if target is not None:
@@ -273,10 +221,6 @@ def chosen_experts(output: Any) -> Tensor:
         if isinstance(value, Tensor) and not value.is_floating_point():
             return value.reshape(-1, value.shape[-1])
     raise SteeringNotApplied("the router's output holds no expert ids")
-
-
-def _nobody() -> Pass | None:
-    return None
 
 
 def _untouched(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -45,7 +45,7 @@ class AttachedSite(Protocol):
 
 Attacher = Callable[[nn.Module, list[int] | None, Callable[[], Pass | None]], Mapping[int, AttachedSite]]
 
-_LEVERS = {"router": "steersman.experts.routers"}
+_LEVERS = {"router": "steersman.experts.routers", "block_output": "steersman.concepts.blocks"}
 """The module that registers what edits at a kind of site do, by name: levers build on this one."""
 
 _attachers: dict[str, Attacher] = {}

@@ -205,11 +205,12 @@ class Layout:
 class Pass:
     """One decoder forward under steering: where its edits hold, and which sites have run."""
 
-    __slots__ = ("layout", "program", "ran", "size")
+    __slots__ = ("layout", "program", "ran", "shape", "size")
 
     def __init__(self, program: Program, tokens: Tokens) -> None:
         self.program = program
         self.layout = program.layout_of(tokens)
+        self.shape = (tokens.rows, tokens.columns)
         self.size = tokens.rows * tokens.columns
         """Tokens of the forward, padding included."""
         self.ran: set[Site] = set()

@@ -1,0 +1,251 @@
+"""Attaching residual edits to the outputs of a model's decoder layers, whatever the family."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steersman.concepts.residual import NOTHING, Add, Project, Slots, Step, edit_states, steps_of
+from steersman.concepts.states import state_of
+from steersman.edits import residual_edits
+from steersman.errors import ModelError, PlanError, SteeringNotApplied
+from steersman.models.architecture import decoder_config, decoder_layers
+from steersman.models.attachment import attaches
+from steersman.models.program import Layout, Pass, Program
+from steersman.models.steered import Current, SteeredModule, outside_of_forward, steered
+
+
+@attaches("block_output")
+def attach_blocks(model: nn.Module, layers: list[int] | None, current: Current) -> dict[int, SteeredBlock]:
+    """Steer the outputs of some decoder layers (None: all) whenever the running thread has a plan for them.
+
+    Raises:
+        PlanError: a layer does not exist, or is the same module as another; nothing is attached then.
+    """
+    modules = list(decoder_layers(model))
+    layers = list(range(len(modules))) if layers is None else layers
+    for layer in layers:
+        if not 0 <= layer < len(modules):
+            raise PlanError(f"layer {layer} does not exist: the model has layers 0 to {len(modules) - 1}")
+        if sum(module is modules[layer] for module in modules) > 1:
+            raise PlanError(f"layer {layer} is one module with another layer: it cannot be steered alone")
+    width = decoder_config(model).hidden_size
+    return {layer: _attach(modules[layer], layer, width, current) for layer in layers}
+
+
+_attached: weakref.WeakKeyDictionary[nn.Module, SteeredBlock] = weakref.WeakKeyDictionary()
+
+
+def _attach(module: nn.Module, layer: int, width: int, current: Current) -> SteeredBlock:
+    block = steered(module, SteeredBlock, _attached)
+    block.attach(module, layer, width, current)
+    return block
+
+
+@dataclass(frozen=True)
+class BlockEdit:
+    """What holds for the tokens of one forward at one layer: the same steps for all, or rows of tables."""
+
+    device: torch.device
+    steps: Sequence[Step]
+    slots: Slots | None = None
+    index: Tensor | None = None
+
+    def run(self, states: Tensor) -> Tensor:
+        """States [rows, columns, width], edited."""
+        if self.slots is None or self.index is None:
+            return edit_states(states, self.steps)
+        flat = states.reshape(-1, states.shape[-1])
+        return edit_states(flat, self.slots.at(self.index)).view(states.shape)
+
+
+class SteeredBlock(SteeredModule):
+    """One decoder layer's forward, run under the plan of the running pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._compiled = CompiledBlock()
+
+    def attach(self, module: nn.Module, layer: int, width: int, current: Current) -> None:
+        """Take the place of the layer's forward."""
+        self._layer, self._width = layer, width
+        self._attach(module, ("block_output", layer), current)
+
+    def _release(self) -> None:
+        return
+
+    def _edit_of(self, running: Pass, device: torch.device) -> BlockEdit | None:
+        return table_of(running.program, self._layer, self._width, device).edit_of(running.layout, device)
+
+    def _steer(self, running: Pass, edit: BlockEdit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = self._original(*args, **kwargs)
+        states = self._states(output)
+        if states.shape != (*running.shape, self._width):
+            raise SteeringNotApplied(
+                f"layer {self._layer} gives states of shape {list(states.shape)}; "
+                f"{[*running.shape, self._width]} can be steered"
+            )
+        if states.device != edit.device:  # of an offloaded layer, whose input waits elsewhere
+            edit = running.layout.edits[self._key] = self._edit_of(running, states.device) or edit
+        table_of(running.program, self._layer, self._width, states.device).check(states.dtype)
+        edited = edit.run(states)
+        if running.program.wants_changes:
+            running.count_changed(self._key, (edited != states).any(dim=-1).reshape(-1))
+        return _with_states(output, edited)
+
+    def _states(self, output: Any) -> Tensor:
+        try:
+            return state_of(output)
+        except ModelError as error:
+            raise SteeringNotApplied(f"layer {self._layer} cannot be steered: {error}") from None
+
+    # ------------------------------------------------------------ compiled code
+
+    def publish(self, running: Pass | None, size: int, device: torch.device) -> None:
+        """Lay out the plan of a forward for compiled code, which cannot ask for it."""
+        self._compiled.publish(running, self._layer, self._width, size, device)
+
+    def withdraw(self) -> bool:
+        """Take the plan away again; returns whether compiled code has followed it."""
+        return self._compiled.withdraw()
+
+    def _run_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = self._compiled
+        if state.index is None:
+            raise outside_of_forward("decoder layer")
+        output = self._original(*args, **kwargs)
+        states = state_of(output)
+        edited = state.run(states.reshape(-1, states.shape[-1])).view(states.shape)
+        state.ran = True
+        return _with_states(output, edited)
+
+
+def _with_states(output: Any, states: Tensor) -> Any:
+    """A layer's output with other states."""
+    return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+class BlockTable:
+    """The rows of a program at one layer's output, on one device."""
+
+    def __init__(self, program: Program, layer: int, width: int, device: torch.device) -> None:
+        self._layer = layer
+        rows = [steps_of(residual_edits(edits), layer) for edits in program.rows]
+        self._rows = [[_on(step, device) for step in steps] for steps in rows]
+        self.slots = Slots(rows, width, device)
+        self._largest = max(_largest(steps) for steps in rows)
+        self._checked: set[torch.dtype] = set()
+
+    def edit_of(self, layout: Layout, device: torch.device) -> BlockEdit | None:
+        """What holds for the tokens of a forward; None: nothing for any of them, as far as the host can
+        tell.
+        """
+        if layout.row is not None:
+            steps = self._rows[layout.row]
+            return BlockEdit(device, steps) if steps else None
+        if not self.slots.tables:
+            return None
+        return BlockEdit(device, (), self.slots, layout.index_on(device))
+
+    def check(self, dtype: torch.dtype) -> None:
+        """Raise `SteeringNotApplied` where a vector cannot be had in the states' dtype."""
+        if dtype in self._checked:
+            return
+        if self._largest > torch.finfo(dtype).max:
+            raise SteeringNotApplied(
+                f"layer {self._layer}: strength times vector reaches {self._largest:.3g}, and {dtype} holds "
+                f"{torch.finfo(dtype).max:.5g} at most: run the model in bfloat16 or float32"
+            )
+        self._checked.add(dtype)
+
+
+def _largest(steps: Iterable[Step]) -> float:
+    return max((float(step.vector.abs().max()) for step in steps if isinstance(step, Add)), default=0.0)
+
+
+def _on(step: Step, device: torch.device) -> Step:
+    if isinstance(step, Add):
+        return Add(step.vector.to(device))
+    return Project(step.direction.to(device), step.share.to(device))
+
+
+def table_of(program: Program, layer: int, width: int, device: torch.device) -> BlockTable:
+    """The table of one layer under a program, made once for each device."""
+    tables: dict[torch.device, BlockTable] = program.compiled.setdefault(("block_output", layer), {})
+    if device not in tables:
+        tables[device] = BlockTable(program, layer, width, device)
+    return tables[device]
+
+
+class CompiledBlock:
+    """What compiled code reads of a plan: tensors that change their content from plan to plan, not their
+    form. One slot that adds is always there; more make code of their own.
+    """
+
+    def __init__(self) -> None:
+        self.index: Tensor | None = None
+        """The row of each token, int64 [tokens]; None where no forward runs."""
+        self.ran = False
+        self._tables: list[Step] = []
+        self._capacity = 0
+        self._device: torch.device | None = None
+        self._filled_from: weakref.ref[Program] | None = None
+
+    def publish(self, running: Pass | None, layer: int, width: int, size: int, device: torch.device) -> None:
+        """Lay out a plan; None is that of unsteered tokens."""
+        self.ran = False
+        given = None if running is None else table_of(running.program, layer, width, device).slots.tables
+        self._allocate(len(given or ()), 1 if running is None else len(running.program.rows), width, device)
+        if running is None or given is None:
+            self.index = torch.zeros(size, dtype=torch.int64, device=device)  # row 0 has no edits
+            return
+        if self._filled_from is None or self._filled_from() is not running.program:
+            self._fill(given)
+            self._filled_from = weakref.ref(running.program)
+        self.index = running.layout.index_on(device)
+
+    def withdraw(self) -> bool:
+        """Take the plan away."""
+        self.index = None
+        ran, self.ran = self.ran, False
+        return ran
+
+    def run(self, states: Tensor) -> Tensor:
+        """States [tokens, width], edited."""
+        for table in self._tables:
+            if isinstance(table, Add):
+                states = Add(table.vector[self.index])(states)
+            else:
+                states = Project(table.direction[self.index], table.share[self.index])(states)
+        return states
+
+    def _allocate(self, slots: int, rows: int, width: int, device: torch.device) -> None:
+        """Make room for slots and rows: more than are needed, so that most plans find the same form."""
+        slots = max(1, slots, len(self._tables))
+        if len(self._tables) == slots and self._capacity >= rows and self._device == device:
+            return
+        self._capacity = max(8, self._capacity, 1 << (rows - 1).bit_length())
+        self._device = device
+        self._tables = Slots([[]] * self._capacity, width, device, slots).tables
+        self._filled_from = None
+
+    def _fill(self, given: Sequence[Step]) -> None:
+        for slot, table in enumerate(self._tables):
+            source = given[slot] if slot < len(given) else None
+            if isinstance(table, Add):
+                _copy(table.vector, source.vector if isinstance(source, Add) else None, NOTHING)
+            else:
+                there = source if isinstance(source, Project) else None
+                _copy(table.direction, None if there is None else there.direction, 0.0)
+                _copy(table.share, None if there is None else there.share, 0.0)
+
+
+def _copy(target: Tensor, source: Tensor | None, nothing: float) -> None:
+    target.fill_(nothing)
+    if source is not None:
+        target[: len(source)] = source
