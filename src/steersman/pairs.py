@@ -673,7 +673,7 @@ def _part_span(
                 f"{where}: no answer in it: right is a chat that ends with a message of the assistant"
             )
         return 0, len(text)
-    start, end = _message_span(tokenizer, content, len(content) - 1, text, where)
+    start, end = message_span(tokenizer, content, len(content) - 1, text, where)
     return (start, end) if part == "answer" else (0, start)
 
 
@@ -691,13 +691,13 @@ def _target_span(
         roles = [message["role"] for message in content]
         for role in ("assistant", "user"):
             if role in roles:
-                return _message_span(
+                return message_span(
                     tokenizer, content, len(roles) - 1 - roles[::-1].index(role), text, where
                 )
     return 0, len(text)
 
 
-def _message_span(
+def message_span(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], index: int, text: str, where: str
 ) -> tuple[int, int]:
     """Where one message's content stands in the rendered text; templates may strip whitespace around it."""
