@@ -142,7 +142,7 @@ def test_the_manifest_says_what_the_format_says(kind: str, folder: Path) -> None
     manifest, _ = opened(folder)
     content = (folder / TENSORS).read_bytes()
     assert manifest["format"] == "steersman"
-    assert manifest["format_version"] == (1 if kind == "steering" else 2)
+    assert manifest["format_version"] == 2
     assert manifest["tensors_sha256"] == hashlib.sha256(content).hexdigest()
     without = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     assert manifest["manifest_sha256"] == hashlib.sha256(canonical_json(without).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from steersman.artifacts.fields import (
 )
 from steersman.artifacts.kinds import register
 from steersman.artifacts.manifest import manifest_of, read_architecture
+from steersman.edits import Edit, ExpertEdit, ResidualEdit
 from steersman.errors import ArtifactError
-from steersman.steering import ExpertEdit, Steering, canonical_json
+from steersman.steering import Steering, canonical_json
 
-STEERING = register("steering", "a steering", {1: {"edits", "on_conflict", "fingerprint"}})
+_KEYS = {"edits", "on_conflict", "fingerprint"}
+STEERING = register("steering", "a steering", {1: _KEYS, 2: _KEYS})
+"""Version 1 knows edits of routers alone."""
 
 
 def save_steering(steering: Steering, folder: str | Path, *, force: bool = False) -> None:
@@ -34,18 +38,19 @@ def save_steering(steering: Steering, folder: str | Path, *, force: bool = False
     tensors: Tensors = {}
     edits: list[dict[str, Any]] = []
     for number, edit in enumerate(steering.edits):
-        entries = edit.entries()
-        tensors[f"edits.{number}.layers"] = np.array([entry[0] for entry in entries], np.int64)
-        tensors[f"edits.{number}.experts"] = np.array([entry[1] for entry in entries], np.int64)
-        tensors[f"edits.{number}.strengths"] = np.array([entry[2] for entry in entries], np.float64)
-        edits.append(
-            {
-                "site": {"point": edit.point, "layers": list(edit.layers)},
-                "operation": edit.operation,
-                "scope": edit.scope,
-                "when": edit.when,
-            }
-        )
+        facts: dict[str, Any] = {
+            "site": {"point": edit.point, "layers": list(edit.layers)},
+            "operation": edit.operation,
+            "scope": edit.scope,
+            "when": edit.when,
+        }
+        if isinstance(edit, ExpertEdit):
+            of_edit = _expert_tensors(edit)
+        else:
+            of_edit = _vector_tensors(edit)
+            facts["strength"] = edit.strength
+        tensors |= {f"edits.{number}.{name}": tensor for name, tensor in of_edit.items()}
+        edits.append(facts)
     manifest = {
         **manifest_of(STEERING, steering, steering.provenance),
         "edits": edits,
@@ -56,6 +61,22 @@ def save_steering(steering: Steering, folder: str | Path, *, force: bool = False
     write_artifact(folder, manifest, tensors, force)
 
 
+def _expert_tensors(edit: ExpertEdit) -> Tensors:
+    entries = edit.entries()
+    return {
+        "layers": np.array([entry[0] for entry in entries], np.int64),
+        "experts": np.array([entry[1] for entry in entries], np.int64),
+        "strengths": np.array([entry[2] for entry in entries], np.float64),
+    }
+
+
+def _vector_tensors(edit: ResidualEdit) -> Tensors:
+    return {
+        "layers": np.array(edit.layers, np.int64),
+        "vectors": np.stack([vector.numpy() for vector in edit.vectors.values()]),
+    }
+
+
 def load_steering(source: str | Path, *, revision: str | None = None) -> Steering:
     """Read a steering from a folder or the Hub.
 
@@ -63,7 +84,8 @@ def load_steering(source: str | Path, *, revision: str | None = None) -> Steerin
     """
     path, manifest, tensors = read_artifact(source, STEERING, revision)
     with blaming(path):
-        edits = tuple(_read_edit(entry, number, tensors) for number, entry in enumerate(manifest["edits"]))
+        version = manifest["format_version"]
+        edits = tuple(_read_edit(entry, n, tensors, version) for n, entry in enumerate(manifest["edits"]))
         nothing_left(tensors)
         steering = Steering(
             edits=edits,
@@ -80,12 +102,23 @@ def load_steering(source: str | Path, *, revision: str | None = None) -> Steerin
     return steering
 
 
-def _read_edit(entry: Any, number: int, tensors: Tensors) -> ExpertEdit:
+def _read_edit(entry: Any, number: int, tensors: Tensors, version: int) -> Edit:
+    name = f"edits[{number}]"
+    site = mapping(mapping(entry, name).get("site"), f"{name}.site")
+    exact_keys(site, {"point", "layers"}, f"{name}.site")
+    readers: dict[str, Callable[..., Edit]] = {"router": _read_experts}
+    if version > 1:
+        readers["block_output"] = _read_vectors
+    point = one_of(site["point"], f"{name}.site.point", tuple(readers))
+    edit = readers[point](entry, number, tensors)
+    if canonical_json(list(edit.layers)) != canonical_json(site["layers"]):  # True is not 1 there
+        raise ArtifactError(f"{name}: the layers in the manifest are not those of its tensors")
+    return edit
+
+
+def _read_experts(entry: Any, number: int, tensors: Tensors) -> ExpertEdit:
     name = f"edits[{number}]"
     exact_keys(entry, {"site", "operation", "scope", "when"}, name)
-    exact_keys(entry["site"], {"point", "layers"}, f"{name}.site")
-    if entry["site"]["point"] != "router":
-        raise ArtifactError(f"{name}: edits at {entry['site']['point']!r} are not known to this version")
     layers = take(tensors, f"edits.{number}.layers", np.int64, 1)
     experts = take(tensors, f"edits.{number}.experts", np.int64, 1)
     values = take(tensors, f"edits.{number}.strengths", np.float64, 1)
@@ -96,7 +129,22 @@ def _read_edit(entry: Any, number: int, tensors: Tensors) -> ExpertEdit:
         if expert in strengths.setdefault(layer, {}):
             raise ArtifactError(f"{name}: expert {expert} of layer {layer} is given twice")
         strengths[layer][expert] = strength
-    edit = ExpertEdit(strengths, entry["scope"], entry["operation"], entry["when"])
-    if canonical_json(list(edit.layers)) != canonical_json(entry["site"]["layers"]):  # True is not 1 there
-        raise ArtifactError(f"{name}: the layers in the manifest are not those of its tensors")
-    return edit
+    return ExpertEdit(strengths, entry["scope"], entry["operation"], entry["when"])
+
+
+def _read_vectors(entry: Any, number: int, tensors: Tensors) -> ResidualEdit:
+    name = f"edits[{number}]"
+    exact_keys(entry, {"site", "operation", "scope", "when", "strength"}, name)
+    layers = take(tensors, f"edits.{number}.layers", np.int64, 1).tolist()
+    vectors = take(tensors, f"edits.{number}.vectors", np.float32, 2)
+    if len(layers) != len(vectors) or len(set(layers)) != len(layers):
+        raise ArtifactError(f"{name}: its tensors do not name one layer a vector")
+    if isinstance(entry["strength"], bool) or not isinstance(entry["strength"], int | float):
+        raise ArtifactError(f"{name}.strength is not a number")
+    return ResidualEdit(
+        dict(zip(layers, vectors, strict=True)),
+        entry["strength"],
+        entry["scope"],
+        entry["operation"],
+        entry["when"],
+    )

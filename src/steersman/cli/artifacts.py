@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from steersman.cli.options import SteeringChoice, SteeringType, force_option, js
 from steersman.cli.output import in_columns, put_out, whole_file
 from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
 from steersman.cli.shards import shards_in_words
+from steersman.edits import expert_edits, residual_edits
 from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
 
 if TYPE_CHECKING:
@@ -100,6 +101,15 @@ def _show_steering(artifact: str, manifest: dict[str, Any], as_json: bool) -> No
             str(layer): {str(expert): strength for expert, strength in experts.items()}
             for layer, experts in steering.strengths.items()
         },
+        "vectors": [
+            {
+                "operation": edit.operation,
+                "scope": edit.scope,
+                "strength": edit.strength,
+                "norms": {str(layer): float(vector.norm()) for layer, vector in edit.vectors.items()},
+            }
+            for edit in residual_edits(steering.edits)
+        ],
     }
     put_out(result, as_json, lambda: _in_words(artifact, manifest, steering))
 
@@ -198,20 +208,28 @@ def _in_words(artifact: str, manifest: dict[str, Any], steering: Steering) -> st
 def _steering_in_words(artifact: str, manifest: dict[str, Any], steering: Steering) -> str:
     rows = [
         (layer, expert, "in" if strength > 0 else "out", f"{strength:+g}", edit.scope)
-        for edit in steering.edits
+        for edit in expert_edits(steering.edits)
         for layer, expert, strength in edit.entries()
         if strength
     ]
+    vectors = [
+        (layer, edit.operation, f"{edit.strength:+g}", f"{float(vector.norm()):.4g}", edit.scope)
+        for edit in residual_edits(steering.edits)
+        for layer, vector in edit.vectors.items()
+    ]
     skipped = steering.provenance.get("skipped", [])
     lines = [
-        f"{artifact}: a steering, {_count(rows, 'in')} experts activated, {_count(rows, 'out')} deactivated",
+        f"{artifact}: a steering, {plan_in_words(steering)}",
         *_origin(manifest),
         f"fingerprint {steering.fingerprint}",
-        "",
-        in_columns(("layer", "expert", "top-k", "strength", "tokens"), rows)
-        if rows
-        else "No edits: it changes nothing.",
     ]
+    if rows:
+        lines += ["", in_columns(("layer", "expert", "top-k", "strength", "tokens"), rows)]
+    if vectors:
+        header = ("layer", "residual stream", "strength", "norm of the vector", "tokens")
+        lines += ["", in_columns(header, vectors)]
+    if not rows and not vectors:
+        lines += ["", "No edits: it changes nothing."]
     lines += [f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}" for entry in skipped]
     return "\n".join(lines)
 
@@ -242,7 +260,7 @@ def _origin(manifest: dict[str, Any]) -> list[str]:
         if "sha256" in source
     ]
     lines = [
-        f"for {model['name']}{revision}: {architecture['model_type']}, {len(architecture['layers'])} layers, "
+        f"for {model['name'] or 'a model built in memory'}{revision}: {architecture['model_type']}, {len(architecture['layers'])} layers, "
         f"weights {model['weights_id'][:16]}…",
         f"made with steersman {manifest['tool_version']}"
         + (f", {made_from['made']}" if "made" in made_from else "")
@@ -251,5 +269,14 @@ def _origin(manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _count(rows: Sequence[tuple[object, ...]], where: str) -> int:
-    return sum(row[2] == where for row in rows)
+def plan_in_words(steering: Steering) -> str:
+    """What a plan holds: "2 experts activated, 1 deactivated, vectors at 1 layer"."""
+    strengths = [s for experts in steering.strengths.values() for s in experts.values()]
+    layers = {layer for edit in residual_edits(steering.edits) for layer in edit.layers}
+    words = []
+    if strengths or not layers:
+        activated, deactivated = sum(s > 0 for s in strengths), sum(s < 0 for s in strengths)
+        words.append(f"{activated} experts activated, {deactivated} deactivated")
+    if layers:
+        words.append(f"vectors at {len(layers)} layer{'s' if len(layers) > 1 else ''}")
+    return ", ".join(words)

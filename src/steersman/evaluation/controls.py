@@ -109,7 +109,10 @@ def random_plans(
 
 
 def exchanged(steering: Steering, exchange: Exchange) -> Steering:
-    """The same plan with other experts; vectors stay as they are. Raises PlanError where that breaks a router's limit."""
+    """The same plan with other experts; vectors stay as they are.
+
+    Raises PlanError where that breaks a router's limit.
+    """
     edits = tuple(
         edit
         if not isinstance(edit, ExpertEdit)

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from steersman.edits import ExpertEdit, Scope
+from steersman.edits import ExpertEdit, Scope, residual_edits
 from steersman.errors import ArtifactError, PlanError
 from steersman.interop.foreign_files import read_bytes, read_json, write_bytes
 from steersman.limits import Router
@@ -167,8 +167,10 @@ def _config(experts: Mapping[int, float]) -> dict[str, Any]:
 def full_strengths(steering: Steering, what: str) -> Iterator[tuple[int, dict[int, float]]]:
     """(layer, {expert: ±1}) of a plan for formats that know in and out only; experts at 0 change nothing.
 
-    Raises `ArtifactError` where a strength is soft or a scope is not `all`.
+    Raises `ArtifactError` where a strength is soft, a scope is not `all`, or there are vectors.
     """
+    if residual_edits(steering.edits):
+        raise ArtifactError(f"{what} holds experts alone: the steering has vectors too")
     scopes = {edit.scope for edit in steering.edits} - {"all"}
     if scopes:
         raise ArtifactError(f"{what} has no scopes: the steering's is {min(scopes)!r}, not 'all'")
