@@ -19,6 +19,7 @@ ORDER = (
     "edits",
     "steering",
     "shards",
+    "progress",
     "pairs",
     "texts",
     "models",
@@ -47,6 +48,7 @@ PURE = {
     "interop/inert_pickle.py": set(),
     "interop/pickled_arrays.py": {"numpy"},
     "interop/pickled_frame.py": set(),
+    "interop/pickled_tensors.py": {"numpy"},
     "experts/bounds.py": {"torch"},
     "experts/adjustment.py": {"numpy"},
     "experts/bootstrap.py": {"numpy"},
@@ -54,6 +56,10 @@ PURE = {
     "experts/moments.py": {"numpy"},
     "experts/risk_difference.py": {"numpy"},
     "experts/strata.py": {"numpy"},
+    "concepts/joint_moments.py": {"torch"},
+    "concepts/regression.py": {"torch"},
+    "concepts/norms.py": {"torch"},
+    "concepts/separation.py": {"numpy", "scipy"},
     "evaluation/statistics.py": {"numpy", "scipy", "statsmodels"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -67,6 +73,10 @@ FORBIDDEN_CALLS = {
     "np.load",
     "pd.read_pickle",
 }
+
+# Where a format of others is written that only torch.save writes: plain data and tensors, which its reader
+# loads with weights_only=True. Writing runs nothing; reading such files stays forbidden here, too.
+WRITTEN_FOR_OTHERS = {"interop/lm_eval.py": {"torch.save"}}
 
 
 def name_of(path: Path) -> str:
@@ -138,7 +148,7 @@ def test_nothing_runs_what_it_reads(path: Path) -> None:
     calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
     called = {ast.unparse(call.func) for call in calls}
     modules = {module.partition(".")[0] for module, _, _ in imports(path)}
-    assert not called & FORBIDDEN_CALLS
+    assert not called & (FORBIDDEN_CALLS - WRITTEN_FOR_OTHERS.get(name_of(path), set()))
     assert not modules & FORBIDDEN_MODULES
     assert "trust_remote_code=True" not in {
         ast.unparse(keyword) for call in calls for keyword in call.keywords

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from steersman.experts.profiling import describe_experts
     from steersman.interop.ds4 import export_ds4
     from steersman.interop.easysteer import export_easysteer, import_easysteer
+    from steersman.interop.gguf import export_gguf, import_gguf
+    from steersman.interop.lm_eval import export_lm_eval
+    from steersman.interop.repeng import import_repeng
+    from steersman.interop.steering_vectors import import_steering_vectors
     from steersman.interop.steermoe import import_steermoe
     from steersman.limits import Router
     from steersman.models.apply import apply_rows
@@ -52,6 +56,10 @@ _HOME = {
     "steersman.experts.profiling": ("describe_experts",),
     "steersman.interop.ds4": ("export_ds4",),
     "steersman.interop.easysteer": ("export_easysteer", "import_easysteer"),
+    "steersman.interop.gguf": ("export_gguf", "import_gguf"),
+    "steersman.interop.lm_eval": ("export_lm_eval",),
+    "steersman.interop.repeng": ("import_repeng",),
+    "steersman.interop.steering_vectors": ("import_steering_vectors",),
     "steersman.interop.steermoe": ("import_steermoe",),
     "steersman.limits": ("Router",),
     "steersman.models.apply": ("apply_rows",),
@@ -88,7 +96,12 @@ __all__ = [
     "detect_experts",
     "export_ds4",
     "export_easysteer",
+    "export_gguf",
+    "export_lm_eval",
     "import_easysteer",
+    "import_gguf",
+    "import_repeng",
+    "import_steering_vectors",
     "import_steermoe",
     "load_model",
     "load_pairs",

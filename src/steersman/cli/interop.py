@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +11,22 @@ import click
 from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import force_option, json_option, output_option
 from steersman.cli.output import put_out, require_free
+from steersman.edits import residual_edits
 from steersman.errors import ArtifactError
 
 if TYPE_CHECKING:
     from steersman import RoutingContrast, Steering
     from steersman.edits import Scope
 
-_RIGHT = "right is a ranking of SteerMoE (.pkl) or a plan of EasySteer (.json)"
+_FORMATS_IN = ("steermoe", "easysteer", "gguf", "repeng", "steering-vectors")
+_FORMATS_OUT = ("easysteer", "ds4", "gguf", "lm-eval")
+_RIGHT = (
+    "right is a ranking of SteerMoE (.pkl), a plan of EasySteer (.json), a control vector (.gguf) or a saved "
+    "steering vector (.pt)"
+)
 
 
-@click.command("import", short_help="Read a ranking or a plan that others have made.")
+@click.command("import", short_help="Read a ranking, a plan or vectors that others have made.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--model", required=True, metavar="MODEL", help="The model it was made for: it says the layers."
@@ -29,13 +36,14 @@ _RIGHT = "right is a ranking of SteerMoE (.pkl) or a plan of EasySteer (.json)"
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["steermoe", "easysteer"]),
-    help="SteerMoE's pickled ranking or EasySteer's JSON plan (default: by the file's content).",
+    type=click.Choice(_FORMATS_IN),
+    help="SteerMoE's pickled ranking, EasySteer's JSON plan, llama.cpp's GGUF control vector, repeng's (GGUF "
+    "or pickle), or a SteeringVector saved by torch.save (default: by the file's content).",
 )
 @click.option(
     "--scope",
     type=click.Choice(["all", "prompt", "generated", "answer"]),
-    help="Which tokens an EasySteer plan is for, which its file does not say [default: all].",
+    help="Which tokens a plan or vectors are for, which their files do not say [default: all].",
 )
 @force_option
 @json_option
@@ -49,10 +57,10 @@ def import_(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Read FILE, a ranking of the SteerMoE reference or an expert plan of EasySteer.
+    """Read FILE: a ranking of the SteerMoE reference, an expert plan of EasySteer, or control vectors.
 
-    A ranking becomes a contrast, from which `select` takes experts in the file's order; a plan a steering.
-    Pickles are read as data: nothing in them is run.
+    A ranking becomes a contrast, from which `select` takes experts in the file's order; a plan or vectors a
+    steering. Pickles are read as data: nothing in them is run.
 
     \b
     Examples:
@@ -60,39 +68,72 @@ def import_(
           --model allenai/OLMoE-1B-7B-0125-Instruct -o safety
       steersman select safety -o safer --preset olmoe-1b-7b/safe
       steersman import plan.json --model Qwen/Qwen3-30B-A3B -o plan
+      steersman import happy.gguf --model mistralai/Mistral-7B-Instruct-v0.3 -o happy
     """
     require_free(output, force)
     from steersman.cli.quiet import quiet_libraries
-    from steersman.interop.easysteer import import_easysteer, read_plan
-    from steersman.interop.foreign_files import is_other_text, looks_like_json
-    from steersman.interop.steermoe import import_steermoe, read_ranking
+    from steersman.interop.foreign_files import format_of, is_other_text
     from steersman.models.loading import load_structure
 
     guessed = form is None
-    form = form or ("easysteer" if looks_like_json(file) else "steermoe")
+    form = form or format_of(file)
     if form == "steermoe" and scope is not None:
         raise click.UsageError(
             "--scope goes with a plan; of a ranking, `select` says which tokens are steered",
             click.get_current_context(),
         )
     try:
-        (read_plan if form == "easysteer" else read_ranking)(file)  # before the model: it takes a moment
+        _reader(form)(file)  # before the model: it takes a moment
     except ArtifactError as error:
         if guessed and is_other_text(file):
             raise ArtifactError(f"{error}; {_RIGHT}") from None
         raise
     quiet_libraries()
     opened = load_structure(model, revision=revision)
-    if form == "easysteer":
-        steering = import_easysteer(file, opened, scope=scope or "all")
-        steering.save_pretrained(output, force=force)
-        result = {"output": str(output), "format": form, "kind": "steering", **chosen(steering)}
-        put_out(result, as_json, lambda: _plan_in_words(file, result))
-    else:
+    if form == "steermoe":
+        from steersman.interop.steermoe import import_steermoe
+
         contrast = import_steermoe(file, opened)
         contrast.save_pretrained(output, force=force)
         result = {"output": str(output), "format": form, "kind": "routing_contrast", **_ranking(contrast)}
         put_out(result, as_json, lambda: _ranking_in_words(file, result))
+    else:
+        steering = _importer(form)(file, opened, scope=scope or "all")
+        steering.save_pretrained(output, force=force)
+        result = {"output": str(output), "format": form, "kind": "steering", **chosen(steering)}
+        put_out(result, as_json, lambda: _plan_in_words(file, result))
+
+
+def _reader(form: str) -> Callable[[Path], object]:
+    """What reads a file of a format without its model, to see whether it can be read."""
+    from steersman.interop.easysteer import read_plan
+    from steersman.interop.gguf import read_gguf
+    from steersman.interop.repeng import read_repeng
+    from steersman.interop.steering_vectors import read_steering_vectors
+    from steersman.interop.steermoe import read_ranking
+
+    return {
+        "steermoe": read_ranking,
+        "easysteer": read_plan,
+        "gguf": read_gguf,
+        "repeng": read_repeng,
+        "steering-vectors": read_steering_vectors,
+    }[form]
+
+
+def _importer(form: str) -> Callable[..., Steering]:
+    """What makes a steering of a file of a format."""
+    from steersman.interop.easysteer import import_easysteer
+    from steersman.interop.gguf import import_gguf
+    from steersman.interop.repeng import import_repeng
+    from steersman.interop.steering_vectors import import_steering_vectors
+
+    return {
+        "easysteer": import_easysteer,
+        "gguf": import_gguf,
+        "repeng": import_repeng,
+        "steering-vectors": import_steering_vectors,
+    }[form]
 
 
 @click.command(short_help="Write a steering in another engine's format.")
@@ -100,35 +141,68 @@ def import_(
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["easysteer", "ds4"]),
+    type=click.Choice(_FORMATS_OUT),
     required=True,
-    help="EasySteer's JSON plan, or ds4's map of DeepSeek V4 Flash.",
+    help="EasySteer's JSON plan, ds4's map of DeepSeek V4 Flash, llama.cpp's GGUF control vector, or the "
+    "vectors of lm-eval's `steered` model (.pt).",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where it goes."
 )
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="For lm-eval: the model whose layers are named [default: the one the steering was made for].",
+)
 @force_option
 @json_option
-def export(steering: Path, form: str, output: Path, force: bool, as_json: bool) -> None:
+def export(steering: Path, form: str, output: Path, model: str | None, force: bool, as_json: bool) -> None:
     """Write STEERING as a file for another engine. What the format cannot say exactly is refused.
 
     \b
     Examples:
       steersman export safer --format easysteer -o safer.json
       steersman export safer --format ds4 -o safer.f32
+      steersman export honest --format gguf -o honest.gguf
+      steersman export honest --format lm-eval -o honest.pt
     """
     from steersman import Steering
-    from steersman.interop.ds4 import export_ds4
-    from steersman.interop.easysteer import export_easysteer
 
+    if model is not None and form != "lm-eval":
+        raise click.UsageError("--model goes with --format lm-eval", click.get_current_context())
     plan = Steering.from_pretrained(steering)
-    (export_ds4 if form == "ds4" else export_easysteer)(plan, output, force=force)
+    if form == "lm-eval":
+        _export_lm_eval(plan, output, model, force)
+    else:
+        _exporter(form)(plan, output, force=force)
     result = {"output": str(output), "format": form, **chosen(plan)}
     put_out(result, as_json, lambda: _exported_in_words(result))
 
 
+def _exporter(form: str) -> Callable[..., None]:
+    from steersman.interop.ds4 import export_ds4
+    from steersman.interop.easysteer import export_easysteer
+    from steersman.interop.gguf import export_gguf
+
+    return {"easysteer": export_easysteer, "ds4": export_ds4, "gguf": export_gguf}[form]
+
+
+def _export_lm_eval(plan: Steering, output: Path, model: str | None, force: bool) -> None:
+    from steersman.cli.quiet import quiet_libraries
+    from steersman.interop.lm_eval import export_lm_eval
+    from steersman.models.loading import load_structure
+
+    if not (model or plan.model):
+        raise click.UsageError(
+            "the steering does not say its model's name: give --model", click.get_current_context()
+        )
+    quiet_libraries()
+    opened = load_structure(model or plan.model, revision=None if model else plan.revision)
+    export_lm_eval(plan, output, opened, force=force)
+
+
 def chosen(steering: Steering) -> dict[str, Any]:
-    """A plan's fingerprint and experts, for JSON."""
+    """A plan's fingerprint, experts and vectors, for JSON."""
     entries = [
         {"layer": layer, "expert": expert, "strength": strength}
         for layer, experts in steering.strengths.items()
@@ -138,6 +212,17 @@ def chosen(steering: Steering) -> dict[str, Any]:
         "fingerprint": steering.fingerprint,
         "activated": [entry for entry in entries if entry["strength"] > 0],
         "deactivated": [entry for entry in entries if entry["strength"] < 0],
+        "vectors": [
+            {
+                "layer": layer,
+                "norm": float(vector.norm()),
+                "operation": edit.operation,
+                "strength": edit.strength,
+                "scope": edit.scope,
+            }
+            for edit in residual_edits(steering.edits)
+            for layer, vector in edit.vectors.items()
+        ],
     }
 
 
@@ -157,17 +242,29 @@ def _ranking_in_words(file: Path, result: dict[str, Any]) -> str:
 
 def _plan_in_words(file: Path, result: dict[str, Any]) -> str:
     return (
-        f"{result['output']}: a steering, from {file.name}: {len(result['activated'])} experts activated, "
-        f"{len(result['deactivated'])} deactivated\nfingerprint {result['fingerprint']}"
+        f"{result['output']}: a steering, from {file.name}: {_held(result)}\n"
+        f"fingerprint {result['fingerprint']}"
     )
+
+
+def _held(result: dict[str, Any]) -> str:
+    """What a plan holds, in words."""
+    held = []
+    if result["activated"] or result["deactivated"] or not result["vectors"]:
+        held.append(f"{len(result['activated'])} experts activated, {len(result['deactivated'])} deactivated")
+    if vectors := result["vectors"]:
+        layers = ", ".join(str(vector["layer"]) for vector in vectors)
+        held.append(
+            f"{len(vectors)} vectors, at layers {layers}" if vectors[1:] else f"a vector at layer {layers}"
+        )
+    return "; ".join(held)
 
 
 def _exported_in_words(result: dict[str, Any]) -> str:
     steered = {
         "easysteer": 'to apply to all tokens: ApplySpec(prompt="all", generation="all")',
         "ds4": "to load with --expert-steering-file, at the default scale",
+        "gguf": "to load with --control-vector, at its own scale of 1",
+        "lm-eval": "to load with --model steered --model_args pretrained=MODEL,steer_path=FILE",
     }
-    return (
-        f"{result['output']}: {len(result['activated'])} experts activated, "
-        f"{len(result['deactivated'])} deactivated; {steered[result['format']]}"
-    )
+    return f"{result['output']}: {_held(result)}; {steered[result['format']]}"

@@ -20,8 +20,10 @@ _COMPRESSED = {
 }
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file's content. Raises `ArtifactError` where it is missing, too large, empty or compressed."""
+def read_bytes(path: Path, *, zipped: bool = False) -> bytes:
+    """A file's content. Raises `ArtifactError` where it is missing, too large, empty or compressed (a zip
+    archive only where none is expected).
+    """
     try:
         if path.is_dir():
             raise ArtifactError(f"{path}: is a folder; a file is needed")
@@ -36,14 +38,23 @@ def read_bytes(path: Path) -> bytes:
     if not content:
         raise ArtifactError(f"{path}: the file is empty")
     for start, name in _COMPRESSED.items():
-        if content.startswith(start):
+        if content.startswith(start) and not (zipped and name == "zip"):
             raise ArtifactError(f"{path}: compressed with {name}; unpack it first")
     return content
 
 
-def looks_like_json(path: Path) -> bool:
-    """Whether a file is text that begins as a JSON object does. Raises `ArtifactError` as `read_bytes`."""
-    return read_bytes(path).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+def format_of(path: Path) -> str:
+    """Which of the formats that are read a file seems to have, by its first bytes (a pickle: by what it
+    names). Raises `ArtifactError` as `read_bytes`.
+    """
+    content = read_bytes(path, zipped=True)
+    if content.startswith(b"GGUF"):
+        return "gguf"
+    if content.startswith(b"PK\x03\x04"):
+        return "steering-vectors"  # what torch.save writes is a zip archive
+    if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+        return "easysteer"
+    return "repeng" if b"repeng" in content[:4096] and b"ControlVector" in content[:4096] else "steermoe"
 
 
 def is_other_text(path: Path) -> bool:

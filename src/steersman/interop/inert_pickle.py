@@ -2,10 +2,10 @@
 or called.
 
 `pickle` runs whatever a stream names. Here the stream is taken apart by `pickletools` and interpreted over
-None, numbers, text, bytes, tuples, lists and dicts with text as keys. A global is looked up in a list of
-known names and becomes a mere word; a call of one (REDUCE, NEWOBJ) becomes a record of the word and its
-arguments, and BUILD sets the record's state. What is on no list, or needs another opcode (extension
-registry, persistent ids, sets, out-of-band buffers), ends the reading.
+None, numbers, text, bytes, tuples, lists and dicts with text or whole numbers as keys. A global is looked up
+in a list of known names and becomes a mere word; a call of one (REDUCE, NEWOBJ) becomes a record of the word
+and its arguments, and BUILD sets the record's state. What is on no list, or needs another opcode (extension
+registry, sets, out-of-band buffers; persistent ids, unless the reader knows them), ends the reading.
 """
 
 from __future__ import annotations
@@ -44,12 +44,24 @@ class Record:
     built: bool = field(default=False)
 
 
-def read_inert(content: bytes, known: Mapping[tuple[str, str], str]) -> Any:
+PERSISTENT = "persistent"
+"""The word of a persistent id's record: what the stream calls a thing that is kept beside it."""
+
+
+def read_inert(
+    content: bytes,
+    known: Mapping[tuple[str, str], str],
+    *,
+    persistent: bool = False,
+    what: str = "table of numbers",
+) -> Any:
     """What a pickle holds, as plain data, `Word`s and `Record`s.
 
     Args:
         content: The pickle, any protocol from 0 to 5.
         known: (module, name) of each global that may occur → the word for it.
+        persistent: Whether persistent ids may occur: as records of the word `PERSISTENT`.
+        what: What is looked for, for messages.
 
     Raises:
         HostilePickle: it names another global, or has an opcode that plain data never needs.
@@ -59,14 +71,16 @@ def read_inert(content: bytes, known: Mapping[tuple[str, str], str]) -> Any:
         raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # at escapes in text of Python 2, refused below
-        return _Machine(known).run(content)
+        return _Machine(known, persistent, what).run(content)
 
 
 class _Machine:
     """The stack and the memo of one reading."""
 
-    def __init__(self, known: Mapping[tuple[str, str], str]) -> None:
+    def __init__(self, known: Mapping[tuple[str, str], str], persistent: bool, what: str) -> None:
         self._known = known
+        self._persistent = persistent
+        self._what = what
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
@@ -80,8 +94,8 @@ class _Machine:
                     raise ValueError("its stack is not empty at the end")
                 return value
             act = _ACTS.get(opcode.name)
-            if act is None:
-                raise HostilePickle(f"it has the opcode {opcode.name}, which no table of numbers needs")
+            if act is None or (opcode.name == "BINPERSID" and not self._persistent):
+                raise HostilePickle(f"it has the opcode {opcode.name}, which no {self._what} needs")
             act(self, argument)
         raise ValueError("it has no end")  # genops itself raises before
 
@@ -176,9 +190,9 @@ class _Machine:
         if len(items) % 2:
             raise ValueError("it has a key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Only text: hashing what a stream has nested deep enough would overflow the stack of C.
-            if not isinstance(key, str):
-                raise HostilePickle("it has a dictionary whose keys are not text")
+            # Nothing nested: hashing what a stream has nested deep enough would overflow the stack of C.
+            if type(key) not in (str, int):
+                raise HostilePickle("it has a dictionary whose keys are neither text nor whole numbers")
             target[key] = value
 
     # ------------------------------------------------------------ what it names and would call
@@ -196,7 +210,7 @@ class _Machine:
     def _name(self, module: str, name: str) -> None:
         word = self._known.get((module, name))
         if word is None:
-            raise HostilePickle(f"it names {_short(f'{module}.{name}')}, which no table of numbers needs")
+            raise HostilePickle(f"it names {_short(f'{module}.{name}')}, which no {self._what} needs")
         self.push(Word(word))
 
     def call(self, _: Any) -> None:
@@ -204,6 +218,9 @@ class _Machine:
         if not isinstance(called, Word) or not isinstance(arguments, tuple):
             raise HostilePickle("it calls what is not a known global")
         self.push(Record(called.word, arguments))
+
+    def refer(self, _: Any) -> None:
+        self.push(Record(PERSISTENT, (self._pop(),)))
 
     def build(self, _: Any) -> None:
         state, target = self._pop(), self._top()
@@ -276,4 +293,5 @@ _ACTS: dict[str, Callable[[_Machine, Any], None]] = {
     "REDUCE": _Machine.call,
     "NEWOBJ": _Machine.call,
     "BUILD": _Machine.build,
+    "BINPERSID": _Machine.refer,
 }

@@ -16,6 +16,23 @@ from steersman.interop.inert_pickle import Record, Word
 Column = np.ndarray[Any, Any]
 """Numbers, or text (None where it is missing) with dtype object."""
 
+_NUMPY_CORE = ("numpy.core", "numpy._core")
+
+KNOWN_ARRAYS: dict[tuple[str, str], str] = {
+    **{
+        (module, name): name
+        for module in ("builtins", "__builtin__")
+        for name in ("slice", "bytes", "bytearray", "object")
+    },
+    **{(module, "_reconstructor"): "new" for module in ("copyreg", "copy_reg")},
+    ("_codecs", "encode"): "encode",
+    **{(f"{core}.multiarray", "_reconstruct"): "empty array" for core in _NUMPY_CORE},
+    **{(f"{core}.numeric", "_frombuffer"): "array" for core in _NUMPY_CORE},
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): "dtype",
+}
+"""Every global of a pickled array of numbers, at its places in numpy 1 and 2."""
+
 _NUMBERS = {kind + size for kinds, sizes in (("iu", "1248"), ("f", "48")) for kind in kinds for size in sizes}
 _MISSING = Word("missing")
 _OFFSETS = {"large_string": "<i8", "string": "<i4"}

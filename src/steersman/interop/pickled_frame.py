@@ -11,23 +11,14 @@ from typing import Any, NamedTuple
 
 from steersman.errors import ArtifactError
 from steersman.interop.inert_pickle import HostilePickle, Record, Word, read_inert
-from steersman.interop.pickled_arrays import ArrayReader, Column, Unexpected, record, unexpected
+from steersman.interop.pickled_arrays import KNOWN_ARRAYS, ArrayReader, Column, Unexpected, record, unexpected
 
-_BUILTINS = ("builtins", "__builtin__")
-_COPYREG = ("copyreg", "copy_reg")
-_NUMPY_CORE = ("numpy.core", "numpy._core")
 _STRINGS = ("pandas.arrays", "pandas.core.arrays", "pandas.core.arrays.string_")
 _ARROW_STRINGS = ("pandas.arrays", "pandas.core.arrays", "pandas.core.arrays.string_arrow")
 
 KNOWN: dict[tuple[str, str], str] = {
-    **{(module, name): name for module in _BUILTINS for name in ("slice", "bytes", "bytearray", "object")},
-    **{(module, "_reconstructor"): "new" for module in _COPYREG},
+    **KNOWN_ARRAYS,
     ("pandas._libs.arrays", "__pyx_unpickle_NDArrayBacked"): "new",
-    ("_codecs", "encode"): "encode",
-    **{(f"{core}.multiarray", "_reconstruct"): "empty array" for core in _NUMPY_CORE},
-    **{(f"{core}.numeric", "_frombuffer"): "array" for core in _NUMPY_CORE},
-    ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): "dtype",
     **{(module, "DataFrame"): "frame" for module in ("pandas", "pandas.core.frame")},
     **{
         (module, "BlockManager"): "manager"

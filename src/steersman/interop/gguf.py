@@ -1,0 +1,257 @@
+"""GGUF control vectors (of llama.cpp's `--control-vector`), both ways.
+
+A file says `general.architecture = "controlvector"`, `controlvector.model_hint` (a model type, which
+llama.cpp does not read), `controlvector.layer_count` (how many vectors there are, not read either), and for
+each steered layer a one-dimensional float32 tensor `direction.N`, added as it is, to every token.
+
+Which layer N is: llama.cpp (common.cpp, `common_control_vector_load_one`; llama-adapter.cpp,
+`llama_adapter_cvec::apply`) keeps direction.N at place N - 1 of a buffer and hands place il - 1 to layer il,
+so the two ones cancel; `build_cvec(cur, il)` then adds it to what decoder layer il, counted from 0, gives to
+the next one (`l_out`). So direction.N is our vector of layer N. There is never one for layer 0: llama.cpp
+refuses the file. repeng, too, writes the index of the layer whose output it changes (see `repeng`).
+
+The file is read by the `gguf` package, which trusts it: an array in the metadata may claim any length and is
+built element by element, also beyond the end of the file. So the metadata is walked through here first, and
+what no control vector needs ends the reading.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from steersman.edits import Scope
+from steersman.errors import ArtifactError
+from steersman.interop.foreign_files import read_bytes, write_bytes
+from steersman.interop.foreign_vectors import MOST_LAYERS, Array, edits_by_layer, steering_of, sum_of
+from steersman.steering import Steering
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+MAGIC = b"GGUF"
+ARCHITECTURE = "controlvector"
+MODEL_HINT = f"{ARCHITECTURE}.model_hint"
+LAYER_COUNT = f"{ARCHITECTURE}.layer_count"
+
+_MOST_ENTRIES = 256
+_STRING, _ARRAY = 8, 9
+# GGUF's types of single values, by their numbers there: unsigned and signed 8, 16 and 32 bits, float, bool,
+# unsigned and signed 64 bits, double.
+_SINGLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_FLOAT32 = 0
+_NAME = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True)
+class ControlVector:
+    """What a control vector file holds."""
+
+    model_hint: str | None
+    directions: dict[int, Array]
+    """{N of direction.N: float32 [width]}."""
+
+
+def import_gguf(source: str | Path, model: nn.Module, *, scope: Scope = "all") -> Steering:
+    """Read a GGUF control vector as a steering of `model`, at strength 1.
+
+    Args:
+        source: The file.
+        model: The transformers model that the vectors are for: layers and width are checked against it.
+        scope: Which tokens to steer: `all`, as llama.cpp does, `prompt`, `generated` or `answer`.
+
+    Raises:
+        ArtifactError: the file is damaged, foreign, or has what no control vector has.
+        PlanError: it has vectors of layers that the model lacks, or of another width.
+    """
+    path = Path(source)
+    content = read_bytes(path)
+    found = parse_gguf(content, path)
+    check_layers(found, path)
+    return steering_of(found.directions, model, scope=scope, path=path, kind="gguf", content=content)
+
+
+def read_gguf(path: Path) -> ControlVector:
+    """What a control vector file for llama.cpp holds. Raises `ArtifactError` as `import_gguf` does."""
+    found = parse_gguf(read_bytes(path), path)
+    check_layers(found, path)
+    return found
+
+
+def check_layers(found: ControlVector, path: Path) -> None:
+    """Raise `ArtifactError` where a file names layer 0, as llama.cpp does."""
+    if 0 in found.directions:
+        raise ArtifactError(
+            f"{path}: direction.0: llama.cpp has no vector for layer 0 (repeng has: --format repeng)"
+        )
+
+
+def parse_gguf(content: bytes, path: Path) -> ControlVector:
+    """The content of a control vector file, any layer allowed. `path` is for messages.
+
+    Raises:
+        ArtifactError: it is damaged, foreign, or has what no control vector has.
+    """
+    try:
+        metadata = _metadata(content, path)
+        _check_metadata(metadata, path)
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as copy:
+            # The package maps a file; this one holds what was looked through, whoever changes the other.
+            copy.write(content)
+            copy.flush()
+            return ControlVector(
+                metadata.get(MODEL_HINT), _directions(_opened(copy.name), len(content), path)
+            )
+    except (struct.error, ValueError, LookupError, OverflowError, TypeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{path}: damaged, or not a GGUF file ({_one_line(error)})") from None
+
+
+def _opened(name: str) -> GGUFReader:
+    from gguf import GGUFReader
+
+    with np.errstate(all="ignore"):  # sizes that overflow are looked at below
+        return GGUFReader(name)
+
+
+def _one_line(error: Exception) -> str:
+    return repr(" ".join(str(error).split())[:120])[1:-1] or type(error).__name__
+
+
+# ------------------------------------------------------------ looked through before the package reads it
+
+
+def _metadata(content: bytes, path: Path) -> dict[str, Any]:
+    """{key: value} of the file's metadata, in which no array is."""
+    if not content.startswith(MAGIC):
+        raise ArtifactError(f"{path}: not a GGUF file: it does not begin with {MAGIC.decode()}")
+    version, tensors, entries = struct.unpack_from("<IQQ", content, len(MAGIC))
+    if version not in (2, 3):
+        raise ArtifactError(f"{path}: GGUF version {version} is not read: right is 2 or 3, little-endian")
+    if entries > _MOST_ENTRIES:
+        raise ArtifactError(f"{path}: claims {entries} entries of metadata: a control vector has a few")
+    if not 0 < tensors <= MOST_LAYERS:
+        raise ArtifactError(f"{path}: claims {tensors} tensors: a control vector has one a layer")
+    found: dict[str, Any] = {}
+    place = len(MAGIC) + struct.calcsize("<IQQ")
+    for _ in range(entries):
+        key, place = _string(content, place)
+        (kind,) = struct.unpack_from("<I", content, place)
+        value, place = _value(content, place + 4, kind, f"{path}: {key[:80]!r}")
+        if key in found:
+            raise ArtifactError(f"{path}: {key[:80]!r} is given twice")
+        found[key] = value
+    return found
+
+
+def _value(content: bytes, place: int, kind: int, where: str) -> tuple[Any, int]:
+    if kind == _STRING:
+        return _string(content, place)
+    if kind not in _SINGLE:
+        what = "an array" if kind == _ARRAY else f"of the unknown type {kind}"
+        raise ArtifactError(f"{where} is {what}, which no control vector has")
+    form = f"<{_SINGLE[kind]}"
+    return struct.unpack_from(form, content, place)[0], place + struct.calcsize(form)
+
+
+def _string(content: bytes, place: int) -> tuple[str, int]:
+    (length,) = struct.unpack_from("<Q", content, place)
+    place += 8
+    if length > len(content) - place:
+        raise ValueError("a text that is longer than the file")
+    return content[place : place + length].decode(), place + length
+
+
+def _check_metadata(metadata: Mapping[str, Any], path: Path) -> None:
+    architecture = metadata.get("general.architecture")
+    if architecture != ARCHITECTURE:
+        said = "no general.architecture" if architecture is None else repr(architecture)[:80]
+        raise ArtifactError(f"{path}: a GGUF file of {said}: a control vector says {ARCHITECTURE!r} there")
+    for key, kind in ((MODEL_HINT, str), (LAYER_COUNT, int)):
+        if type(metadata.get(key, kind())) is not kind:
+            raise ArtifactError(f"{path}: {key} is not {'text' if kind is str else 'a whole number'}")
+    # What describes the file changes nothing (general.name, general.author …). Anything else may say that the
+    # vectors are not simply added: there are files of this kind whose vectors are projected out.
+    unknown = [
+        key for key in metadata if not key.startswith("general.") and key not in (MODEL_HINT, LAYER_COUNT)
+    ]
+    if unknown:
+        raise ArtifactError(f"{path}: {unknown[0][:80]!r} is unknown: it may change what the vectors mean")
+
+
+# ------------------------------------------------------------ what the package has read
+
+
+def _directions(reader: GGUFReader, size: int, path: Path) -> dict[int, Array]:
+    directions: dict[int, Array] = {}
+    for tensor in reader.tensors:
+        where = f"{path}: tensor {tensor.name[:80]!r}"
+        named = _NAME.fullmatch(tensor.name)
+        if named is None:
+            raise ArtifactError(f"{where} is unknown: a control vector has direction.1, direction.2, …")
+        if tensor.tensor_type != _FLOAT32:
+            raise ArtifactError(f"{where} is of type {tensor.tensor_type.name}: right is F32")
+        if tensor.data.ndim != 1 or not tensor.data.size:
+            raise ArtifactError(f"{where} has the shape {tensor.shape.tolist()[:8]}: right is [width]")
+        # The package adds these up in 64 bits, which a large offset overflows.
+        end = int(reader.data_offset) + int(tensor.field.parts[-1][0]) + tensor.data.nbytes
+        if end > size:
+            raise ArtifactError(f"{where} ends beyond the end of the file")
+        directions[int(named[1])] = np.array(tensor.data, np.float32)
+    return dict(sorted(directions.items()))
+
+
+# ------------------------------------------------------------ out
+
+
+def export_gguf(steering: Steering, target: str | Path, *, force: bool = False) -> None:
+    """Write the vectors of a steering as a GGUF control vector, the strength multiplied in.
+
+    To be applied with `--control-vector FILE`, at its own scale 1. Several edits that add at one layer become
+    one vector, their sum.
+
+    Args:
+        steering: The plan.
+        target: The file to write.
+        force: Replace a file that is there.
+
+    Raises:
+        ArtifactError: the plan has what the format cannot say exactly (layer 0, `project`, another scope than
+            `all`, experts), or the file cannot be written.
+    """
+    what = "a GGUF control vector"
+    layers = edits_by_layer(steering, what)
+    if 0 in layers:
+        raise ArtifactError(f"{what} has no vector for layer 0: llama.cpp starts at layer 1")
+    vectors = {layer: sum_of(edits, layer, what).numpy() for layer, edits in layers.items()}
+    vectors = {layer: vector for layer, vector in vectors.items() if vector.any()}
+    if not vectors:
+        raise ArtifactError(f"the steering's vectors add up to nothing, and {what} takes no empty plan")
+    write_bytes(Path(target), written(vectors, steering.architecture.model_type), force=force)
+
+
+def written(directions: Mapping[int, Array], model_hint: str) -> bytes:
+    """A control vector file of {N: float32 [width]}."""
+    from gguf import GGUFWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vectors.gguf"
+        writer = GGUFWriter(path, ARCHITECTURE)
+        writer.add_string(MODEL_HINT, model_hint)
+        writer.add_uint32(LAYER_COUNT, len(directions))
+        for layer in sorted(directions):
+            writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(directions[layer], "<f4"))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path.read_bytes()
