@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-import steersman.experts.encoding
+import steersman.models.encoding
 import steersman.pairs
 from cli.command_line import run, write_pairs
 from contrasts import assert_same
 from steersman import RoutingContrast, Steering, load_model, load_pairs
-from steersman.experts.encoding import EncodedPairs
-from steersman.experts.progress import pairs_done
+from steersman.experts.encoding import counted_tokens
+from steersman.models.encoding import EncodedPairs
+from steersman.progress import units_done
 
 OPTIONS = ("--stratify", "position", "--bootstrap", 5, "--batch-size", 2)
 
@@ -37,10 +38,10 @@ def killed_at_random(
     dice: random.Random, number: int, partial: Path, after: float, arguments: list[object]
 ) -> int:
     """Start the command, kill it at a random moment after it has got further; how far it had got."""
-    before = pairs_done(partial)
+    before = units_done(partial)
     command = start(*arguments, *(["--resume"] if before else []))
     end = time.monotonic() + 120
-    while pairs_done(partial) <= before and command.poll() is None and time.monotonic() < end:
+    while units_done(partial) <= before and command.poll() is None and time.monotonic() < end:
         time.sleep(0.002)
     time.sleep(dice.random() * after)
     command.send_signal(number)
@@ -48,7 +49,7 @@ def killed_at_random(
     assert command.returncode in (-number, 128 + number), f"it ended before the kill: {said}"
     if number != signal.SIGKILL:
         assert f"steersman: interrupted; go on with --resume (progress in {partial})\n" in said
-    return pairs_done(partial)
+    return units_done(partial)
 
 
 def kills_change_nothing(tiny: Path, tmp_path: Path, kills: int, pairs: int, after: float) -> None:
@@ -93,7 +94,7 @@ def test_sigterm_leaves_progress_and_nothing_else(tiny: Path, tmp_path: Path) ->
     assert "--resume" in error
     assert "--force" in error
     assert "differs in bootstrap" in run(*arguments, "--bootstrap", 6, "--resume").error
-    assert pairs_done(partial) == done
+    assert units_done(partial) == done
     words = run(*arguments, "--resume").words
     assert f"resumed after {done} pairs" in words
     assert not partial.exists()
@@ -155,16 +156,17 @@ def test_reading_many_pairs_shows_a_bar(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at_once = functools.partial(tqdm, mininterval=0)
-    for module in (steersman.pairs, steersman.experts.encoding):
+    for module in (steersman.pairs, steersman.models.encoding):
         monkeypatch.setattr(module, "tqdm", lambda *given, delay, **how: at_once(*given, **how))
     file = write_pairs(tmp_path / "pairs.jsonl", range(5))
     pairs = load_pairs(file, progress=True)
     assert re.search(r"reading: .*B/s", capsys.readouterr().err)
     model, tokenizer = load_model(str(tiny), device="cpu")
-    EncodedPairs(model, tokenizer, pairs, progress=True).close()
+    side = counted_tokens(model, tokenizer, "target")
+    EncodedPairs(model, pairs, side, progress=True).close()
     assert "reading: 100%" in (said := capsys.readouterr().err)
     assert "5/5" in said
-    EncodedPairs(model, tokenizer, load_pairs(file)).close()
+    EncodedPairs(model, load_pairs(file), side).close()
     assert capsys.readouterr().err == ""
 
 

@@ -15,9 +15,8 @@ from torch import nn
 import families as f
 from contrasts import assert_same
 from experts.test_counting import example, made_pairs, tokenizer
-from steersman import ArtifactError, ContrastPairs, RoutingContrast, detect_experts
-from steersman.experts import progress
-from steersman.experts.progress import MANIFEST, discard, pairs_done, refuse_unwanted
+from steersman import ArtifactError, ContrastPairs, RoutingContrast, detect_experts, progress
+from steersman.progress import MANIFEST, discard, refuse_unwanted, units_done
 
 PAIRS = ContrastPairs(made_pairs(40, seed=1, longest=8)[0], name="many")
 OTHERS = ContrastPairs(made_pairs(12, seed=8, longest=8)[0], name="others")
@@ -66,12 +65,12 @@ def test_stops_at_any_place_change_nothing(weighting: Any, tmp_path: Path) -> No
     places = []
     for forwards in (3, 20, 0, 17, 50, 1):
         stopped_after(model, forwards, folder, **how, resume=True)
-        places.append(pairs_done(folder))
+        places.append(units_done(folder))
     assert places == [0, 8, 8, 16, 40, 40]
     found = resumed(model, folder, **how)
     assert_same(found, whole)
     assert_same(resumed(model, folder, **how), whole)  # all of it is saved: nothing is left to count
-    assert pairs_done(folder) == 52
+    assert units_done(folder) == 52
 
 
 def test_a_stop_while_saving_leaves_the_state_before_or_after(
@@ -188,8 +187,8 @@ def test_damaged_progress_is_refused(tmp_path: Path, damage: str) -> None:
     else:
         changes = {
             "key": ("more", 1),
-            "hash": ("tallies", {}),
-            "newer": ("format_version", 2),
+            "hash": ("states", {}),
+            "newer": ("format_version", 3),
             "path": ("tensors", "../x"),
         }
         content[changes[damage][0]] = changes[damage][1]
@@ -232,6 +231,6 @@ def test_a_pipe_in_place_of_progress_is_refused_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "k.partial"
     folder.mkdir()
     os.mkfifo(folder / "manifest.json")
-    assert pairs_done(folder) == 0
+    assert units_done(folder) == 0
     with pytest.raises(ArtifactError, match=r"manifest\.json is not a file"):
         refuse_unwanted(folder)

@@ -114,7 +114,7 @@ def detect(
     """
     require_free(output, force)
     from steersman import detect_experts, load_pairs
-    from steersman.experts.progress import discard, is_saved, pairs_done, refuse_unwanted
+    from steersman.progress import discard, is_saved, refuse_unwanted, units_done
 
     named = output if output.name not in ("", "..") else output.resolve()  # "." has no name to add to
     partial = named.with_name(f"{named.name}.partial")
@@ -130,7 +130,7 @@ def detect(
         opened, tokenizer = model.open()
         if force and not resume:
             discard(partial)
-        before = pairs_done(partial)
+        before = units_done(partial)
         contrast = detect_experts(
             opened,
             tokenizer,

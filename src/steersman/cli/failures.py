@@ -28,7 +28,7 @@ class Terminated(BaseException):
 @contextmanager
 def resumable(partial: Path) -> Iterator[None]:
     """Let a stop say how to go on, where progress is saved in the folder."""
-    from steersman.experts.progress import is_saved
+    from steersman.progress import is_saved
 
     try:
         yield

@@ -4,7 +4,7 @@ in padded batches, and resumable.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +18,16 @@ from transformers import PreTrainedTokenizerBase
 from steersman.errors import ModelError, PairsError
 from steersman.experts.batches import count_batch, count_continuations
 from steersman.experts.contrast import RoutingContrast
-from steersman.experts.encoding import EncodedPair, EncodedPairs
+from steersman.experts.encoding import counted_tokens
 from steersman.experts.moments import Integers
-from steersman.experts.progress import Progress
 from steersman.experts.strata import POSITION_STRATA, stratum_of
 from steersman.experts.tally import Counted, Tally, Weighting
 from steersman.models.architecture import RouterSite, find_routers, read_architecture
+from steersman.models.encoding import EncodedPair, EncodedPairs
 from steersman.models.identity import model_name, weights_id
 from steersman.models.reading import evaluating
 from steersman.pairs import ContrastPairs, Part, load_pairs
+from steersman.progress import Progress
 from steersman.shards import Shard
 from steersman.steering import Architecture
 
@@ -120,7 +121,7 @@ def detect_experts(
     saved = None
     if checkpoint is not None:
         run = _run_of(model, architecture, identity, sources, encoded, options)
-        saved = Progress(checkpoint, run, resume=resume)
+        saved = Progress(checkpoint, run, _tally_reader(options.weighting), resume=resume)
     tallies = _tallies(model, tokenizer, sites, encoded, options, saved, progress)
     contrasts = {
         name: _contrast(model, architecture, identity, source, encoded[name].skipped, tallies[name], options)
@@ -199,10 +200,8 @@ def _encoded(
 ) -> EncodedPairs:
     return EncodedPairs(
         model,
-        tokenizer,
         pairs,
-        counted=options.counted,
-        new_tokens=options.new_tokens,
+        counted_tokens(model, tokenizer, options.counted, options.new_tokens),
         truncate=options.truncate,
         shard=options.shard,
         progress=progress,
@@ -238,13 +237,17 @@ def _run_of(
     }
 
 
+def _tally_reader(weighting: Weighting) -> Callable[[dict[str, Any], dict[str, Any]], Tally]:
+    return lambda tensors, facts: Tally.from_tensors(tensors, facts, weighting)
+
+
 def _tallies(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     sites: list[RouterSite],
     encoded: dict[str, EncodedPairs],
     options: _Options,
-    saved: Progress | None,
+    saved: Progress[Tally] | None,
     progress: bool,
 ) -> dict[str, Tally]:
     """Count every source, one after the other."""

@@ -1,6 +1,6 @@
-"""Progress of a detection on disk: enough to go on after a kill as if there had been none.
+"""Progress of a long run on disk: enough to go on after a kill as if there had been none.
 
-A folder with manifest.json (what is being counted, how far it is, sha256 of the tensors and of itself) and
+A folder with manifest.json (what is being run, how far it is, sha256 of the tensors and of itself) and
 one file of tensors. A save writes a new tensors file, then puts the manifest that names it in place, then
 removes the old one: whenever the process dies, the folder holds one complete state.
 """
@@ -13,9 +13,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -23,12 +23,11 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from steersman.errors import ArtifactError
-from steersman.experts.tally import Tally
 from steersman.steering import canonical_json, sha256_of
 
-FORMAT, FORMAT_VERSION = "steersman-progress", 1
+FORMAT, FORMAT_VERSION = "steersman-progress", 2
 MANIFEST = "manifest.json"
-_KEYS = {"format", "format_version", "run", "tallies", "tensors", "tensors_sha256", "manifest_sha256"}
+_KEYS = {"format", "format_version", "run", "states", "tensors", "tensors_sha256", "manifest_sha256"}
 _OURS = re.compile(r"manifest\.json(\.new)?|tensors-\d+\.safetensors")
 
 _DAMAGE = (RecursionError, SafetensorError)
@@ -37,24 +36,47 @@ SHARE = 0.02
 """Saving takes at most this share of the time."""
 
 
-class Progress:
-    """The folder that a detection's progress is saved in.
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class State(Protocol):
+    """What a run has so far."""
+
+    def to_tensors(self) -> tuple[Arrays, dict[str, Any]]:
+        """All of it, as arrays and as JSON, in which "done" says how much is behind it."""
+        ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class Progress(Generic[S]):
+    """The folder that a run's progress is saved in.
 
     Args:
         folder: Where; made at the first save.
-        run: What is being counted: a saved state of another run is refused.
+        run: What is being run: a saved state of another run is refused.
+        read: Makes a state of its arrays and JSON again.
         resume: Go on from a saved state, if there is one. Otherwise one is an error.
 
     Raises:
         ArtifactError: progress is there and not wanted, damaged, or another run's; or other files are.
     """
 
-    def __init__(self, folder: str | Path, run: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        run: Mapping[str, Any],
+        read: Callable[[Arrays, dict[str, Any]], S],
+        *,
+        resume: bool,
+    ) -> None:
         self._folder = Path(folder)
+        self._read = read
         self._run = dict(run)
         self._number = 0
         self._rest_until = 0.0
-        self._saved: dict[str, Tally] = {}
+        self._saved: dict[str, S] = {}
         present = _present(self._folder)
         if MANIFEST in present:
             if not resume:
@@ -62,11 +84,11 @@ class Progress:
             self._saved = self._load()
 
     @property
-    def saved(self) -> Mapping[str, Tally]:
-        """What was counted before, by name; empty where nothing was."""
+    def saved(self) -> Mapping[str, S]:
+        """What was done before, by name; empty where nothing was."""
         return self._saved
 
-    def save(self, tallies: Mapping[str, Tally], *, at_once: bool = False) -> None:
+    def save(self, states: Mapping[str, S], *, at_once: bool = False) -> None:
         """Save, unless the last time is so recent that saving would take more than its share of the time.
 
         Raises:
@@ -76,17 +98,17 @@ class Progress:
         if start < self._rest_until and not at_once:
             return
         try:
-            self._write(tallies)
+            self._write(states)
         except OSError as error:
             raise ArtifactError(f"{self._folder}: cannot be written ({error.strerror})") from None
         end = time.monotonic()
         self._rest_until = end + (end - start) / SHARE
 
-    def _write(self, tallies: Mapping[str, Tally]) -> None:
-        tensors: dict[str, np.ndarray[Any, Any]] = {}
+    def _write(self, states: Mapping[str, S]) -> None:
+        tensors: Arrays = {}
         facts: dict[str, Any] = {}
-        for name, tally in tallies.items():
-            more, facts[name] = tally.to_tensors()
+        for name, state in states.items():
+            more, facts[name] = state.to_tensors()
             tensors |= {f"{name}.{key}": np.ascontiguousarray(value) for key, value in more.items()}
         content = save_tensors(tensors)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +118,7 @@ class Progress:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "run": self._run,
-            "tallies": facts,
+            "states": facts,
             "tensors": file.name,
             "tensors_sha256": hashlib.sha256(content).hexdigest(),
         }
@@ -108,16 +130,16 @@ class Progress:
             if other.name not in (MANIFEST, file.name) and _OURS.fullmatch(other.name):
                 other.unlink()
 
-    def _load(self) -> dict[str, Tally]:
+    def _load(self) -> dict[str, S]:
         path = self._folder / MANIFEST
         try:
             manifest = json.loads(path.read_bytes())
-            if manifest.get("format") != FORMAT or set(manifest) != _KEYS:
-                raise ArtifactError(f"{path}: not the progress of a detection; --force discards it")
-            if manifest["format_version"] != FORMAT_VERSION:
+            if manifest.get("format") == FORMAT and manifest.get("format_version") != FORMAT_VERSION:
                 raise ArtifactError(
                     f"{path}: saved by another version of steersman; --force discards it and starts again"
                 )
+            if manifest.get("format") != FORMAT or set(manifest) != _KEYS:
+                raise ArtifactError(f"{path}: not the progress of a run; --force discards it")
             claimed = manifest.pop("manifest_sha256")
             if sha256_of(manifest) != claimed or not _OURS.fullmatch(manifest["tensors"]):
                 raise ValueError("it does not match its own sha256")
@@ -126,7 +148,7 @@ class Progress:
             if hashlib.sha256(content).hexdigest() != manifest["tensors_sha256"]:
                 raise ValueError("its tensors do not match their sha256")
             self._number = int(manifest["tensors"].removeprefix("tensors-").partition(".")[0])
-            return self._tallies(load_tensors(content), manifest["tallies"])
+            return self._states(load_tensors(content), manifest["states"])
         except ArtifactError:
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, *_DAMAGE) as error:
@@ -142,21 +164,12 @@ class Progress:
                 "--force discards it and starts again"
             )
 
-    def _tallies(
-        self, tensors: Mapping[str, np.ndarray[Any, Any]], facts: Mapping[str, Any]
-    ) -> dict[str, Tally]:
-        return {
-            name: Tally.from_tensors(
-                {
-                    key.removeprefix(f"{name}."): value
-                    for key, value in tensors.items()
-                    if key.startswith(f"{name}.")
-                },
-                of_tally,
-                self._run["weighting"],
-            )
-            for name, of_tally in facts.items()
-        }
+    def _states(self, tensors: Arrays, facts: Mapping[str, Any]) -> dict[str, S]:
+        def of(name: str) -> Arrays:
+            start = f"{name}."
+            return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+
+        return {name: self._read(of(name), of_state) for name, of_state in facts.items()}
 
 
 def is_saved(folder: str | Path) -> bool:
@@ -164,13 +177,15 @@ def is_saved(folder: str | Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def pairs_done(folder: str | Path) -> int:
-    """How many pairs saved progress has behind it; 0 where there is none, or none that can be read."""
+def units_done(folder: str | Path) -> int:
+    """How many pairs, or texts, saved progress has behind it; 0 where there is none, or none that can be
+    read.
+    """
     if not (Path(folder) / MANIFEST).is_file():
         return 0
     try:
-        tallies = json.loads((Path(folder) / MANIFEST).read_bytes())["tallies"]
-        return sum(int(tally["done"]) for tally in tallies.values())
+        states = json.loads((Path(folder) / MANIFEST).read_bytes())["states"]
+        return sum(int(state["done"]) for state in states.values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, *_DAMAGE):
         return 0  # whoever resumes from it hears what is wrong
 

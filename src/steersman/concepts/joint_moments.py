@@ -1,0 +1,310 @@
+"""Second moments of the states of two models over the same rows: streamed, centred, float64, mergeable.
+
+Of every source layer x, every target layer y and every pair of them, for the texts that a map is fitted on
+and for those held out of it, apart. Sums are taken about fixed centres near the means (shifted data: Chan,
+Golub and LeVeque 1983), one matrix product a chunk for all pairs of layers; the means come in at the end.
+
+The control pairs source rows with the target rows of other texts. Its moments are kept as sketches: z = P'y,
+P fixed Rademacher columns, so that E|P'r|² = q|r|² for any residual r and memory is that of q columns a draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 1024
+"""Rows that are kept before they enter the sums."""
+DRAWS, COLUMNS = 20, 8
+"""Control pairings, and Rademacher columns of each."""
+
+FIT, HELD_OUT = 0, 1
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is related: the layers and the width of either model."""
+
+    source_layers: tuple[int, ...]
+    source_width: int
+    target_layers: tuple[int, ...]
+    target_width: int
+
+    @property
+    def columns(self) -> tuple[int, int, int]:
+        """Numbers a row has in all source layers, in all target layers, and in the control's sketches."""
+        targets = len(self.target_layers)
+        return (
+            len(self.source_layers) * self.source_width,
+            targets * self.target_width,
+            targets * DRAWS * COLUMNS,
+        )
+
+    @property
+    def bytes(self) -> int:
+        """What the moments of both parts take in memory."""
+        x, y, z = self.columns
+        sources, targets = len(self.source_layers), len(self.target_layers)
+        one = x * (y + z) + sources * self.source_width**2 + x + 2 * y + 2 * z
+        return 8 * (2 * one + targets * self.target_width**2)
+
+
+@dataclass
+class Moments:
+    """Sums over the rows of one part, about the centres.
+
+    x [Ls·ds], y [Lt·dt] and z [Lt·draws·columns] are sums; xx [Ls, ds, ds], xy [Ls·ds, Lt·dt], xz and yy
+    [Lt, dt, dt] (held-out rows; else empty) sums of products, y2 and z2 of squares. All float64.
+    """
+
+    rows: int
+    x: Tensor
+    y: Tensor
+    z: Tensor
+    xx: Tensor
+    xy: Tensor
+    xz: Tensor
+    yy: Tensor
+    y2: Tensor
+    z2: Tensor
+
+    @classmethod
+    def zeros(cls, sides: Sides, *, with_yy: bool) -> Moments:
+        """No rows yet."""
+        x, y, z = sides.columns
+        ds, dt = sides.source_width, sides.target_width
+        shapes: dict[str, tuple[int, ...]] = {
+            "x": (x,),
+            "y": (y,),
+            "z": (z,),
+            "xx": (len(sides.source_layers), ds, ds),
+            "xy": (x, y),
+            "xz": (x, z),
+            "yy": (len(sides.target_layers) if with_yy else 0, dt, dt),
+            "y2": (y,),
+            "z2": (z,),
+        }
+        return cls(
+            rows=0, **{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        )
+
+    def add(self, x: Tensor, y: Tensor, z: Tensor) -> None:
+        """Add rows, float64, from which the centres were taken away already."""
+        self.rows += len(x)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.z += z.sum(0)
+        self.y2 += (y * y).sum(0)
+        self.z2 += (z * z).sum(0)
+        self.xy.addmm_(x.T, y)
+        self.xz.addmm_(x.T, z)
+        for layer, total in enumerate(self.xx):
+            block = x[:, layer * len(total) : (layer + 1) * len(total)]
+            total.addmm_(block.T, block)
+        for layer, total in enumerate(self.yy):
+            block = y[:, layer * len(total) : (layer + 1) * len(total)]
+            total.addmm_(block.T, block)
+
+    def move(self, dx: Tensor, dy: Tensor) -> None:
+        """Take the sums about other centres: those of x and y less dx and dy (z keeps its own)."""
+        n = self.rows
+        self.xy.addr_(self.x, dy).addr_(dx, self.y).addr_(dx, dy, alpha=n)
+        self.xz.addr_(dx, self.z)
+        for total, at, by in _layers(self.xx, self.x, dx):
+            total.addr_(at, by).addr_(by, at).addr_(by, by, alpha=n)
+        for total, at, by in _layers(self.yy, self.y, dy):
+            total.addr_(at, by).addr_(by, at).addr_(by, by, alpha=n)
+        self.y2 += 2 * dy * self.y + n * dy * dy
+        self.x += n * dx
+        self.y += n * dy
+
+    def include(self, other: Moments) -> None:
+        """Add other rows' sums about the same centres."""
+        self.rows += other.rows
+        for field in fields(self):
+            if field.name != "rows":
+                getattr(self, field.name).add_(getattr(other, field.name))
+
+
+def _layers(totals: Tensor, at: Tensor, by: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    if not len(totals):
+        return []
+    shape = len(totals), -1
+    return list(zip(totals, at.reshape(shape), by.reshape(shape), strict=True))
+
+
+class JointMoments:
+    """Moments of the fitted and of the held-out rows.
+
+    Args:
+        sides: The layers and widths.
+        seed: Of the control's pairings and projections.
+
+    `centres` and `scale` are fixed by the first rows added, or by `begin`. Parts of a job that are to be
+    merged begin with the same rows.
+    """
+
+    def __init__(self, sides: Sides, seed: int = 0) -> None:
+        self.sides, self.seed = sides, seed
+        self.parts = (Moments.zeros(sides, with_yy=False), Moments.zeros(sides, with_yy=True))
+        self._centres: tuple[Tensor, Tensor] | None = None
+        self.scale = torch.ones(sides.columns[1], dtype=torch.float64)
+        self._waiting: tuple[list[tuple[Tensor, ...]], ...] = ([], [])
+        generator = torch.Generator().manual_seed(seed)
+        shape = sides.target_width, DRAWS * COLUMNS
+        self._signs = torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
+
+    @property
+    def centres(self) -> tuple[Tensor, Tensor]:
+        """What the sums of x and y are taken about. Raises ValueError where no rows were added."""
+        if self._centres is None:
+            raise ValueError("no rows were added")
+        return self._centres
+
+    def begin(self, x: Tensor, y: Tensor) -> None:
+        """Fix the centres, and the scale of the sketches, by these rows' means and spreads.
+
+        Args:
+            x: [rows, Ls, ds]; y: [rows, Lt, dt].
+        """
+        if self._centres is None:
+            flat_x, flat_y = x.flatten(1).double(), y.flatten(1).double()
+            self._centres = flat_x.mean(0), flat_y.mean(0)
+            spread = flat_y.std(0, correction=0)
+            # Powers of two: the same whatever the last digits of a forward are.
+            self.scale = torch.where(spread > 0, spread, 1.0).log2().round().exp2()
+
+    def add(self, x: Tensor, y: Tensor, texts: Tensor, held_out: Tensor, *, unit: int = 0) -> None:
+        """Add the rows of some texts, all of their rows at once.
+
+        Args:
+            x: States of the source, [rows, Ls, ds], any float dtype.
+            y: States of the target, [rows, Lt, dt].
+            texts: int64 [rows], which text a row is of.
+            held_out: bool [rows].
+            unit: A number of these texts among all: it seeds the control's pairings, which stay among them.
+        """
+        if not len(x):
+            return
+        self.begin(x, y)
+        z = self._paired(self._sketch(y), texts, held_out, unit)
+        flat = x.flatten(1), y.flatten(1), z
+        for part in (FIT, HELD_OUT):
+            chosen = held_out == bool(part)
+            if bool(chosen.any()):
+                self._waiting[part].append(tuple(rows[chosen] for rows in flat))
+            while sum(len(rows[0]) for rows in self._waiting[part]) >= CHUNK_ROWS:
+                self._enter(part, CHUNK_ROWS)
+
+    def flush(self) -> None:
+        """Enter rows that wait for their chunk to be full."""
+        for part in (FIT, HELD_OUT):
+            if self._waiting[part]:
+                self._enter(part, CHUNK_ROWS)
+
+    def _enter(self, part: int, rows: int) -> None:
+        waiting = [torch.cat(rows) for rows in zip(*self._waiting[part], strict=True)]
+        self._waiting[part].clear()
+        if len(waiting[0]) > rows:
+            # Of their own memory, so that what has entered can go.
+            self._waiting[part].append(tuple(each[rows:].clone() for each in waiting))
+        x, y, z = (each[:rows].double() for each in waiting)
+        self.parts[part].add(x.sub_(self.centres[0]), y.sub_(self.centres[1]), z)
+
+    def _sketch(self, y: Tensor) -> Tensor:
+        """[rows, Lt · draws · columns], float64."""
+        layers = len(self.sides.target_layers), self.sides.target_width
+        scaled = (y.flatten(1).double() - self.centres[1]) / self.scale
+        return (scaled.reshape(-1, layers[1]) @ self._signs).reshape(len(y), -1)
+
+    def _paired(self, z: Tensor, texts: Tensor, held_out: Tensor, unit: int) -> Tensor:
+        """Sketches of other rows, of another text and the same part wherever there are any, draw by draw."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + unit) % 2**63)
+        of_draw = z.reshape(len(z), -1, DRAWS, COLUMNS)
+        result = torch.empty_like(of_draw)
+        for draw in range(DRAWS):
+            partner = torch.empty(len(z), dtype=torch.int64)
+            for part in (False, True):
+                places = torch.nonzero(held_out == part)[:, 0]
+                alone = len(places) and bool((texts[places] == texts[places[0]]).all())
+                pool = torch.arange(len(z)) if alone else places
+                partner[places] = _partners(places, pool, texts, generator)
+            result[:, :, draw] = of_draw[partner, :, draw]
+        return result.reshape(len(z), -1)
+
+    def merge(self, other: JointMoments) -> None:
+        """Include the rows of another part of the same job. Raises ValueError where it is of other sides."""
+        if (self.sides, self.seed) != (other.sides, other.seed):
+            raise ValueError("moments of other layers, widths or seeds do not add up")
+        self.flush()
+        other.flush()
+        if other._centres is None:
+            return
+        if self._centres is None:
+            self._centres, self.scale = other._centres, other.scale
+        dx, dy = (theirs - ours for ours, theirs in zip(self.centres, other.centres, strict=True))
+        for ours, theirs in zip(self.parts, other.parts, strict=True):
+            if bool((dx != 0).any()) or bool((dy != 0).any()):
+                theirs = Moments(**{f.name: getattr(theirs, f.name) for f in fields(theirs)})
+                for field in fields(theirs):
+                    if field.name != "rows":
+                        setattr(theirs, field.name, getattr(theirs, field.name).clone())
+                theirs.move(dx, dy)
+            ours.include(theirs)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All of it as float64 and int64 tensors: what `from_tensors` takes."""
+        self.flush()
+        tensors = {"rows": torch.tensor([part.rows for part in self.parts])}
+        if self._centres is not None:
+            tensors |= {"centre.x": self._centres[0], "centre.y": self._centres[1], "scale": self.scale}
+        for name, part in zip(("fit", "held_out"), self.parts, strict=True):
+            tensors |= {f"{name}.{f.name}": getattr(part, f.name) for f in fields(part) if f.name != "rows"}
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], sides: Sides, seed: int) -> JointMoments:
+        """Moments as they were. Raises ValueError where a tensor is missing or of another shape."""
+        made = cls(sides, seed)
+        empty = made.to_tensors()
+        if set(tensors) not in (set(empty), {*empty, "centre.x", "centre.y", "scale"}):
+            raise ValueError("tensors of moments are missing, or there are others")
+        x, y, _ = sides.columns
+        expected = {name: tuple(tensor.shape) for name, tensor in empty.items()}
+        expected |= {"centre.x": (x,), "centre.y": (y,), "scale": (y,)}
+        for name, tensor in tensors.items():
+            dtype = torch.int64 if name == "rows" else torch.float64
+            if tuple(tensor.shape) != expected[name] or tensor.dtype != dtype:
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not {list(expected[name])}")
+        if "scale" in tensors:
+            made._centres, made.scale = (tensors["centre.x"], tensors["centre.y"]), tensors["scale"]
+        rows: list[Any] = tensors["rows"].tolist()
+        for name, part, count in zip(("fit", "held_out"), made.parts, rows, strict=True):
+            part.rows = count
+            for field in fields(part):
+                if field.name != "rows":
+                    setattr(part, field.name, tensors[f"{name}.{field.name}"])
+        return made
+
+
+def _partners(places: Tensor, pool: Tensor, texts: Tensor, generator: torch.Generator) -> Tensor:
+    """For each place another of the pool: a permutation where the pool is the places, of another text where
+    there is one.
+    """
+    order = torch.randperm(len(pool), generator=generator)[: len(places)]
+    partner = pool[order]
+    for _ in range(32):
+        same = torch.nonzero(texts[partner] == texts[places])[:, 0]
+        if not len(same):
+            break
+        # Exchange each with one at random: what was a permutation stays one.
+        others = torch.randint(len(places), (len(same),), generator=generator)
+        for one, other in zip(same.tolist(), others.tolist(), strict=True):
+            swapped = partner[[other, one]]
+            if texts[swapped[1]] != texts[places[other]] or texts[swapped[0]] != texts[places[one]]:
+                partner[[one, other]] = swapped
+    return partner
