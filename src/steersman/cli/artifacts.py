@@ -95,22 +95,26 @@ def _show_steering(artifact: str, manifest: dict[str, Any], as_json: bool) -> No
     from steersman import Steering
 
     steering = Steering.from_pretrained(artifact)
-    result = {
+    result: dict[str, Any] = {
         "manifest": manifest,
         "strengths": {
             str(layer): {str(expert): strength for expert, strength in experts.items()}
             for layer, experts in steering.strengths.items()
         },
-        "vectors": [
+    }
+            for edit in residual_edits(steering.edits)
+        ],
+    }
+    if vectors := residual_edits(steering.edits):
+        result["vectors"] = [
             {
                 "operation": edit.operation,
                 "scope": edit.scope,
                 "strength": edit.strength,
                 "norms": {str(layer): float(vector.norm()) for layer, vector in edit.vectors.items()},
             }
-            for edit in residual_edits(steering.edits)
-        ],
-    }
+            for edit in vectors
+        ]
     put_out(result, as_json, lambda: _in_words(artifact, manifest, steering))
 
 
