@@ -40,8 +40,8 @@ from steersman import (
 from steersman.experts import strata
 from steersman.experts.adjustment import slope_of
 from steersman.experts.bootstrap import poisson_weights
-from steersman.experts.encoding import hash_of_cluster
 from steersman.experts.strata import POSITION_STRATA
+from steersman.models.encoding import hash_of_cluster
 from steersman.shards import Shard
 
 EVERYTHING: dict[str, Any] = {"stratify": "position", "bootstrap": 7}

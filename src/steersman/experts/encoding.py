@@ -1,182 +1,40 @@
-"""Contrast pairs as token ids, read and checked once, kept on disk in the order in which they are counted."""
+"""What is counted of contrast pairs: each side's token ids, and the positions of the tokens to count."""
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from steersman.errors import PairsError
 from steersman.experts.tally import Counted
-from steersman.models.architecture import check_ids, decoder_config
-from steersman.pairs import (
-    ContrastPair,
-    ContrastPairs,
-    Part,
-    TruncatedTarget,
-    encode,
-    encode_prompt,
-    special_ids,
-)
-from steersman.shards import Shard
-
-Tokens = npt.NDArray[np.int32]
-
-_IN_MEMORY = 1 << 16
-"""Bytes of encoded pairs that are kept in memory; beyond, on disk."""
+from steersman.models.encoding import EncodeSide, longest_text
+from steersman.pairs import Content, Part, encode, encode_prompt, special_ids
 
 
-@dataclass(frozen=True)
-class EncodedPair:
-    """Both sides of a pair as token ids and positions of the tokens to count (none where the model writes
-    them), int32, and its cluster's id.
-    """
-
-    ids: tuple[Tokens, Tokens]
-    target: tuple[Tokens, Tokens]
-    cluster: int
-
-
-class EncodedPairs(Sequence[EncodedPair]):
-    """The pairs to count, those of a cluster one after another.
-
-    Every pair is encoded once, before any is counted, so that a bad one is found before any work is done.
-    Memory holds three numbers a pair, whatever their length.
+def counted_tokens(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, counted: Counted, new_tokens: int = 0
+) -> EncodeSide:
+    """How a side is encoded for counting.
 
     Args:
-        model: What will read them: its context and vocabulary are the limits.
-        counted: Which tokens; `generated` takes prompts alone.
+        model: What will read it: its context is the limit.
+        tokenizer: Its tokenizer.
+        counted: Which tokens; `generated` takes prompts alone, without positions.
         new_tokens: How many the model may write after a prompt.
-        truncate: Leave out pairs with a side that is too long, instead of an error.
-        shard: Take this part of the clusters alone.
-        progress: Show a bar on stderr where reading them takes more than a second.
-
-    Raises:
-        PairsError: a pair cannot be encoded, or none is left.
     """
+    most = longest_text(model)
+    most = None if most is None else most - new_tokens
+    special = frozenset(special_ids(tokenizer))
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        pairs: ContrastPairs,
-        *,
-        counted: Counted = "target",
-        new_tokens: int = 0,
-        truncate: bool = False,
-        shard: Shard | None = None,
-        progress: bool = False,
-    ) -> None:
-        self.skipped = 0
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
-        self._starts, self._clusters, firsts = array("q"), array("q"), array("q")
-        encoder = _Encoder(model, tokenizer, counted, new_tokens)
-        appeared: dict[int, int] = {}  # cluster → how many came before it
-        for pair in tqdm(pairs, desc="reading", unit="pair", delay=1, leave=False, disable=not progress):
-            cluster = hash_of_cluster(pair.cluster)
-            number = appeared.setdefault(cluster, len(appeared))
-            if shard is not None and not shard.holds(number):
-                continue
-            try:
-                encoded = encoder(pair)
-            except TruncatedTarget:
-                if not truncate:
-                    raise
-                self.skipped += 1
-                continue
-            self._starts.append(self._file.tell())
-            self._clusters.append(cluster)
-            firsts.append(number)
-            self._file.write(encoded)
-        if not self._starts:
-            of = "" if shard is None else f" in shard {shard} ({len(appeared)} clusters)"
-            raise PairsError(f"{pairs.name}: no pair is left to count{of}")
-        self._order = np.argsort(np.frombuffer(firsts, np.int64), kind="stable")
+    def prompt(content: Content, target: str | None, where: str) -> tuple[Sequence[int], Sequence[int]]:
+        return encode_prompt(tokenizer, content, where=where, max_length=most), ()
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self._read(place) for place in self._order[index]]
-        return self._read(self._order[index])
-
-    def __iter__(self) -> Iterator[EncodedPair]:
-        return (self._read(place) for place in self._order)
-
-    def _read(self, place: np.int64) -> EncodedPair:
-        self._file.seek(self._starts[place])
-        lengths = np.frombuffer(self._file.read(16), np.int32)
-        content = np.frombuffer(self._file.read(4 * int(lengths.sum())), np.int32)
-        ids_1, target_1, ids_2, target_2 = np.split(content, np.cumsum(lengths)[:-1])
-        return EncodedPair((ids_1, ids_2), (target_1, target_2), self._clusters[place])
-
-    @property
-    def sha256(self) -> str:
-        """Hex sha256 over what is counted, in the order of counting: ids, targets and clusters."""
-        digest = hashlib.sha256()
-        for pair in self:
-            for side in (0, 1):
-                for array_ in (pair.ids[side], pair.target[side]):
-                    digest.update(len(array_).to_bytes(8, "little") + array_.tobytes())
-            digest.update(pair.cluster.to_bytes(8, "little", signed=True))
-        return digest.hexdigest()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
-
-
-class _Encoder:
-    """Encodes pairs for a model as bytes: four lengths, then ids and targets of either side, int32."""
-
-    def __init__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, counted: Counted, new_tokens: int
-    ) -> None:
-        self._model, self._tokenizer, self._counted = model, tokenizer, counted
-        longest = getattr(decoder_config(model), "max_position_embeddings", None)
-        self._longest = longest if longest is None else longest - new_tokens
-        self._special = frozenset(special_ids(tokenizer))
-
-    def __call__(self, pair: ContrastPair) -> bytes:
-        sides = [
-            self._side(content, target, f"{pair.where}, {side} side")
-            for side, content, target in (
-                ("positive", pair.positive, pair.positive_target),
-                ("negative", pair.negative, pair.negative_target),
-            )
-        ]
-        check_ids(self._model, max(max(ids) for ids, _ in sides), pair.where)
-        parts = [np.array(part, np.int32) for side in sides for part in side]
-        return b"".join(
-            [np.array([len(part) for part in parts], np.int32).tobytes()] + [part.tobytes() for part in parts]
-        )
-
-    def _side(self, content: Any, target: str | None, where: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        if self._counted == "generated":
-            return encode_prompt(self._tokenizer, content, where=where, max_length=self._longest), ()
-        part: Part = self._counted
-        encoded = encode(
-            self._tokenizer,
-            content,
-            target,
-            where=where,
-            max_length=self._longest,
-            part=part,
-            special=self._special,
-        )
+    def text(content: Content, target: str | None, where: str) -> tuple[Sequence[int], Sequence[int]]:
+        encoded = encode(tokenizer, content, target, where=where, max_length=most, part=part, special=special)
         return encoded.ids, encoded.target
 
-
-def hash_of_cluster(cluster: str) -> int:
-    """A signed 64-bit hash of a cluster's name."""
-    return int.from_bytes(hashlib.sha256(cluster.encode()).digest()[:8], "little", signed=True)
+    if counted == "generated":
+        return prompt
+    part: Part = counted
+    return text
