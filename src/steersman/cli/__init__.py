@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import click
 
-from steersman.cli import artifacts, demo, experts, generation, interop, lab, models
+from steersman.cli import artifacts, composition, demo, experts, generation, interop, lab, models
 from steersman.cli.failures import Terminated, reported
 from steersman.cli.options import CONTEXT_SETTINGS, version_option
 
@@ -19,7 +19,7 @@ from steersman.cli.options import CONTEXT_SETTINGS, version_option
 @version_option
 @click.pass_context
 def steersman(context: click.Context) -> None:
-    """Steer Mixture-of-Experts language models while they run: find experts, put them in or out.
+    """Steer language models while they run: put experts in or out, carry concepts from model to model.
 
     \b
     First steps, offline:
@@ -43,6 +43,7 @@ for command in (
     experts.detect,
     experts.merge,
     experts.select,
+    composition.compose,
     generation.generate,
     artifacts.show,
     interop.import_,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from steersman.cli.composition import plan_for_json, plan_in_words
 from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import SteeringChoice, SteeringType, force_option, json_option
 from steersman.cli.output import in_columns, put_out, whole_file
@@ -102,19 +103,8 @@ def _show_steering(artifact: str, manifest: dict[str, Any], as_json: bool) -> No
             for layer, experts in steering.strengths.items()
         },
     }
-            for edit in residual_edits(steering.edits)
-        ],
-    }
-    if vectors := residual_edits(steering.edits):
-        result["vectors"] = [
-            {
-                "operation": edit.operation,
-                "scope": edit.scope,
-                "strength": edit.strength,
-                "norms": {str(layer): float(vector.norm()) for layer, vector in edit.vectors.items()},
-            }
-            for edit in vectors
-        ]
+    if vectors := plan_for_json(steering)["vectors"]:
+        result["vectors"] = vectors
     put_out(result, as_json, lambda: _in_words(artifact, manifest, steering))
 
 
@@ -264,23 +254,11 @@ def _origin(manifest: dict[str, Any]) -> list[str]:
         if "sha256" in source
     ]
     lines = [
-        f"for {model['name'] or 'a model built in memory'}{revision}: {architecture['model_type']}, {len(architecture['layers'])} layers, "
+        f"for {model['name'] or 'a model in memory'}{revision}: {architecture['model_type']}, "
+        f"{len(architecture['layers'])} layers, "
         f"weights {model['weights_id'][:16]}…",
         f"made with steersman {manifest['tool_version']}"
         + (f", {made_from['made']}" if "made" in made_from else "")
         + (f", from {', '.join(sources)}" if sources else ""),
     ]
     return lines
-
-
-def plan_in_words(steering: Steering) -> str:
-    """What a plan holds: "2 experts activated, 1 deactivated, vectors at 1 layer"."""
-    strengths = [s for experts in steering.strengths.values() for s in experts.values()]
-    layers = {layer for edit in residual_edits(steering.edits) for layer in edit.layers}
-    words = []
-    if strengths or not layers:
-        activated, deactivated = sum(s > 0 for s in strengths), sum(s < 0 for s in strengths)
-        words.append(f"{activated} experts activated, {deactivated} deactivated")
-    if layers:
-        words.append(f"vectors at {len(layers)} layer{'s' if len(layers) > 1 else ''}")
-    return ", ".join(words)

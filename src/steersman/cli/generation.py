@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from tqdm import tqdm
 
+from steersman.cli.composition import composed, on_conflict_option
 from steersman.cli.options import (
     ModelChoice,
     SteeringChoice,
@@ -22,7 +22,7 @@ from steersman.cli.options import (
     steering_option,
 )
 from steersman.cli.output import put_out
-from steersman.errors import ModelError, PairsError, PlanError, SteersmanError
+from steersman.errors import ModelError, PairsError, SteersmanError
 from steersman.pairs import check_content, parse_json, read_text, render
 
 if TYPE_CHECKING:
@@ -75,13 +75,7 @@ class Prompt:
     show_default=True,
     help="Take only the weights that the steering was made for, or any of the same architecture.",
 )
-@click.option(
-    "--on-conflict",
-    type=click.Choice(["error", "sum"]),
-    default="error",
-    show_default=True,
-    help="Where two steerings pull one expert in opposite directions: refuse, or add them up.",
-)
+@on_conflict_option
 @batch_size_option(1)
 @seed_option
 @json_option
@@ -129,41 +123,6 @@ def generate(
         # Base and steered draw the same chances.
         items += writer.answer(batch, steering, match=match, compare=compare, seed=seed + start)
     put_out({"items": items}, as_json, lambda: _in_words(items))
-
-
-def composed(choices: Sequence[SteeringChoice], on_conflict: OnConflict) -> Steering:
-    """One plan of those that were named. Raises PlanError, which names the two that contradict each other."""
-    from steersman import compose
-
-    plans = [choice.open() for choice in choices]
-    if len(plans) == 1:
-        return plans[0]
-    try:
-        return compose(*plans, on_conflict=on_conflict)
-    except PlanError:
-        for one, other in combinations(range(len(plans)), 2):
-            conflict = _conflict(plans[one], plans[other])
-            if conflict is not None:
-                raise PlanError(
-                    f"--steering {choices[one]} and --steering {choices[other]}: {conflict}; "
-                    "--on-conflict sum adds them up"
-                ) from None
-        raise
-
-
-def _conflict(one: Steering, other: Steering) -> str | None:
-    """What two plans say against each other that a sum would settle, if they do."""
-    from steersman import compose
-
-    try:
-        compose(one, other, on_conflict="sum")
-    except PlanError:
-        return None
-    try:
-        compose(one, other)
-    except PlanError as error:
-        return str(error).partition(";")[0]  # what follows is for Python
-    return None
 
 
 class Writer:

@@ -1,0 +1,134 @@
+"""Commands that make one plan of several: compose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from steersman.cli.options import SteeringChoice, SteeringType, force_option, json_option, output_option
+from steersman.cli.output import put_out, require_free
+from steersman.errors import PlanError
+
+if TYPE_CHECKING:
+    from steersman.steering import OnConflict, Steering
+
+on_conflict_option = click.option(
+    "--on-conflict",
+    type=click.Choice(["error", "sum"]),
+    default="error",
+    show_default=True,
+    help="Where two steerings pull one expert in opposite directions: refuse, or add them up.",
+)
+
+
+@click.command(short_help="Make one steering of several.")
+@click.argument("steerings", type=SteeringType(), nargs=-1, required=True, metavar="STEERING[@STRENGTH]...")
+@output_option("the composed steering")
+@on_conflict_option
+@force_option
+@json_option
+def compose(
+    steerings: tuple[SteeringChoice, ...],
+    output: Path,
+    on_conflict: OnConflict,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make one steering of several for the same model: expert edits, vectors, or both; edits in order.
+
+    @STRENGTH scales a steering first.
+
+    \b
+    Examples:
+      steersman compose faithful honest@0.5 -o both
+      steersman compose safer@0.5 -o half
+    """
+    require_free(output, force, [Path(choice.path) for choice in steerings])
+    plan = composed(steerings, on_conflict, named="")
+    plan.save_pretrained(output, force=force)
+    result = {"output": str(output), **plan_for_json(plan)}
+    put_out(
+        result,
+        as_json,
+        lambda: f"{output}: a steering, {plan_in_words(plan)}\nfingerprint {plan.fingerprint}",
+    )
+
+
+def plan_for_json(plan: Steering) -> dict[str, Any]:
+    """A plan's fingerprint, experts, and layers with vectors, for JSON."""
+    from steersman.edits import residual_edits
+
+    entries = [
+        {"layer": layer, "expert": expert, "strength": strength}
+        for layer, experts in plan.strengths.items()
+        for expert, strength in experts.items()
+    ]
+    return {
+        "fingerprint": plan.fingerprint,
+        "activated": [entry for entry in entries if entry["strength"] > 0],
+        "deactivated": [entry for entry in entries if entry["strength"] < 0],
+        "vectors": [
+            {
+                "layer": layer,
+                "operation": edit.operation,
+                "scope": edit.scope,
+                "strength": edit.strength,
+                "norm": float(vector.norm()),
+            }
+            for edit in residual_edits(plan.edits)
+            for layer, vector in edit.vectors.items()
+        ],
+    }
+
+
+def plan_in_words(plan: Steering) -> str:
+    """What a plan holds: "2 experts activated, 1 deactivated, vectors at 1 layer"."""
+    facts = plan_for_json(plan)
+    layers = len({entry["layer"] for entry in facts["vectors"]})
+    words = []
+    if facts["activated"] or facts["deactivated"] or not layers:
+        words.append(f"{len(facts['activated'])} experts activated, {len(facts['deactivated'])} deactivated")
+    if layers:
+        words.append(f"vectors at {layers} layer{'s' if layers > 1 else ''}")
+    return ", ".join(words)
+
+
+def composed(
+    choices: Sequence[SteeringChoice], on_conflict: OnConflict, named: str = "--steering "
+) -> Steering:
+    """One plan of those that were named. Raises PlanError, which names the two that contradict each other."""
+    from steersman import compose
+
+    plans = [choice.open() for choice in choices]
+    if len(plans) == 1:
+        return plans[0]
+    try:
+        return compose(*plans, on_conflict=on_conflict)
+    except PlanError:
+        for one, other in combinations(range(len(plans)), 2):
+            conflict = _conflict(plans[one], plans[other])
+            if conflict is not None:
+                raise PlanError(
+                    f"{named}{choices[one]} and {named}{choices[other]}: {conflict}; "
+                    "--on-conflict sum adds them up"
+                ) from None
+        raise
+
+
+def _conflict(one: Steering, other: Steering) -> str | None:
+    """What two plans say against each other that a sum would settle, if they do."""
+    from steersman import compose
+
+    try:
+        compose(one, other, on_conflict="sum")
+    except PlanError:
+        return None
+    try:
+        compose(one, other)
+    except PlanError as error:
+        return str(error).partition(";")[0]  # what follows is for Python
+    return None

@@ -1,0 +1,76 @@
+"""`steersman compose`: one plan of several, of either lever."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import run
+
+import families as f
+from steersman import Steering, compose
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> dict[str, Path]:
+    model = f.tiny("olmoe")
+    found = {
+        "in": Steering.from_experts(model, {1: [5]}),
+        "out": Steering.from_experts(model, deactivate={1: [5]}),
+        "vector": Steering.from_vectors(model, {2: torch.arange(1.0, 33.0)}, strength=2.0),
+        "projected": Steering.from_vectors(model, {0: torch.ones(32)}, operation="project"),
+        "other": Steering.from_experts(f.tiny("mixtral"), {1: [5]}),
+    }
+    for name, plan in found.items():
+        plan.save_pretrained(tmp_path / name)
+    return {name: tmp_path / name for name in found}
+
+
+def test_experts_and_vectors_in_one_plan(plans: dict[str, Path], tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    result = run("compose", plans["in"], f"{plans['vector']}@0.5", "-o", both, "--json").json
+    saved = Steering.from_pretrained(both)
+    parts = [Steering.from_pretrained(plans[name]) for name in ("in", "vector")]
+    assert saved.edits == compose(parts[0], 0.5 * parts[1]).edits
+    assert saved.fingerprint == (parts[0] + 0.5 * parts[1]).fingerprint == result["fingerprint"]
+    assert result["activated"] == [{"layer": 1, "expert": 5, "strength": 1.0}]
+    (vector,) = result["vectors"]
+    assert (vector["layer"], vector["operation"], vector["scope"], vector["strength"]) == (
+        2,
+        "add",
+        "answer",
+        1,
+    )
+    assert vector["norm"] == pytest.approx(float(torch.arange(1.0, 33.0).norm()))
+    words = run("compose", plans["projected"], both, "-o", tmp_path / "all").words
+    assert "1 experts activated, 0 deactivated, vectors at 2 layers" in words
+    shown = run("show", tmp_path / "all").words
+    assert "project" in shown
+    assert "residual stream" in shown
+    assert [v["layer"] for v in run("show", tmp_path / "all", "--json").json["vectors"]] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("in", "out"), r"layer 1, expert 5: .*--on-conflict sum"),
+        (("in", "other"), "different architectures"),
+        (("projected@-1",), "project has strength -1: it must lie between 0 and 1"),
+        (("projected@2",), "project has strength 2"),
+        (("in", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_cannot_be_composed(
+    plans: dict[str, Path], tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    given = [str(tmp_path / name) for name in names]
+    assert re.search(message, run("compose", *given, "-o", tmp_path / "out-of-it").error)
+    assert not (tmp_path / "out-of-it").exists()
+
+
+def test_conflicts_are_summed_where_asked(plans: dict[str, Path], tmp_path: Path) -> None:
+    given = (plans["in"], plans["out"], "-o", tmp_path / "sum", "--on-conflict", "sum", "--json")
+    assert run("compose", *given).json["activated"] == []
+    assert Steering.from_pretrained(tmp_path / "sum").strengths == {1: {5: 0.0}}
