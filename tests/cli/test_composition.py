@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import run
 
 import families as f
+from cli.command_line import run
 from steersman import Steering, compose
 
 
