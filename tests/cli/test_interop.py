@@ -7,11 +7,15 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from cli.command_line import process, run
 from rankings import ranking, reference_choice
 from steersman import RoutingContrast, Steering
+from steersman.interop.gguf import written
+from steersman.models.loading import load_structure
 
 
 @pytest.fixture
@@ -150,3 +154,85 @@ def test_presets_are_for_their_own_models(contrast: Path, tmp_path: Path) -> Non
     )
     assert "--preset NAME" in run("select", contrast, "-o", out, "--preset", "a", "--top", 3).error
     assert not out.exists()
+
+
+# Vectors
+
+
+@pytest.fixture
+def vector(tiny: Path, tmp_path: Path) -> Path:
+    """A steering of the tiny model that adds a vector to the output of layer 1, for every token."""
+    folder = tmp_path / "vector"
+    model = load_structure(str(tiny))
+    direction = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    Steering.from_vectors(model, {1: direction}, strength=1.5, scope="all").save_pretrained(folder)
+    return folder
+
+
+def test_there_and_back_through_gguf(tiny: Path, vector: Path, tmp_path: Path) -> None:
+    file, back = tmp_path / "v.gguf", tmp_path / "back"
+    result = run("export", vector, "--format", "gguf", "-o", file, "--json").json
+    saved = Steering.from_pretrained(vector)
+    assert result["fingerprint"] == saved.fingerprint
+    assert [(row["layer"], row["strength"], row["scope"]) for row in result["vectors"]] == [(1, 1.5, "all")]
+    again = run("import", file, "--model", tiny, "-o", back, "--json").json
+    assert (again["format"], again["kind"], again["activated"]) == ("gguf", "steering", [])
+    steering = Steering.from_pretrained(back)
+    assert again["fingerprint"] == steering.fingerprint
+    assert torch.equal(steering.edits[0].vectors[1], saved.edits[0].vectors[1] * 1.5)
+    assert again["vectors"][0]["norm"] == pytest.approx(1.5 * result["vectors"][0]["norm"])
+    words = run("import", file, "--model", tiny, "-o", back, "--scope", "answer", "--force").words
+    assert "a vector at layer 1" in words
+    assert Steering.from_pretrained(back).edits[0].scope == "answer"
+    assert "--control-vector" in run("export", vector, "--format", "gguf", "-o", file, "--force").words
+
+
+def test_the_format_is_guessed(tiny: Path, vector: Path, tmp_path: Path) -> None:
+    direction = Steering.from_pretrained(vector).edits[0].vectors[1]
+    torch.save({1: direction}, file := tmp_path / "v")
+    result = run("import", file, "--model", tiny, "-o", tmp_path / "a", "--json").json
+    assert result["format"] == "steering-vectors"
+    # A pickle of repeng, by hand: the class is named, and nothing of that name is here.
+    state = {"model_type": "olmoe", "directions": {1: direction.numpy()}}
+    content = pickle.dumps(state, protocol=2)[2:-1]
+    named = b"\x80\x02crepeng.extract\nControlVector\n)\x81" + content + b"b."
+    file.write_bytes(named)
+    result = run("import", file, "--model", tiny, "-o", tmp_path / "b", "--json").json
+    assert result["format"] == "repeng"
+    plans = [Steering.from_pretrained(tmp_path / name) for name in "ab"]
+    assert plans[0].fingerprint == plans[1].fingerprint
+    assert torch.equal(plans[0].edits[0].vectors[1], direction)
+
+
+def test_out_to_lm_eval(tiny: Path, vector: Path, tmp_path: Path) -> None:
+    file = tmp_path / "v.pt"
+    result = run("export", vector, "--format", "lm-eval", "-o", file, "--json").json
+    assert result["format"] == "lm-eval"
+    content = torch.load(file, weights_only=True)
+    assert torch.equal(
+        content["layers.1"]["steering_vector"], Steering.from_pretrained(vector).edits[0].vectors[1] * 1.5
+    )
+    words = run("export", vector, "--format", "lm-eval", "-o", file, "--model", tiny, "--force").words
+    assert "steer_path=FILE" in words
+
+
+def test_what_vectors_cannot_say_is_refused(
+    tiny: Path, dense: Path, vector: Path, steering: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.gguf"
+    assert "knows no experts" in run("export", steering, "--format", "gguf", "-o", out).error
+    assert "vectors" in run("export", vector, "--format", "easysteer", "-o", out).error
+    assert "--model goes with" in run("export", vector, "--format", "gguf", "-o", out, "--model", tiny).error
+    assert "not of the steering's architecture" in run(
+        "export", vector, "--format", "lm-eval", "-o", tmp_path / "v.pt", "--model", dense
+    ).error  # fmt: skip
+    assert not out.exists()
+    out.write_bytes(written({9: np.ones(32, np.float32)}, "llama"))
+    error = run("import", out, "--model", dense, "-o", tmp_path / "plan").error
+    assert str(out) in error
+    assert "layer 9 does not exist" in error
+    error = run("import", out, "--model", tiny, "-o", tmp_path / "plan", "--format", "steering-vectors").error
+    assert "no zip archive" in error
+    out.write_bytes(out.read_bytes()[:-1])
+    assert "out.gguf: damaged" in run("import", out, "--model", tiny, "-o", tmp_path / "plan").error
+    assert not (tmp_path / "plan").exists()
