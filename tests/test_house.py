@@ -59,6 +59,7 @@ PURE = {
     "concepts/joint_moments.py": {"torch"},
     "concepts/regression.py": {"torch"},
     "concepts/norms.py": {"torch"},
+    "concepts/directions.py": {"numpy", "scipy"},
     "concepts/separation.py": {"numpy", "scipy"},
     "evaluation/statistics.py": {"numpy", "scipy", "statsmodels"},
 }

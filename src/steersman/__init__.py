@@ -7,6 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from steersman.concepts.concept import ConceptVector
+    from steersman.concepts.refinement import refine_concept
+    from steersman.concepts.separation import Separation
     from steersman.edits import ExpertEdit, ResidualEdit
     from steersman.errors import (
         ArchitectureMismatch,
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     from steersman.steering import Architecture, Steering, compose
 
 _HOME = {
+    "steersman.concepts.concept": ("ConceptVector",),
+    "steersman.concepts.refinement": ("refine_concept",),
+    "steersman.concepts.separation": ("Separation",),
     "steersman.edits": ("ExpertEdit", "ResidualEdit"),
     "steersman.errors": (
         "ArchitectureMismatch",
@@ -75,6 +81,7 @@ __all__ = [
     "Architecture",
     "ArchitectureMismatch",
     "ArtifactError",
+    "ConceptVector",
     "ContrastPair",
     "ContrastPairs",
     "ExpertEdit",
@@ -86,6 +93,7 @@ __all__ = [
     "ResidualEdit",
     "Router",
     "RoutingContrast",
+    "Separation",
     "Steering",
     "SteeringNotApplied",
     "SteersmanError",
@@ -107,6 +115,7 @@ __all__ = [
     "load_pairs",
     "merge_contrasts",
     "read_architecture",
+    "refine_concept",
     "weights_id",
 ]
 

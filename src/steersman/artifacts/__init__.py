@@ -1,5 +1,6 @@
 """Artifacts on disk and on the Hub: a folder of manifest.json and tensors.safetensors; a file a kind here."""
 
+from steersman.artifacts.concept import load_concept, save_concept
 from steersman.artifacts.contrast import load_contrast, save_contrast
 from steersman.artifacts.folder import MANIFEST, TENSORS, check_free, new_folder
 from steersman.artifacts.hub import push_folder
@@ -11,12 +12,14 @@ __all__ = [
     "MANIFEST",
     "TENSORS",
     "check_free",
+    "load_concept",
     "load_contrast",
     "load_profile",
     "load_steering",
     "new_folder",
     "push_folder",
     "read_manifest",
+    "save_concept",
     "save_contrast",
     "save_profile",
     "save_steering",

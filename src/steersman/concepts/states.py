@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,35 +14,62 @@ from steersman.models.architecture import decoder_config, decoder_layers
 from steersman.models.reading import read_batch
 
 Ints = np.ndarray[Any, Any]
+Kept = TypeVar("Kept")
 
 
+@overload
 def block_outputs(
     model: nn.Module, layers: Sequence[int], ids: Sequence[Ints | Sequence[int]]
-) -> dict[int, Tensor]:
+) -> dict[int, Tensor]: ...
+@overload
+def block_outputs(
+    model: nn.Module,
+    layers: Sequence[int],
+    ids: Sequence[Ints | Sequence[int]],
+    keep: Callable[[Tensor], Kept],
+) -> dict[int, Kept]: ...
+def block_outputs(
+    model: nn.Module,
+    layers: Sequence[int],
+    ids: Sequence[Ints | Sequence[int]],
+    keep: Callable[[Tensor], Any] | None = None,
+) -> dict[int, Any]:
     """What decoder layers give for a batch of texts, before any final norm.
 
     Args:
         model: A transformers decoder model, in evaluation mode (`models.reading.evaluating`).
         layers: Decoder layers, from 0.
         ids: Token ids of each text.
+        keep: What to keep of a layer's states, taken as soon as it has run, so that not all states of all
+            layers are in memory. They themselves, where nothing is given.
 
     Returns:
-        {layer: states [texts, columns, width]} in the model's dtype, on the layer's device. Texts are padded
-        on the right: the state of token i of a text is in column i; columns beyond its length are arbitrary.
+        {layer: states [texts, columns, width]} in the model's dtype, on the layer's device; or what is kept
+        of them. Texts are padded on the right: the state of token i of a text is in column i; columns beyond
+        its length are arbitrary.
 
     Raises:
         ModelError: a layer does not exist, did not run, or does not give one state a token.
     """
-    found: dict[int, Tensor] = {}
-    with recording_blocks(model, layers, found.__setitem__):
+    found: dict[int, Any] = {}
+    expected = (len(ids), max(map(len, ids)), decoder_config(model).hidden_size)
+
+    def collect(layer: int, states: Tensor) -> None:
+        if tuple(states.shape) != expected:
+            raise _unlike(layer, f"gives states of shape {list(states.shape)}", expected)
+        found[layer] = states if keep is None else keep(states)
+
+    with recording_blocks(model, layers, collect):
         read_batch(model, ids)
-    rows, columns, width = len(ids), max(map(len, ids)), decoder_config(model).hidden_size
     for layer in layers:
-        shape = tuple(found[layer].shape) if layer in found else None
-        if shape != (rows, columns, width):
-            what = "did not run" if shape is None else f"gives states of shape {list(shape)}"
-            raise ModelError(f"layer {layer} {what}; [{rows}, {columns}, {width}] were expected")
+        if layer not in found:
+            raise _unlike(layer, "did not run", expected)
     return found
+
+
+def _unlike(layer: int, what: str, expected: tuple[int, int, int]) -> ModelError:
+    rows, columns, width = expected
+    return ModelError(f"layer {layer} {what}; [{rows}, {columns}, {width}] were expected")
 
 
 @contextmanager

@@ -1,0 +1,164 @@
+"""Concept vectors on disk: directions, those of folds and shuffled labels, and what was measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from steersman.artifacts.content import read_artifact, write_artifact
+from steersman.artifacts.fields import (
+    Tensors,
+    blaming,
+    exact_keys,
+    mapping,
+    nothing_left,
+    one_of,
+    take,
+    whole,
+)
+from steersman.artifacts.kinds import register
+from steersman.artifacts.manifest import manifest_of, read_architecture
+from steersman.concepts.concept import METHODS, ConceptVector
+from steersman.concepts.norms import BINS, NormHistogram
+from steersman.concepts.positions import POSITIONS
+from steersman.concepts.separation import Separation
+from steersman.errors import ArtifactError
+
+CONCEPT = register(
+    "concept_vector",
+    "a concept vector",
+    {1: {"method", "position", "pairs", "clusters", "skipped", "separation"}},
+)
+
+
+def save_concept(concept: ConceptVector, folder: str | Path, *, force: bool = False) -> None:
+    """Write a concept vector. Raises `ArtifactError` as `save_steering` does."""
+    layers = concept.layers
+    tensors: Tensors = {
+        "layers": np.array(layers, np.int64),
+        "vectors": torch.stack([concept.vectors[layer] for layer in layers]).numpy(),
+        "fold_vectors": concept.fold_vectors.numpy(),
+        "fold_clusters": concept.fold_clusters.numpy(),
+        "fold_numbers": concept.fold_numbers.numpy(),
+        "shuffled": concept.shuffled.numpy(),
+        "norms": torch.stack([concept.norms[layer].to_tensor() for layer in layers]).numpy(),
+    }
+    found = [concept.separation[layer] for layer in layers]
+    manifest = {
+        **manifest_of(CONCEPT, concept, {"from": [dict(source) for source in concept.made_from]}),
+        "method": concept.method,
+        "position": concept.position,
+        "pairs": concept.pairs,
+        "clusters": concept.clusters,
+        "skipped": concept.skipped,
+        "separation": [None if one is None else [one.auroc, one.low, one.high] for one in found],
+    }
+    write_artifact(folder, manifest, tensors, force)
+
+
+def load_concept(source: str | Path, *, revision: str | None = None) -> ConceptVector:
+    """Read a concept vector from a folder or the Hub.
+
+    Raises `ArtifactError` for anything damaged, foreign or newer.
+    """
+    path, manifest, tensors = read_artifact(source, CONCEPT, revision)
+    with blaming(path):
+        architecture = read_architecture(manifest)
+        layers = _layers(take(tensors, "layers", np.int64, 1), architecture.layer_count)
+        made_from = mapping(manifest["made_from"], "made_from")
+        exact_keys(made_from, {"from"}, "made_from")
+        pairs, clusters = whole(manifest["pairs"], "pairs"), whole(manifest["clusters"], "clusters")
+        if not 1 <= clusters <= pairs:
+            raise ArtifactError(f"{clusters} clusters and {pairs} pairs do not go together")
+        shape = (len(layers), architecture.hidden_size)
+        vectors = _floats(tensors, "vectors", shape)
+        folds = _floats(tensors, "fold_vectors", (None, *shape))
+        shuffled = _floats(tensors, "shuffled", (None, *shape))
+        ids, numbers = _folds(tensors, clusters, len(folds))
+        norms = _norms(take(tensors, "norms", np.int64, 2), len(layers))
+        nothing_left(tensors)
+        return ConceptVector(
+            vectors=dict(zip(layers, torch.from_numpy(vectors), strict=True)),
+            separation=_separation(manifest["separation"], layers, measured=len(folds) > 0),
+            fold_vectors=torch.from_numpy(folds),
+            fold_clusters=torch.from_numpy(ids),
+            fold_numbers=torch.from_numpy(numbers),
+            shuffled=torch.from_numpy(shuffled),
+            norms=dict(zip(layers, norms, strict=True)),
+            architecture=architecture,
+            weights_id=manifest["model"]["weights_id"],
+            method=one_of(manifest["method"], "method", METHODS),
+            position=one_of(manifest["position"], "position", POSITIONS),
+            pairs=pairs,
+            clusters=clusters,
+            skipped=whole(manifest["skipped"], "skipped"),
+            model=manifest["model"]["name"],
+            revision=manifest["model"]["revision"],
+            made_from=_sources(made_from["from"]),
+        )
+
+
+def _layers(given: np.ndarray[Any, Any], count: int) -> list[int]:
+    layers: list[int] = given.tolist()
+    if not layers or layers != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < count:
+        raise ArtifactError(f"layers {layers} do not ascend within the model's 0 to {count - 1}")
+    return layers
+
+
+def _floats(tensors: Tensors, name: str, shape: tuple[int | None, ...]) -> np.ndarray[Any, Any]:
+    """A float32 tensor of a shape, None standing for any length; its own, as tensors are not read-only."""
+    array = take(tensors, name, np.float32, len(shape))
+    if any(size is not None and size != here for size, here in zip(shape, array.shape, strict=True)):
+        expected = [size if size is not None else "any" for size in shape]
+        raise ArtifactError(f"tensor {name!r} has shape {list(array.shape)}, not {expected}")
+    return array.copy()
+
+
+def _folds(tensors: Tensors, clusters: int, folds: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The clusters' ids, and the fold of each: −1 throughout where nothing is held out."""
+    ids = take(tensors, "fold_clusters", np.int64, 1).copy()
+    numbers = take(tensors, "fold_numbers", np.int64, 1).copy()
+    if not len(ids) == len(numbers) == clusters:
+        raise ArtifactError(f"{len(ids)} cluster ids and {len(numbers)} folds for {clusters} clusters")
+    if (ids[:-1] >= ids[1:]).any():
+        raise ArtifactError("the cluster ids do not ascend: a cluster may be in them twice")
+    if set(numbers.tolist()) != (set(range(folds)) if folds else {-1}):
+        raise ArtifactError(f"the clusters do not lie in the {folds} folds")
+    return ids, numbers
+
+
+def _norms(counts: np.ndarray[Any, Any], layers: int) -> list[NormHistogram]:
+    if counts.shape != (layers, BINS):
+        raise ArtifactError(f"tensor 'norms' has shape {list(counts.shape)}, not {[layers, BINS]}")
+    norms = [NormHistogram.from_tensor(torch.from_numpy(row.copy())) for row in counts]
+    if len({histogram.count for histogram in norms}) != 1 or not norms[0].count:
+        raise ArtifactError("norms: every layer has one norm of each token in scope")
+    return norms
+
+
+def _separation(given: Any, layers: list[int], *, measured: bool) -> dict[int, Separation | None]:
+    if not isinstance(given, list) or len(given) != len(layers):
+        raise ArtifactError(f"separation is not a list of {len(layers)} layers")
+    found: dict[int, Separation | None] = {}
+    for layer, entry in zip(layers, given, strict=True):
+        if (entry is not None) != measured:
+            raise ArtifactError(f"separation of layer {layer}: folds and what was held out do not fit")
+        found[layer] = None if entry is None else _interval(entry, layer)
+    return found
+
+
+def _interval(entry: Any, layer: int) -> Separation:
+    numbers = isinstance(entry, list) and all(isinstance(value, float | int) for value in entry)
+    if not numbers or len(entry) != 3 or not 0 <= entry[1] <= entry[0] <= entry[2] <= 1:
+        raise ArtifactError(f"separation of layer {layer} is not an AUROC with its interval")
+    return Separation(*map(float, entry))
+
+
+def _sources(given: Any) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(given, list):
+        raise ArtifactError("made_from.from is not a list")
+    return tuple(mapping(source, "made_from.from") for source in given)

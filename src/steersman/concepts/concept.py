@@ -1,0 +1,185 @@
+"""Concept vectors: one direction a layer, how well each tells held-out pairs apart, and what judges them in
+another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from steersman.concepts.dose import Strength, doses, residual_edits
+from steersman.concepts.norms import NormHistogram
+from steersman.concepts.positions import Position
+from steersman.concepts.separation import Separation
+from steersman.edits import Operation, Scope
+from steersman.errors import PlanError
+from steersman.pairs import ContrastPairs
+from steersman.steering import Architecture, Steering
+
+Method = Literal["mean_difference", "pca"]
+METHODS: tuple[Method, ...] = ("mean_difference", "pca")
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptVector:
+    """A concept in the residual stream of one model.
+
+    Attributes:
+        vectors: {layer: direction [width]} float32 on the CPU; layers from 0, their output.
+        separation: {layer: how well the direction of other folds separates held-out pairs}; None where there
+            are fewer than two clusters.
+        fold_vectors: Directions of all pairs but a fold's, [folds, layers, width] (no folds below two
+            clusters).
+        fold_clusters: Ids of the clusters, ascending, int64 [clusters], and
+        fold_numbers: the fold that each lies in, int64 [clusters].
+        shuffled: Directions of shuffled labels, [draws, layers, width]: nothing but the concept's noise.
+        norms: {layer: norms of the states of tokens that scope `answer` touches}.
+        architecture: Of the model.
+        weights_id: Of the model.
+        method: `mean_difference` or `pca`.
+        position: Where it was read: `last` or `target_mean`.
+        pairs: How many it was refined from.
+        clusters: How many independent ones there are.
+        skipped: Pairs left out because they are too long.
+        model: The model's name.
+        revision: Its commit.
+        made_from: Name and sha256 of the pairs.
+    """
+
+    vectors: Mapping[int, Tensor]
+    separation: Mapping[int, Separation | None]
+    fold_vectors: Tensor
+    fold_clusters: Tensor
+    fold_numbers: Tensor
+    shuffled: Tensor
+    norms: Mapping[int, NormHistogram]
+    architecture: Architecture
+    weights_id: str
+    method: Method
+    position: Position
+    pairs: int
+    clusters: int
+    skipped: int = 0
+    model: str = ""
+    revision: str | None = None
+    made_from: tuple[Mapping[str, Any], ...] = ()
+    _pairs: ContrastPairs | None = field(default=None, repr=False)
+    """The pairs themselves, while they are in memory; not saved."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that have a direction, ascending."""
+        return tuple(sorted(self.vectors))
+
+    @property
+    def best_layer(self) -> int:
+        """The layer whose direction separates held-out pairs best; of equals, the one whose direction is
+        longest among its states. Raises PlanError where none can be told.
+        """
+        known = [(layer, found) for layer, found in self.separation.items() if found is not None]
+        if not known:
+            raise PlanError(
+                "no layer is known to be best: its pairs are of one group, so none were held out; name layers"
+            )
+        return max(known, key=lambda entry: (entry[1].auroc, self.length(entry[0])))[0]
+
+    def length(self, layer: int) -> float:
+        """‖v‖ / median ‖h‖: what strength 1 adds, as a dose. 0 where no norms are known."""
+        norms = self.norms.get(layer)
+        if norms is None or not norms.count:
+            return 0.0
+        return float(self.vectors[layer].double().norm()) / norms.median
+
+    def chosen_layers(self, layers: int | Iterable[int] | Literal["all"] | None) -> tuple[int, ...]:
+        """Layers as they are asked for: the best by default. Raises PlanError for one that it lacks."""
+        if layers is None:
+            return (self.best_layer,)
+        if isinstance(layers, str):
+            if layers != "all":
+                raise PlanError(f"layers={layers!r} is unknown: give layer numbers, or 'all'")
+            return self.layers
+        asked = (layers,) if isinstance(layers, int) else tuple(dict.fromkeys(layers))
+        if not asked:
+            raise PlanError("no layer is named; leave layers out for the best one")
+        for layer in asked:
+            if layer not in self.vectors:
+                has = ", ".join(map(str, self.layers))
+                raise PlanError(f"the concept has no layer {layer!r}; it has {has}")
+        return asked
+
+    def steering(
+        self,
+        strength: float | str,
+        layers: int | Iterable[int] | Literal["all"] | None = None,
+        *,
+        scope: Scope = "answer",
+        operation: Operation = "add",
+    ) -> Steering:
+        """A plan of this concept in its own model.
+
+        Args:
+            strength: A factor of the vector, or `"dose:0.7"`: strength · ‖v‖ as a share of the median norm of
+                the layer's states. Below 0 it steers away.
+            layers: The layer that separates best, unless named; `"all"` only when said.
+            scope: Which tokens.
+            operation: `add`, or `project` with a strength from 0 to 1.
+
+        Raises:
+            PlanError: a layer that the concept lacks, a strength that is no number, a zero vector.
+        """
+        dial = Strength.parse(strength)
+        chosen = {layer: self.vectors[layer] for layer in self.chosen_layers(layers)}
+        edits = residual_edits(chosen, dial, self.norms, scope, operation)
+        return Steering(
+            edits=edits,
+            architecture=self.architecture,
+            weights_id=self.weights_id,
+            model=self.model,
+            revision=self.revision,
+            provenance={
+                "made": "concept",
+                "strength": str(dial),
+                "doses": doses(edits, self.norms),
+                "concept": self.provenance(),
+            },
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """What plans say of the concept they were made of."""
+        return {
+            "method": self.method,
+            "position": self.position,
+            "model": self.model,
+            "from": [dict(source) for source in self.made_from],
+        }
+
+    def vector_at(self, layer: int) -> Tensor:
+        """The direction of a layer, float64 [width]. Raises PlanError for one that it lacks."""
+        return self.vectors[self.chosen_layers(layer)[0]].to(torch.float64)
+
+    def save_pretrained(self, folder: str | Path, *, force: bool = False) -> None:
+        """Write the concept as a folder (manifest.json, tensors.safetensors), atomically."""
+        from steersman.artifacts import save_concept
+
+        save_concept(self, folder, force=force)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> ConceptVector:
+        """Read a concept from a folder or from the Hub.
+
+        Raises `ArtifactError` for anything damaged, foreign or newer.
+        """
+        from steersman.artifacts import load_concept
+
+        return load_concept(source, revision=revision)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the concept to the Hugging Face Hub; returns the commit's address."""
+        from steersman.artifacts import push_folder
+
+        return push_folder(self.save_pretrained, repo_id, **options)

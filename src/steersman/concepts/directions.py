@@ -1,0 +1,134 @@
+"""Directions in the states of pairs: of all of them, of all but a fold, and of shuffled labels. Pure maths.
+
+States come in chunks, in as many passes as asked for: nothing here grows with the number of pairs but a few
+numbers a pair. δ_i = h_i(positive) − h_i(negative).
+
+`mean_difference` is Σ δ_i / n (ConTrans, arXiv 2405.13578). `pca` is u (u·Σδ_i/n) with u the top direction
+of the pair differences, the first eigenvector of Σ δ_i δ_iᵀ (RepE, arXiv 2310.01405): oriented along, and as
+long as, the projection of the mean difference.
+
+Shuffled labels: Σ (s_i − s̄) δ_i / n, s_i = −1 in a random half of the clusters, else 1. Taking the mean s̄ off
+the signs leaves exactly nothing of the mean difference also where halves are uneven: what remains is the
+noise that a concept of these pairs has. It is the same for `pca`, whose u does not change when sides are
+swapped, so that swapping alone would leave the concept in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+Floats = NDArray[np.floating]
+Pass = Callable[[], Iterable[tuple[slice, Floats]]]
+"""One pass through all pairs: (which, their states [pairs, 2, width]; 0 positive, 1 negative)."""
+
+FOLDS = 5
+_TOLERANCE = 1e-7
+"""Relative, of the eigenvalue."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Directions, float64: of all pairs [width], of all pairs but each fold's [folds, width], of shuffled
+    labels [draws, width].
+    """
+
+    whole: NDArray[np.float64]
+    of_folds: NDArray[np.float64]
+    shuffled: NDArray[np.float64]
+
+
+def fold_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each pair's fold, by the number of its cluster in the order of appearance: round robin over five folds,
+    or as many as there are clusters. Fewer than two clusters have none: −1.
+    """
+    clusters = int(numbers.max()) + 1
+    return numbers % min(FOLDS, clusters) if clusters > 1 else np.full_like(numbers, -1)
+
+
+def swapped_clusters(clusters: int, draws: int, seed: int) -> NDArray[np.bool_]:
+    """Whose sides are swapped, [clusters, draws]: half of the clusters in each draw."""
+    generator = np.random.default_rng(seed)
+    swapped = np.zeros((clusters, draws), np.bool_)
+    for draw in range(draws):
+        swapped[generator.permutation(clusters)[: clusters // 2], draw] = True
+    return swapped
+
+
+def mean_differences(
+    states: Pass, numbers: NDArray[np.int64], folds: NDArray[np.int64], swapped: NDArray[np.bool_]
+) -> Directions:
+    """Mean differences in one pass.
+
+    Args:
+        states: The states.
+        numbers: Each pair's cluster number, [pairs].
+        folds: Each pair's fold, [pairs], from `fold_of`.
+        swapped: From `swapped_clusters`, [clusters, draws].
+    """
+    count = int(folds.max()) + 1
+    sums: NDArray[np.float64] | None = None
+    for pairs, chunk in states():
+        differences = _differences(chunk)
+        member = folds[pairs] == np.arange(max(count, 1))[:, None] if count else np.ones((1, len(chunk)))
+        weights = np.concatenate([member, 1.0 - 2.0 * swapped[numbers[pairs]].T])
+        sums = (0.0 if sums is None else sums) + weights @ differences
+    if sums is None:
+        raise ValueError("there are no pairs")
+    of_folds, signed = sums[: max(count, 1)], sums[max(count, 1) :]
+    total, pairs_of = of_folds.sum(0), np.bincount(folds[folds >= 0], minlength=count)
+    signs = np.bincount(numbers, minlength=len(swapped)) @ (1.0 - 2.0 * swapped) / len(numbers)
+    left = (len(numbers) - pairs_of)[:, None]
+    return Directions(
+        whole=total / len(numbers),
+        of_folds=(total - of_folds[:count]) / np.maximum(left, 1),
+        shuffled=(signed - signs[:, None] * total) / len(numbers),
+    )
+
+
+def principal_directions(states: Pass, folds: NDArray[np.int64], means: Directions) -> Directions:
+    """Top directions of the pair differences, each in a few dozen passes; `means` from `mean_differences`."""
+    of_folds = [_principal(states, folds != fold, mean) for fold, mean in enumerate(means.of_folds)]
+    whole = _principal(states, np.ones(len(folds), np.bool_), means.whole)
+    return Directions(whole, np.array(of_folds).reshape(means.of_folds.shape), means.shuffled)
+
+
+def _principal(states: Pass, member: NDArray[np.bool_], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not mean.any() or len(mean) == 1:
+        return mean
+
+    def times_moment(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+        product = np.zeros(len(mean))
+        for pairs, chunk in states():
+            differences = _differences(chunk)[member[pairs]]
+            product += differences.T @ (differences @ vector.reshape(-1))
+        return product
+
+    moment = LinearOperator((len(mean), len(mean)), matvec=times_moment, dtype=np.float64)
+    _, vectors = eigsh(moment, k=1, which="LA", v0=mean, tol=_TOLERANCE)
+    top: NDArray[np.float64] = vectors[:, 0]
+    return top * float(top @ mean)
+
+
+def held_out_scores(
+    states: Pass, folds: NDArray[np.int64], directions: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Each pair's two sides along the direction of its fold, [pairs, 2].
+
+    Args:
+        states: The states.
+        folds: Each pair's row in `directions`, [pairs].
+        directions: [folds, width].
+    """
+    scores = np.empty((len(folds), 2))
+    for pairs, chunk in states():
+        scores[pairs] = np.einsum("nsd,nd->ns", chunk.astype(np.float64), directions[folds[pairs]])
+    return scores
+
+
+def _differences(chunk: Floats) -> NDArray[np.float64]:
+    return chunk[:, 0].astype(np.float64) - chunk[:, 1]

@@ -1,0 +1,200 @@
+"""Refinement: a concept vector from contrast pairs, all layers in one pass, streaming (ConTrans, arXiv
+2405.13578, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from steersman.concepts.concept import METHODS, ConceptVector, Method
+from steersman.concepts.directions import (
+    Directions,
+    fold_of,
+    held_out_scores,
+    mean_differences,
+    principal_directions,
+    swapped_clusters,
+)
+from steersman.concepts.pair_states import PairStates, read_pairs
+from steersman.concepts.positions import POSITIONS, Position, dtype_of
+from steersman.concepts.separation import Separation, separation
+from steersman.concepts.states import check_layers
+from steersman.errors import PairsError
+from steersman.models.architecture import decoder_layers, read_architecture
+from steersman.models.identity import model_name, weights_id
+from steersman.pairs import ContrastPairs, load_pairs
+
+MOST_SHUFFLES = 10_000
+"""Each is as large as the concept."""
+
+
+def refine_concept(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: ContrastPairs | str | Path | Iterable[Mapping[str, Any]],
+    *,
+    layers: Sequence[int] | Literal["all"] | None = None,
+    position: Position = "last",
+    method: Method = "mean_difference",
+    shuffles: int = 99,
+    batch_size: int = 16,
+    seed: int = 0,
+    truncate: bool = False,
+    progress: bool = False,
+) -> ConceptVector:
+    """Refine a concept: per layer, the direction from the negative sides' states to the positive ones'.
+
+    h is the output of a decoder layer, from 0, before any final norm, at one token of each side. Memory does
+    not grow with the number of pairs but for a few numbers a pair: states go to a temporary file.
+
+    Args:
+        model: A transformers decoder model, dense or Mixture-of-Experts.
+        tokenizer: Its (fast) tokenizer.
+        pairs: Contrast pairs, or what `load_pairs` takes.
+        layers: Decoder layers, from 0; all of them by default.
+        position: `last`: the last target token where a side ends with the assistant's words (or is a text),
+            else the last token of the generation prompt. `target_mean`: the mean over the target's tokens.
+        method: `mean_difference`, the mean over pairs of h(positive) − h(negative) (ConTrans); or `pca`, the
+            top direction of these differences, with the orientation and length of the mean's projection on it
+            (RepE, arXiv 2310.01405).
+        shuffles: How many concepts of shuffled labels to keep with it, which the gate of a transplantation
+            compares it with.
+        batch_size: Texts in one forward.
+        seed: Of the shuffling.
+        truncate: Leave out pairs with a side longer than the model's context, and count them in `skipped`.
+        progress: Show a progress bar on stderr where it takes more than a second.
+
+    Raises:
+        ModelError: a layer does not exist, or gives states that are not finite.
+        PairsError: a pair cannot be encoded, or at every layer both sides of all pairs have the same state.
+    """
+    _check_options(position, method, shuffles, batch_size)
+    source = pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)
+    count = len(decoder_layers(model))
+    chosen = tuple(range(count)) if layers is None or layers == "all" else tuple(sorted(set(layers)))
+    check_layers(chosen, count)
+    if not chosen:
+        raise PairsError("no layer is named; leave layers out for all of them")
+    identity, architecture = weights_id(model), read_architecture(model)  # before the work
+    with read_pairs(
+        model,
+        tokenizer,
+        source,
+        chosen,
+        position,
+        batch_size=batch_size,
+        truncate=truncate,
+        progress=progress,
+    ) as states:
+        folds = _Folds(states.clusters, shuffles, seed)
+        found = {
+            layer: _refine_layer(states, layer, folds, method)
+            for layer in tqdm(chosen, desc="refine", unit="layer", delay=1, disable=not progress)
+        }
+        _check_some_direction(source.name, position, states, found, dtype_of(model))
+        name, revision = model_name(model)
+        return ConceptVector(
+            vectors={layer: torch.from_numpy(found[layer].directions.whole).float() for layer in chosen},
+            separation={layer: found[layer].separation for layer in chosen},
+            fold_vectors=_stacked([found[layer].directions.of_folds for layer in chosen]),
+            fold_clusters=torch.from_numpy(folds.clusters),
+            fold_numbers=torch.from_numpy(folds.of_cluster),
+            shuffled=_stacked([found[layer].directions.shuffled for layer in chosen]),
+            norms=states.norms,
+            architecture=architecture,
+            weights_id=identity,
+            method=method,
+            position=position,
+            pairs=len(states),
+            clusters=len(folds.clusters),
+            skipped=states.skipped,
+            model=name,
+            revision=revision,
+            made_from=({"kind": "pairs", "name": source.name, "sha256": source.sha256},),
+            _pairs=source,
+        )
+
+
+def _check_options(position: str, method: str, shuffles: int, batch_size: int) -> None:
+    for name, value, known in (("position", position, POSITIONS), ("method", method, METHODS)):
+        if value not in known:
+            raise PairsError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
+    if batch_size < 1:
+        raise PairsError(f"batch_size is {batch_size}: give 1 or more")
+    if not 0 <= shuffles <= MOST_SHUFFLES:
+        raise PairsError(f"shuffles is {shuffles}: give 0 to {MOST_SHUFFLES}; 99 tell the 95th percentile")
+
+
+class _Folds:
+    """Which fold each pair and cluster lies in, and whose sides each shuffle swaps."""
+
+    def __init__(self, of_pairs: NDArray[np.int64], shuffles: int, seed: int) -> None:
+        self.of_pairs = of_pairs
+        self.clusters, first, inverse = np.unique(of_pairs, return_index=True, return_inverse=True)
+        appearance = np.argsort(np.argsort(first))  # the number of each cluster, by its first appearance
+        self.numbers = appearance[inverse]
+        self.folds = fold_of(self.numbers)
+        self.of_cluster = fold_of(appearance)
+        draws = shuffles if len(self.clusters) > 1 else 0
+        self.swapped = swapped_clusters(len(self.clusters), draws, seed)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What was found at one layer; `spread` is the longest difference between a pair's sides."""
+
+    directions: Directions
+    separation: Separation | None
+    spread: float
+
+
+def _refine_layer(states: PairStates, layer: int, folds: _Folds, method: Method) -> _Layer:
+    def through() -> Any:
+        return states.chunks(layer)
+
+    directions = mean_differences(through, folds.numbers, folds.folds, folds.swapped)
+    if method == "pca":
+        directions = principal_directions(through, folds.folds, directions)
+    found = None
+    if len(directions.of_folds):
+        scores = held_out_scores(through, folds.folds, directions.of_folds)
+        found = separation(scores[:, 0], scores[:, 1], folds.of_pairs, folds.folds)
+    spread = max(
+        float(np.linalg.norm(chunk[:, 0] - chunk[:, 1], axis=1).max()) for _, chunk in states.chunks(layer)
+    )
+    return _Layer(directions, found, spread)
+
+
+def _check_some_direction(
+    name: str, position: Position, states: PairStates, found: Mapping[int, _Layer], dtype: torch.dtype
+) -> None:
+    """Raise PairsError where no layer has a direction beyond what rounding makes."""
+    rounding = max(1e-5, 2 * torch.finfo(dtype).eps)
+    least = {layer: rounding * states.norms[layer].median for layer in found}
+    if any(np.linalg.norm(entry.directions.whole) > least[layer] for layer, entry in found.items()):
+        return
+    if any(entry.spread > least[layer] for layer, entry in found.items()):
+        raise PairsError(
+            f"{name}: at every layer the differences of the pairs cancel out, so the concept is zero; "
+            "right is one and the same side as positive throughout"
+        )
+    read = "the last token" if position == "last" else "the target's tokens"
+    raise PairsError(
+        f"{name}: at every layer both sides of all pairs have the same state at {read} that is read, so the "
+        "concept is zero; name targets, or a position, where the sides differ"
+    )
+
+
+def _stacked(of_layers: list[NDArray[np.float64]]) -> torch.Tensor:
+    """[n, layers, width] of a [n, width] per layer."""
+    return torch.from_numpy(np.stack(of_layers, axis=1)).float()
