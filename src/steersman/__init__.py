@@ -7,9 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from steersman.concepts.affine_map import AffineMap
     from steersman.concepts.concept import ConceptVector
+    from steersman.concepts.fitting import fit_affine_map
     from steersman.concepts.refinement import refine_concept
     from steersman.concepts.separation import Separation
+    from steersman.concepts.solving import merge_affine_maps
     from steersman.edits import ExpertEdit, ResidualEdit
     from steersman.errors import (
         ArchitectureMismatch,
@@ -42,9 +45,12 @@ if TYPE_CHECKING:
     from steersman.steering import Architecture, Steering, compose
 
 _HOME = {
+    "steersman.concepts.affine_map": ("AffineMap",),
     "steersman.concepts.concept": ("ConceptVector",),
+    "steersman.concepts.fitting": ("fit_affine_map",),
     "steersman.concepts.refinement": ("refine_concept",),
     "steersman.concepts.separation": ("Separation",),
+    "steersman.concepts.solving": ("merge_affine_maps",),
     "steersman.edits": ("ExpertEdit", "ResidualEdit"),
     "steersman.errors": (
         "ArchitectureMismatch",
@@ -78,6 +84,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AffineMap",
     "Architecture",
     "ArchitectureMismatch",
     "ArtifactError",
@@ -106,6 +113,7 @@ __all__ = [
     "export_easysteer",
     "export_gguf",
     "export_lm_eval",
+    "fit_affine_map",
     "import_easysteer",
     "import_gguf",
     "import_repeng",
@@ -113,6 +121,7 @@ __all__ = [
     "import_steermoe",
     "load_model",
     "load_pairs",
+    "merge_affine_maps",
     "merge_contrasts",
     "read_architecture",
     "refine_concept",

@@ -1,5 +1,6 @@
 """Artifacts on disk and on the Hub: a folder of manifest.json and tensors.safetensors; a file a kind here."""
 
+from steersman.artifacts.affine_map import load_affine_map, save_affine_map
 from steersman.artifacts.concept import load_concept, save_concept
 from steersman.artifacts.contrast import load_contrast, save_contrast
 from steersman.artifacts.folder import MANIFEST, TENSORS, check_free, new_folder
@@ -12,6 +13,7 @@ __all__ = [
     "MANIFEST",
     "TENSORS",
     "check_free",
+    "load_affine_map",
     "load_concept",
     "load_contrast",
     "load_profile",
@@ -19,6 +21,7 @@ __all__ = [
     "new_folder",
     "push_folder",
     "read_manifest",
+    "save_affine_map",
     "save_concept",
     "save_contrast",
     "save_profile",

@@ -6,7 +6,7 @@ own model's template: the last token before a message's content, and the first s
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,24 +56,32 @@ class Reader:
     Args:
         tokenizer: Its fast tokenizer.
         max_length: Tokens that it can read; None without a limit.
+        embeddings: Tokens that its model knows.
 
     Raises:
         ModelError: the tokenizer gives no character offsets.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None = None,
+        embeddings: int | None = None,
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} gives no character "
                 "offsets, which rows need; load a fast tokenizer (one with a tokenizer.json)"
             )
-        self._tokenizer, self._longest = tokenizer, max_length
+        self._tokenizer, self._longest, self._embeddings = tokenizer, max_length, embeddings
         self._special: Collection[int] = frozenset(special_ids(tokenizer))
 
-    def __call__(self, content: Content, where: str) -> ReadText:
-        """Read a text or chat. Raises PairsError where it cannot be rendered or is empty, TruncatedTarget
-        where it is too long.
-        """
+    def ids(self, content: Content, where: str) -> Ints:
+        """Token ids of a text or chat. Raises as reading it does."""
+        return np.array(self._encode(content, where)[1], np.int32)
+
+    def _encode(self, content: Content, where: str) -> tuple[str, tuple[int, ...], Sequence[tuple[int, int]]]:
+        """What is tokenized, its token ids and their spans."""
         try:
             text, add_special = render(self._tokenizer, content)
         except PairsError as error:
@@ -85,11 +93,23 @@ class Reader:
             return_attention_mask=False,
             verbose=False,
         )
-        ids, spans = tuple(encoding["input_ids"]), encoding["offset_mapping"]
+        ids = tuple(encoding["input_ids"])
         if not ids:
             raise PairsError(f"{where}: no tokens in it")
+        if self._embeddings is not None and max(ids) >= self._embeddings:
+            raise ModelError(
+                f"{where}: token id {max(ids)} is beyond the model's {self._embeddings} embeddings: "
+                "the tokenizer is not this model's"
+            )
         if self._longest is not None and len(ids) > self._longest:
             raise TruncatedTarget(f"{where}: {len(ids)} tokens, but the model reads at most {self._longest}")
+        return text, ids, encoding["offset_mapping"]
+
+    def __call__(self, content: Content, where: str) -> ReadText:
+        """Read a text or chat. Raises PairsError where it cannot be rendered or is empty, TruncatedTarget
+        where it is too long.
+        """
+        text, ids, spans = self._encode(content, where)
         tokens = [
             (number, first, last, id_ in self._special)
             for number, (id_, (first, last)) in enumerate(zip(ids, spans, strict=True))

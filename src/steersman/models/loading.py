@@ -109,6 +109,27 @@ def load_structure(name: str, *, revision: str | None = None) -> PreTrainedModel
         return load_model(name, device="cpu", revision=revision)[0]
 
 
+def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Open a model's tokenizer alone.
+
+    Args:
+        name: As for `load_model`.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ModelError: it does not exist or cannot be opened.
+    """
+    if name.startswith("lab:"):
+        return load_model(name, device="cpu")[1]
+    try:
+        opened: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
+        return opened
+    except Exception as error:
+        raise ModelError(f"{name}: its tokenizer cannot be opened ({_first_line(error)})") from error
+
+
 def _auto_class(config: PretrainedConfig) -> Any:
     """What opens a model: a language model, with its vision tower where transformers knows no other way."""
     kind = type(config)

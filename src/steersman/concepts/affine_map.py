@@ -1,0 +1,242 @@
+"""Affine maps: what carries states and concepts of one model into the space of another, and how well.
+
+ConTrans (arXiv 2405.13578), with rows at shared boundaries, ridge, and quality on held-out texts.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from steersman.concepts.alignment import Rows
+from steersman.concepts.joint_moments import JointMoments
+from steersman.concepts.norms import NormHistogram
+from steersman.concepts.regression import HeldOut
+from steersman.errors import ArtifactError, PlanError
+from steersman.steering import Architecture
+
+if TYPE_CHECKING:
+    from steersman.concepts.concept import ConceptVector
+    from steersman.edits import Scope
+    from steersman.steering import Steering
+
+
+@dataclass(frozen=True)
+class MappedModel:
+    """One of the two models: what it is called, and which it is."""
+
+    model: str
+    revision: str | None
+    weights_id: str
+    architecture: Architecture
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.model
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """x ↦ W x + b from a source layer's states to a target layer's.
+
+    Attributes:
+        source_layer: From 0.
+        weight: float64 [d_target, d_source].
+        bias: float64 [d_target].
+        r2: 1 − ΣSS_res/ΣSS_tot over standardised dimensions, on held-out texts.
+        r2_control: Mean of the same over 20 pairings of rows between texts.
+        control_sd: Their standard deviation.
+        ridge: What did best on the held-out texts.
+        effective_rank: exp of the entropy of the standardised map's singular values.
+        held_out: Second moments of held-out rows, for `AffineMap.share_explained`.
+    """
+
+    source_layer: int
+    weight: Tensor
+    bias: Tensor
+    r2: float
+    r2_control: float
+    control_sd: float
+    ridge: float
+    effective_rank: float
+    held_out: HeldOut
+
+
+@dataclass(frozen=True)
+class MapTable:
+    """Every pair of layers: float64 [source layers, target layers] `r2`, `r2_control`, `control_sd`, `ridge`
+    and `effective_rank` of the map; [source layers] `source_rank` (exp of the entropy of the eigenvalues of
+    the states' correlations) and `condition` (their largest over their smallest).
+    """
+
+    source_layers: tuple[int, ...]
+    target_layers: tuple[int, ...]
+    r2: Tensor
+    r2_control: Tensor
+    control_sd: Tensor
+    ridge: Tensor
+    effective_rank: Tensor
+    source_rank: Tensor
+    condition: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """Maps of decoder layers' outputs, from a source model to a target model.
+
+    Attributes:
+        maps: {target layer: its map}; empty for a part (`shard`) that is to be merged.
+        source, target: The models.
+        rows, texts: How many were read, held-out ones included; `held_out_rows` and `held_out_texts` of them.
+        skipped: Texts left out, as too long or without a row that both share.
+        alignment: Which rows: `boundaries` or `last`.
+        table: Every pair of layers; None for a part.
+        norms: {target layer: norms of its states in scope}, for doses.
+        made_from: Name and sha256 of the texts, and of the concept that chose the source layer.
+        seed: Of the control's pairings.
+        moments: Of a part, to be merged; else None.
+        shard: "I/N" of a part; else None.
+    """
+
+    maps: Mapping[int, LayerMap]
+    source: MappedModel
+    target: MappedModel
+    rows: int
+    texts: int
+    held_out_rows: int
+    held_out_texts: int
+    skipped: int
+    alignment: Rows
+    table: MapTable | None
+    norms: Mapping[int, NormHistogram]
+    made_from: tuple[Mapping[str, Any], ...] = ()
+    seed: int = 0
+    moments: JointMoments | None = None
+    shard: str | None = None
+    _live: dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]] = field(default_factory=dict, repr=False)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The target layers."""
+        return tuple(sorted(self.maps))
+
+    @property
+    def architecture(self) -> Architecture:
+        """The target's architecture: the model that a plan made by this map belongs to."""
+        return self.target.architecture
+
+    @property
+    def weights_id(self) -> str:
+        """The target's weights."""
+        return self.target.weights_id
+
+    @property
+    def model(self) -> str:
+        """The target's name."""
+        return self.target.model
+
+    @property
+    def revision(self) -> str | None:
+        """The target's revision on the Hub."""
+        return self.target.revision
+
+    @property
+    def _target(self) -> tuple[nn.Module, PreTrainedTokenizerBase] | None:
+        """The target model and its tokenizer, where they were fitted here and are still in memory."""
+        return self._alive("target")
+
+    @property
+    def _source(self) -> tuple[nn.Module, PreTrainedTokenizerBase] | None:
+        return self._alive("source")
+
+    def _alive(self, side: str) -> tuple[nn.Module, PreTrainedTokenizerBase] | None:
+        if side not in self._live:
+            return None
+        model, tokenizer = (reference() for reference in self._live[side])
+        return None if model is None or tokenizer is None else (model, tokenizer)
+
+    def remember(self, side: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Know a model, "source" or "target", as long as others keep it in memory."""
+        self._live[side] = weakref.ref(model), weakref.ref(tokenizer)
+
+    def layer_map(self, layer: int) -> LayerMap:
+        """The map of a target layer. Raises PlanError where there is none, ArtifactError for a part."""
+        if self.shard is not None:
+            raise ArtifactError(f"this is part {self.shard} of a map: merge all parts first")
+        if layer not in self.maps:
+            known = ", ".join(map(str, self.layers))
+            raise PlanError(f"the map has no target layer {layer!r}: it has {known}")
+        return self.maps[layer]
+
+    def map_vector(self, layer: int, vector: Tensor) -> Tensor:
+        """W v for a target layer: where a difference of source states goes (b cancels).
+
+        Args:
+            layer: Target layer.
+            vector: [d_source], of the layer that `maps[layer].source_layer` names.
+
+        Returns:
+            float32 [d_target].
+
+        Raises:
+            PlanError: there is no such layer, or the vector has another length.
+        """
+        of_layer = self.layer_map(layer)
+        return (of_layer.weight @ self._checked(of_layer, vector)).float()
+
+    def share_explained(self, layer: int, vector: Tensor) -> float:
+        """What the map explains of a concept: corr² of û·h_target with û·(W h_source) over held-out rows, û =
+        Wv/|Wv|; 0 to 1. Raises PlanError as `map_vector` does.
+        """
+        of_layer = self.layer_map(layer)
+        return of_layer.held_out.share(of_layer.weight, self._checked(of_layer, vector))
+
+    def _checked(self, of_layer: LayerMap, vector: Tensor) -> Tensor:
+        width = of_layer.weight.shape[1]
+        if tuple(vector.shape) != (width,):
+            raise PlanError(f"a vector of shape {list(vector.shape)} is not in the source's space, [{width}]")
+        return vector.detach().cpu().double()
+
+    def transplant(
+        self,
+        concept: ConceptVector,
+        strength: float | str,
+        *,
+        layers: Sequence[int] | None = None,
+        target: tuple[nn.Module, PreTrainedTokenizerBase] | str | None = None,
+        pairs: Any = None,
+        force: bool = False,
+        scope: Scope = "answer",
+    ) -> Steering:
+        """A steering of the target toward a concept of the source: `concepts.transplant.transplant`."""
+        from steersman.concepts.transplant import transplant
+
+        return transplant(
+            self, concept, strength, layers=layers, target=target, pairs=pairs, force=force, scope=scope
+        )
+
+    def save_pretrained(self, folder: str | Path, *, force: bool = False) -> None:
+        """Write the map. Raises ArtifactError where the folder is occupied (unless `force`) or unwritable."""
+        from steersman.artifacts.affine_map import save_affine_map
+
+        save_affine_map(self, folder, force=force)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> AffineMap:
+        """Read a map from a folder or the Hub. Raises ArtifactError: it is damaged, foreign or newer."""
+        from steersman.artifacts.affine_map import load_affine_map
+
+        return load_affine_map(source, revision=revision)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the map to the Hub; returns the commit's address. Raises ArtifactError where it fails."""
+        from steersman.artifacts import push_folder
+
+        return push_folder(self.save_pretrained, repo_id, **options)

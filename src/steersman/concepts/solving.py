@@ -1,0 +1,220 @@
+"""From moments to an affine map: every pair of layers fitted and judged, a source layer chosen for each of
+the target's; and parts of a job merged into what one run gives.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from steersman.concepts.affine_map import AffineMap, LayerMap, MapTable
+from steersman.concepts.joint_moments import FIT, JointMoments
+from steersman.concepts.norms import NormHistogram
+from steersman.concepts.regression import Fitting, Pair, held_out_moments, spreads
+from steersman.errors import ArtifactError, ModelError, PairsError
+from steersman.shards import Shard
+
+if TYPE_CHECKING:
+    from steersman.concepts.concept import ConceptVector
+
+Ticking = Callable[[], object]
+
+
+def solve(
+    moments: JointMoments, chosen_source: int | None = None, tick: Ticking | None = None
+) -> tuple[dict[int, LayerMap], MapTable]:
+    """Fit every pair of layers; each target layer's map is from the source layer with the best held-out R².
+
+    Args:
+        moments: Of fitted and held-out rows.
+        chosen_source: A source layer that is taken for every target layer instead.
+        tick: Called after each source layer.
+
+    Raises:
+        PairsError: too few rows.
+        ModelError: the states of a layer are constant.
+    """
+    moments.flush()
+    _check_rows(moments)
+    sides = moments.sides
+    inverse = spreads(moments)
+    _check_varies(inverse[0], sides.source_layers, "source")
+    _check_varies(inverse[1], sides.target_layers, "target")
+    pairs: list[list[Pair]] = []
+    best: dict[int, tuple[float, LayerMap]] = {}
+    facts: list[tuple[float, float]] = []
+    for number, source in enumerate(sides.source_layers):
+        fitting = Fitting(moments, number, inverse)
+        facts.append((fitting.basis.effective_rank, fitting.basis.condition))
+        pairs.append([fitting.pair(place) for place in range(len(sides.target_layers))])
+        for place, target in enumerate(sides.target_layers):
+            found = pairs[-1][place]
+            wanted = chosen_source in (None, source)
+            if wanted and (target not in best or found.r2 > best[target][0]):
+                best[target] = found.r2, _layer_map(moments, fitting, source, place, found)
+        if tick is not None:
+            tick()
+    _warn_of_few_rows(moments, min(rank for rank, _ in facts))
+    return {target: of_layer for target, (_, of_layer) in best.items()}, _table(moments, pairs, facts)
+
+
+def _layer_map(moments: JointMoments, fitting: Fitting, source: int, place: int, found: Pair) -> LayerMap:
+    weight, bias = fitting.affine(place, found.ridge)
+    held_out = held_out_moments(moments, fitting.basis.index, place)
+    return LayerMap(
+        source_layer=source,
+        weight=weight,
+        bias=bias,
+        r2=found.r2,
+        r2_control=found.r2_control,
+        control_sd=found.control_sd,
+        ridge=found.ridge,
+        effective_rank=found.effective_rank,
+        held_out=replace(held_out, xx=held_out.xx.float(), yx=held_out.yx.float(), yy=held_out.yy.float()),
+    )
+
+
+def _table(
+    moments: JointMoments, pairs: Sequence[Sequence[Pair]], facts: Sequence[tuple[float, float]]
+) -> MapTable:
+    def of(name: str) -> Tensor:
+        return torch.tensor([[getattr(pair, name) for pair in row] for row in pairs], dtype=torch.float64)
+
+    return MapTable(
+        source_layers=moments.sides.source_layers,
+        target_layers=moments.sides.target_layers,
+        r2=of("r2"),
+        r2_control=of("r2_control"),
+        control_sd=of("control_sd"),
+        ridge=of("ridge"),
+        effective_rank=of("effective_rank"),
+        source_rank=torch.tensor([rank for rank, _ in facts], dtype=torch.float64),
+        condition=torch.tensor([condition for _, condition in facts], dtype=torch.float64),
+    )
+
+
+def _check_rows(moments: JointMoments) -> None:
+    fitted, held_out = (part.rows for part in moments.parts)
+    if fitted < 2 or held_out < 2:
+        raise PairsError(
+            f"{fitted} rows to fit and {held_out} held out are too few for a map: give more texts"
+        )
+
+
+def _check_varies(inverse: Tensor, layers: Sequence[int], side: str) -> None:
+    for layer, of_layer in zip(layers, inverse.reshape(len(layers), -1), strict=True):
+        if not bool((of_layer > 0).any()):
+            raise ModelError(
+                f"the states of the {side}'s layer {layer} are the same at every row: nothing can be mapped; "
+                "give texts that differ, or leave the layer out"
+            )
+
+
+def _warn_of_few_rows(moments: JointMoments, rank: float) -> None:
+    rows, width = moments.parts[FIT].rows, moments.sides.source_width
+    if rows < width:
+        warnings.warn(
+            f"{rows} rows to fit {width} dimensions of the source (effective rank of its states {rank:.1f}): "
+            "the map knows few directions; more texts give more",
+            stacklevel=3,
+        )
+
+
+def choose_source(concept: ConceptVector, layers: Sequence[int]) -> int:
+    """Of these source layers the one where a concept separates held-out pairs best.
+
+    Raises ModelError where the concept has none of them.
+    """
+    known = [layer for layer in layers if layer in concept.vectors]
+    if not known:
+        raise ModelError(
+            f"the concept has layers {', '.join(map(str, sorted(concept.vectors)))}, and none of the source "
+            f"layers {', '.join(map(str, layers))}"
+        )
+    if concept.best_layer in known:
+        return int(concept.best_layer)
+
+    def separation(layer: int) -> float:
+        judged = concept.separation.get(layer)
+        return -1.0 if judged is None else judged.auroc
+
+    return max(known, key=separation)
+
+
+def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:
+    """Add up the parts of a map (`fit_affine_map(…, shard="I/N")`), all of them: the result of one run.
+
+    Raises ArtifactError where one is missing or given twice, or they are not parts of one map.
+    """
+    first = _checked_parts(parts)
+    moments = _copy_of(first)
+    norms: dict[int, NormHistogram] = dict(first.norms)
+    for part in parts[1:]:
+        if part.moments is not None:
+            moments.merge(part.moments)
+        norms = {layer: histogram + part.norms[layer] for layer, histogram in norms.items()}
+    chosen = next((source["source_layer"] for source in first.made_from if source["kind"] == "concept"), None)
+    maps, table = solve(moments, chosen)
+    return replace(
+        first,
+        maps=maps,
+        table=table,
+        norms=norms,
+        rows=sum(part.rows for part in parts),
+        texts=sum(part.texts for part in parts),
+        held_out_rows=sum(part.held_out_rows for part in parts),
+        held_out_texts=sum(part.held_out_texts for part in parts),
+        moments=None,
+        shard=None,
+        _live={},
+    )
+
+
+def _copy_of(part: AffineMap) -> JointMoments:
+    """Moments that can be added to without changing the part's."""
+    if part.moments is None:
+        raise ArtifactError(f"part {part.shard} has no moments")
+    tensors = {name: tensor.clone() for name, tensor in part.moments.to_tensors().items()}
+    return JointMoments.from_tensors(tensors, part.moments.sides, part.moments.seed)
+
+
+def _checked_parts(parts: Sequence[AffineMap]) -> AffineMap:
+    if not parts:
+        raise ArtifactError("no parts to merge")
+    whole = [part for part in parts if part.shard is None]
+    if whole:
+        raise ArtifactError("a map that is whole is among the parts: only parts made with --shard are merged")
+    first, shards = parts[0], [Shard.parse(str(part.shard)) for part in parts]
+    for part in parts[1:]:
+        for name, mine, theirs in _facts(first, part):
+            if mine != theirs:
+                raise ArtifactError(f"the parts are not of one map: they differ in {name}")
+    count = shards[0].count
+    given = [shard.number for shard in shards]
+    if twice := sorted({number for number in given if given.count(number) > 1}):
+        raise ArtifactError(f"part {twice[0]}/{count} is given twice")
+    if missing := sorted(set(range(1, count + 1)) - set(given)):
+        words = ", ".join(f"{number}/{count}" for number in missing[:8])
+        raise ArtifactError(f"parts are missing: {words}; a map is merged from all of its parts")
+    return first
+
+
+def _facts(one: AffineMap, other: AffineMap) -> list[tuple[str, object, object]]:
+    def of(part: AffineMap) -> Mapping[str, object]:
+        return {
+            "the source's weights": part.source.weights_id,
+            "the target's weights": part.target.weights_id,
+            "their texts or concept": [dict(source) for source in part.made_from],
+            "their rows": part.alignment,
+            "their seed": part.seed,
+            "their layers": None if part.moments is None else part.moments.sides,
+            "the number of parts": Shard.parse(str(part.shard)).count,
+        }
+
+    mine, theirs = of(one), of(other)
+    return [(name, mine[name], theirs[name]) for name in mine]
