@@ -47,21 +47,37 @@ def _attach(module: nn.Module, layer: int, width: int, current: Current) -> Stee
     return block
 
 
-@dataclass(frozen=True)
-class BlockEdit:
-    """What holds for the tokens of one forward at one layer: the same steps for all, or rows of tables."""
+FEW = 0.5
+"""Up to this share of a forward's tokens, those that are edited are taken out and put back."""
 
+
+@dataclass
+class BlockEdit:
+    """What holds for the tokens of one forward at one layer: the same steps for all, or rows of tables.
+
+    `index` is the row of each token; or of those named in `held` alone, where the others have no edits.
+    """
+
+    table: BlockTable
     device: torch.device
     steps: Sequence[Step]
-    slots: Slots | None = None
     index: Tensor | None = None
+    held: Tensor | None = None
+    checked: torch.dtype | None = None
+    """The dtype for which the vectors are known to be in range."""
 
     def run(self, states: Tensor) -> Tensor:
         """States [rows, columns, width], edited."""
-        if self.slots is None or self.index is None:
+        if self.checked is not states.dtype:
+            self.table.check(states.dtype)
+            self.checked = states.dtype
+        if self.index is None:
             return edit_states(states, self.steps)
-        flat = states.reshape(-1, states.shape[-1])
-        return edit_states(flat, self.slots.at(self.index)).view(states.shape)
+        flat, steps = states.reshape(-1, states.shape[-1]), self.table.slots.at(self.index)
+        if self.held is None:
+            return edit_states(flat, steps).view(states.shape)
+        edited = edit_states(flat.index_select(0, self.held), steps)
+        return flat.index_copy(0, self.held, edited).view(states.shape)
 
 
 class SteeredBlock(SteeredModule):
@@ -92,7 +108,6 @@ class SteeredBlock(SteeredModule):
             )
         if states.device != edit.device:  # of an offloaded layer, whose input waits elsewhere
             edit = running.layout.edits[self._key] = self._edit_of(running, states.device) or edit
-        table_of(running.program, self._layer, self._width, states.device).check(states.dtype)
         edited = edit.run(states)
         if running.program.wants_changes:
             running.count_changed(self._key, (edited != states).any(dim=-1).reshape(-1))
@@ -138,8 +153,8 @@ class BlockTable:
         rows = [steps_of(residual_edits(edits), layer) for edits in program.rows]
         self._rows = [[_on(step, device) for step in steps] for steps in rows]
         self.slots = Slots(rows, width, device)
+        self._busy = [bool(steps) for steps in rows]
         self._largest = max(_largest(steps) for steps in rows)
-        self._checked: set[torch.dtype] = set()
 
     def edit_of(self, layout: Layout, device: torch.device) -> BlockEdit | None:
         """What holds for the tokens of a forward; None: nothing for any of them, as far as the host can
@@ -147,21 +162,21 @@ class BlockTable:
         """
         if layout.row is not None:
             steps = self._rows[layout.row]
-            return BlockEdit(device, steps) if steps else None
+            return BlockEdit(self, device, steps) if steps else None
         if not self.slots.tables:
             return None
-        return BlockEdit(device, (), self.slots, layout.index_on(device))
+        index, held = layout.index_on(device), layout.tokens_of_rows(self._busy, device)
+        if held is None or len(held) > FEW * len(index):
+            return BlockEdit(self, device, (), index)
+        return BlockEdit(self, device, (), index[held], held) if len(held) else None
 
     def check(self, dtype: torch.dtype) -> None:
         """Raise `SteeringNotApplied` where a vector cannot be had in the states' dtype."""
-        if dtype in self._checked:
-            return
         if self._largest > torch.finfo(dtype).max:
             raise SteeringNotApplied(
                 f"layer {self._layer}: strength times vector reaches {self._largest:.3g}, and {dtype} holds "
                 f"{torch.finfo(dtype).max:.5g} at most: run the model in bfloat16 or float32"
             )
-        self._checked.add(dtype)
 
 
 def _largest(steps: Iterable[Step]) -> float:

@@ -31,7 +31,8 @@ class Add:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """States [tokens, width] with the vector added."""
-        return (hidden + self.vector).to(hidden.dtype)
+        added = hidden + self.vector
+        return added if added.dtype is hidden.dtype else added.to(hidden.dtype)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,22 @@ class Layout:
         roles = [role for role, count in enumerate(tokens.counts) for _ in range(count)]
         rows = self._program.row_of_code
         return [rows[plan * ROLE_CODES + role] for plan in self._plans for role in roles]
+
+    def tokens_of_rows(self, chosen: Sequence[bool], device: torch.device) -> Tensor | None:
+        """The tokens that follow one of the chosen rows, int64 [n]; None where only a device could tell."""
+        tokens, of_code = self._tokens, self._program.row_of_code
+        if tokens.counts is None:
+            if device.type != "cpu":
+                return None  # it would have to be waited for
+            return torch.tensor(chosen)[self.index_on(device)].nonzero().squeeze(1)
+        ends = list(itertools.accumulate(tokens.counts))
+        spans = [
+            torch.arange(row * tokens.columns + end - count, row * tokens.columns + end)
+            for row, plan in enumerate(self._plans)
+            for role, (count, end) in enumerate(zip(tokens.counts, ends, strict=True))
+            if count and chosen[of_code[plan * ROLE_CODES + role]]
+        ]
+        return torch.cat(spans).to(device) if spans else torch.empty(0, dtype=torch.int64, device=device)
 
     @property
     def fresh(self) -> Tensor | None:
