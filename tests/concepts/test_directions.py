@@ -1,0 +1,122 @@
+"""Directions of pairs in chunks: against loops over everything, by properties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steersman.concepts.directions import (
+    Pass,
+    fold_of,
+    held_out_scores,
+    mean_differences,
+    principal_directions,
+    swapped_clusters,
+)
+
+
+def in_chunks(states: np.ndarray, size: int) -> Pass:
+    def through() -> Iterator[tuple[slice, np.ndarray]]:
+        for start in range(0, len(states), size):
+            yield slice(start, start + size), states[start : start + size]
+
+    return through
+
+
+def draw(seed: int, pairs: int, clusters: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """States [pairs, 2, width], and each pair's cluster number; every cluster has a pair."""
+    generator = np.random.default_rng(seed)
+    numbers = np.sort(
+        np.concatenate([np.arange(clusters), generator.integers(0, clusters, pairs - clusters)])
+    )
+    states = generator.normal(size=(pairs, 2, width)).astype(np.float32)
+    states[:, 0] += generator.normal(size=width)
+    return states, numbers
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(0, 20), st.integers(1, 5), st.integers(1, 40))
+@settings(max_examples=60)
+def test_means_are_those_of_loops_in_any_chunks(
+    seed: int, clusters: int, more: int, width: int, size: int
+) -> None:
+    states, numbers = draw(seed, clusters + more, clusters, width)
+    folds = fold_of(numbers)
+    swapped = swapped_clusters(clusters, 7 if clusters > 1 else 0, seed)
+    found = mean_differences(in_chunks(states, size), numbers, folds, swapped)
+    of_pairs = [pair[0].astype(np.float64) - pair[1] for pair in states]
+    np.testing.assert_allclose(found.whole, sum(of_pairs) / len(of_pairs), atol=1e-12)
+    assert len(found.of_folds) == (0 if clusters == 1 else min(5, clusters))
+    for fold, direction in enumerate(found.of_folds):
+        rest = [d for d, number in zip(of_pairs, numbers, strict=True) if number % min(5, clusters) != fold]
+        np.testing.assert_allclose(direction, sum(rest) / len(rest), atol=1e-12)
+    assert len(found.shuffled) == swapped.shape[1]
+    for draws, direction in zip(swapped.T, found.shuffled, strict=True):
+        signs = [-1.0 if draws[number] else 1.0 for number in numbers]
+        middle = sum(signs) / len(signs)
+        terms = [(s - middle) * d for s, d in zip(signs, of_pairs, strict=True)]
+        np.testing.assert_allclose(direction, sum(terms) / len(terms), atol=1e-12)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 12), st.integers(0, 20), st.integers(1, 9))
+@settings(max_examples=40)
+def test_principal_directions_are_those_of_a_whole_eigendecomposition(
+    seed: int, clusters: int, more: int, width: int
+) -> None:
+    states, numbers = draw(seed, clusters + more, clusters, width)
+    states[:, 0] += 3.0  # a gap between the first eigenvalue and the others
+    folds = fold_of(numbers)
+    through = in_chunks(states, 5)
+    means = mean_differences(through, numbers, folds, swapped_clusters(clusters, 3, seed))
+    found = principal_directions(through, folds, means)
+    differences = states[:, 0].astype(np.float64) - states[:, 1]
+    for direction, members in [
+        (found.whole, np.ones(len(folds), bool)),
+        *((direction, folds != fold) for fold, direction in enumerate(found.of_folds)),
+    ]:
+        some = differences[members]
+        top = np.linalg.eigh(some.T @ some)[1][:, -1]
+        expected = top * (top @ some.mean(0))
+        np.testing.assert_allclose(direction, expected, atol=1e-3 * np.linalg.norm(expected))
+        assert direction @ some.mean(0) >= 0  # oriented along the mean
+    np.testing.assert_array_equal(found.shuffled, means.shuffled)
+
+
+def test_half_of_the_clusters_are_swapped() -> None:
+    swapped = swapped_clusters(7, 40, seed=5)
+    assert swapped.sum(0).tolist() == [3] * 40
+    assert len({tuple(column) for column in swapped.T.tolist()}) > 10
+    np.testing.assert_array_equal(swapped, swapped_clusters(7, 40, seed=5))
+    assert (swapped != swapped_clusters(7, 40, seed=6)).any()
+
+
+@pytest.mark.parametrize("clusters", [4, 7])
+def test_shuffling_leaves_nothing_of_a_concept_without_noise(clusters: int) -> None:
+    """Also where clusters are odd in number and uneven: what remains is noise, and here is none."""
+    numbers = np.repeat(np.arange(clusters), np.arange(1, clusters + 1))
+    states = np.zeros((len(numbers), 2, 3), np.float32)
+    states[:, 0] = [1.0, -2.0, 0.5]
+    found = mean_differences(
+        in_chunks(states, 4), numbers, fold_of(numbers), swapped_clusters(clusters, 20, 0)
+    )
+    np.testing.assert_allclose(found.shuffled, 0, atol=1e-15)
+    np.testing.assert_allclose(found.whole, [1.0, -2.0, 0.5])
+
+
+def test_folds_go_round_and_one_cluster_has_none() -> None:
+    assert fold_of(np.array([0, 0, 1, 2, 3, 4, 5, 6])).tolist() == [0, 0, 1, 2, 3, 4, 0, 1]
+    assert fold_of(np.array([0, 1, 2])).tolist() == [0, 1, 2]
+    assert fold_of(np.array([0, 0])).tolist() == [-1, -1]
+
+
+def test_scores_are_projections_on_the_direction_of_the_pairs_fold() -> None:
+    states, numbers = draw(3, 11, 6, 4)
+    directions = np.random.default_rng(0).normal(size=(5, 4))
+    folds = fold_of(numbers)
+    found = held_out_scores(in_chunks(states, 3), folds, directions)
+    for pair in range(11):
+        for side in (0, 1):
+            assert found[pair, side] == pytest.approx(float(states[pair, side] @ directions[folds[pair]]))
