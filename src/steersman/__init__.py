@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from steersman.concepts.refinement import refine_concept
     from steersman.concepts.separation import Separation
     from steersman.concepts.solving import merge_affine_maps
+    from steersman.concepts.transplant import transplant
+    from steersman.concepts.transplant_check import LayerCheck, TransplantCheck, check_transplant
     from steersman.edits import ExpertEdit, ResidualEdit
     from steersman.errors import (
         ArchitectureMismatch,
@@ -50,6 +52,8 @@ _HOME = {
     "steersman.concepts.fitting": ("fit_affine_map",),
     "steersman.concepts.refinement": ("refine_concept",),
     "steersman.concepts.separation": ("Separation",),
+    "steersman.concepts.transplant": ("transplant",),
+    "steersman.concepts.transplant_check": ("LayerCheck", "TransplantCheck", "check_transplant"),
     "steersman.concepts.solving": ("merge_affine_maps",),
     "steersman.edits": ("ExpertEdit", "ResidualEdit"),
     "steersman.errors": (
@@ -93,6 +97,7 @@ __all__ = [
     "ContrastPairs",
     "ExpertEdit",
     "ExpertProfile",
+    "LayerCheck",
     "ModelError",
     "PairsError",
     "PlanError",
@@ -104,8 +109,10 @@ __all__ = [
     "Steering",
     "SteeringNotApplied",
     "SteersmanError",
+    "TransplantCheck",
     "WeightsMismatch",
     "apply_rows",
+    "check_transplant",
     "compose",
     "describe_experts",
     "detect_experts",
@@ -125,6 +132,7 @@ __all__ = [
     "merge_contrasts",
     "read_architecture",
     "refine_concept",
+    "transplant",
     "weights_id",
 ]
 

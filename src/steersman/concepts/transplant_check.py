@@ -1,0 +1,420 @@
+"""Will a concept carry over? Known before anything is steered: does the mapped direction tell held-out pairs
+apart in the target, beyond what label-shuffled concepts do through the same map?
+
+A good R² alone proves nothing: a map can carry everything but the concept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from steersman.concepts.affine_map import AffineMap
+from steersman.concepts.concept import ConceptVector
+from steersman.concepts.pair_states import PairStates, read_pairs
+from steersman.concepts.separation import Separation, auroc, separation
+from steersman.errors import ArchitectureMismatch, ModelError, PairsError, PlanError, WeightsMismatch
+from steersman.models.architecture import read_architecture
+from steersman.models.identity import model_name, weights_id
+from steersman.models.loading import load_model
+from steersman.pairs import ContrastPairs, load_pairs
+
+Target = tuple[nn.Module, PreTrainedTokenizerBase] | str
+Pairs = ContrastPairs | str | Path | Iterable[Mapping[str, Any]]
+
+FEWEST_SHUFFLES = 19
+"""Below, chance alone exceeds all of them in more than one of twenty cases."""
+_SCORES_BYTES = 1 << 24
+"""Scores along shuffled concepts that are in memory at once."""
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """What was found at one target layer.
+
+    Attributes:
+        layer: Of the target.
+        source_layer: That the map takes it from.
+        separation: AUROC in the target of held-out pairs along the mapped direction; None where nothing can
+            be held out.
+        shuffled: The AUROCs of label-shuffled concepts through the same map, ascending.
+        at_source: How well the concept separates held-out pairs in its own model, at `source_layer`.
+        share_explained: What the map explains of the mapped direction (`AffineMap.share_explained`).
+        length: ‖Wv‖ / median ‖h‖ there: what strength 1 adds, as a dose.
+    """
+
+    layer: int
+    source_layer: int
+    separation: Separation | None
+    shuffled: tuple[float, ...]
+    at_source: Separation | None
+    share_explained: float
+    length: float
+
+    @property
+    def threshold(self) -> float | None:
+        """What the interval's lower end must exceed: the AUROC that at most one in twenty shuffled concepts
+        reaches (the fifth highest of 99), and ½. None below 19 of them.
+        """
+        if len(self.shuffled) < FEWEST_SHUFFLES:
+            return None
+        place = math.ceil(0.95 * (len(self.shuffled) + 1)) - 1
+        return max(0.5, self.shuffled[place])
+
+    @property
+    def margin(self) -> float:
+        """How far the lower end is above the threshold; −∞ where one of them cannot be told."""
+        if self.separation is None or self.threshold is None:
+            return -math.inf
+        return self.separation.low - self.threshold
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate lets it through."""
+        return self.margin > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        found, source = self.separation, self.at_source
+        return {
+            "layer": self.layer,
+            "source_layer": self.source_layer,
+            "auroc": None if found is None else found.auroc,
+            "low": None if found is None else found.low,
+            "high": None if found is None else found.high,
+            "shuffled": len(self.shuffled),
+            "threshold": self.threshold,
+            "passed": self.passed,
+            "source_auroc": None if source is None else source.auroc,
+            "source_low": None if source is None else source.low,
+            "source_high": None if source is None else source.high,
+            "share_explained": self.share_explained,
+            "length": self.length,
+        }
+
+
+@dataclass(frozen=True)
+class TransplantCheck:
+    """Whether a concept carries over, at each mapped target layer that it can be taken to.
+
+    Attributes:
+        layers: {target layer: what was found}.
+        pairs: Name and sha256 of the pairs it was looked at with.
+        held_out: How many pairs there were, and
+        clusters: in how many clusters: those of pairs that the concept was refined from are looked at along
+            the direction of the other folds.
+        skipped: Pairs left out because they are too long for the target.
+    """
+
+    layers: Mapping[int, LayerCheck]
+    pairs: Mapping[str, Any]
+    held_out: int
+    clusters: int
+    skipped: int
+
+    @property
+    def best_layer(self) -> int:
+        """The layer with the best held-out separation; of equals, the one where the map explains most of the
+        direction. Raises PlanError where nothing was held out.
+        """
+        known = [entry for entry in self.layers.values() if entry.separation is not None]
+        if not known:
+            raise PlanError(_nothing_held_out(self.pairs["name"]))
+        return max(known, key=_how_well).layer
+
+    @property
+    def best(self) -> LayerCheck:
+        """What was found at the best layer; at the lowest, where none can be told."""
+        return max(self.layers.values(), key=_how_well)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate lets it through at its best layer."""
+        return self.best.passed
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "passed": self.passed,
+            "layer": self.best.layer,
+            "layers": [self.layers[layer].to_json() for layer in sorted(self.layers)],
+            "pairs": dict(self.pairs),
+            "held_out": self.held_out,
+            "clusters": self.clusters,
+            "skipped": self.skipped,
+        }
+
+
+def _how_well(entry: LayerCheck) -> tuple[float, float]:
+    return (-1.0 if entry.separation is None else entry.separation.auroc, entry.share_explained)
+
+
+def rank(checks: Mapping[str, TransplantCheck]) -> list[str]:
+    """Names of checks, those first that carry over best: what the gate lets through, by how far the lower end
+    of the separation is above the threshold, then by what the map explains.
+    """
+
+    def order(name: str) -> tuple[bool, float, float]:
+        best = checks[name].best
+        return best.passed, best.margin, best.share_explained
+
+    return sorted(checks, key=order, reverse=True)
+
+
+def check_transplant(
+    bridge: AffineMap,
+    concept: ConceptVector,
+    target: Target | None = None,
+    pairs: Pairs | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    batch_size: int = 16,
+    truncate: bool = False,
+    progress: bool = False,
+) -> TransplantCheck:
+    """Look whether a concept carries over through a map, without steering anything.
+
+    At each target layer: the AUROC, in the target, of pairs along v = W v_source. A pair of a cluster that
+    the concept was refined from is looked at along the direction of the folds that do not hold it, and
+    compared within its fold; others along the whole one. The same is done with the label-shuffled concepts,
+    which are the concept's noise carried by the same map.
+
+    Args:
+        bridge: The map.
+        concept: A concept of its source.
+        target: Model and tokenizer, or a name; the model that the map was fitted with, if it is still in
+            memory, or opened by its name, where nothing is given.
+        pairs: What to look with; the pairs that the concept was refined from, if they are still in memory or
+            can be read again by their name, where nothing is given.
+        layers: Target layers; all that are mapped from a layer of the concept by default.
+        batch_size: Texts in one forward.
+        truncate: Leave out pairs with a side longer than the target's context.
+        progress: Show a progress bar on stderr where it takes more than a second.
+
+    Raises:
+        WeightsMismatch, ArchitectureMismatch: the concept is of another model than the map's source, or the
+            target is not the one that the map leads to.
+        PlanError: a layer that concept or map lacks.
+        ModelError, PairsError: target or pairs cannot be had.
+    """
+    check_source(bridge, concept)
+    chosen = mapped_layers(bridge, concept, layers)
+    source = resolve_pairs(concept, pairs)
+    model, tokenizer = resolve_target(bridge, target)
+    with read_pairs(
+        model,
+        tokenizer,
+        source,
+        chosen,
+        concept.position,
+        batch_size=batch_size,
+        truncate=truncate,
+        progress=progress,
+    ) as states:
+        rows = _direction_rows(concept, states.clusters)
+        found = {layer: _check_layer(bridge, concept, layer, states, rows) for layer in chosen}
+        return TransplantCheck(
+            layers=found,
+            pairs={"name": source.name, "sha256": source.sha256},
+            held_out=int((rows >= 0).sum()),
+            clusters=len(np.unique(states.clusters[rows >= 0])),
+            skipped=states.skipped,
+        )
+
+
+def _direction_rows(concept: ConceptVector, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each pair's direction: its fold's; after the folds' comes the whole one, of pairs in none; −1 where the
+    only direction has seen the pair.
+    """
+    ids, numbers = concept.fold_clusters.numpy(), concept.fold_numbers.numpy()
+    places = np.minimum(np.searchsorted(ids, clusters), len(ids) - 1)
+    seen = ids[places] == clusters
+    return np.where(seen, numbers[places], len(concept.fold_vectors))
+
+
+def _check_layer(
+    bridge: AffineMap,
+    concept: ConceptVector,
+    layer: int,
+    states: PairStates,
+    rows: NDArray[np.int64],
+) -> LayerCheck:
+    source_layer = bridge.layer_map(layer).source_layer
+    place = concept.layers.index(source_layer)
+    vector = concept.vectors[source_layer]
+    mapped = bridge.map_vector(layer, vector)
+
+    def carried(vectors: Tensor) -> NDArray[np.float64]:
+        return np.array([bridge.map_vector(layer, one).double().numpy() for one in vectors])
+
+    directions = carried(torch.cat([concept.fold_vectors[:, place], vector[None]]))
+    held = rows >= 0
+    found, shuffled = None, np.zeros(0)
+    if held.any():
+        scores = _scores(states, layer, directions, rows)[held]
+        found = separation(scores[:, 0], scores[:, 1], states.clusters[held], rows[held])
+        if len(concept.shuffled):
+            shuffled = _shuffled_aurocs(states, layer, carried(concept.shuffled[:, place]), rows)
+    return LayerCheck(
+        layer=layer,
+        source_layer=source_layer,
+        separation=found,
+        shuffled=tuple(np.sort(shuffled).tolist()),
+        at_source=concept.separation[source_layer],
+        share_explained=float(bridge.share_explained(layer, vector)),
+        length=float(mapped.double().norm()) / bridge.norms[layer].median,
+    )
+
+
+def _scores(
+    states: PairStates, layer: int, directions: NDArray[np.float64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Each pair's two sides along its own direction, [pairs, 2]."""
+    scores = np.empty((len(states), 2))
+    for pairs, chunk in states.chunks(layer):
+        scores[pairs] = np.einsum("nsd,nd->ns", chunk.astype(np.float64), directions[rows[pairs]])
+    return scores
+
+
+def _shuffled_aurocs(
+    states: PairStates, layer: int, directions: NDArray[np.float64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The AUROC of held-out pairs along each of several directions, compared within the same folds."""
+    held, found = rows >= 0, []
+    size = max(1, _SCORES_BYTES // (16 * len(states)))
+    for start in range(0, len(directions), size):
+        some = directions[start : start + size]
+        scores = np.empty((len(states), 2, len(some)))
+        for pairs, chunk in states.chunks(layer):
+            scores[pairs] = chunk.astype(np.float64) @ some.T
+        found += [
+            auroc(scores[held, 0, number], scores[held, 1, number], rows[held]) for number in range(len(some))
+        ]
+    return np.array(found)
+
+
+# What it is looked at with ----------------------------------------------------------------------------------
+
+
+def check_source(bridge: AffineMap, concept: ConceptVector) -> None:
+    """Raise where a concept is of another model than a map's source."""
+    source = bridge.source
+    if concept.architecture.id != source.architecture.id:
+        raise ArchitectureMismatch(
+            f"the concept is of {_named(concept.model)}, but the map's source is {_named(source.model)}, "
+            "of another architecture; refine it there, or fit a map from its model"
+        )
+    if concept.weights_id != source.weights_id:
+        raise WeightsMismatch(
+            f"the concept is of {_named(concept.model)}, but the map's source is {_named(source.model)}, "
+            "which has other weights; refine it there, or fit a map from its model"
+        )
+
+
+def mapped_layers(
+    bridge: AffineMap, concept: ConceptVector, layers: int | Sequence[int] | str | None
+) -> tuple[int, ...]:
+    """Target layers as they are asked for; all that are mapped from a layer of the concept by default.
+
+    Raises PlanError for one that the map lacks, or that it takes from a layer that the concept lacks.
+    """
+    if isinstance(layers, str) and layers != "all":
+        raise PlanError(f"layers={layers!r} is unknown: give target layer numbers, or 'all'")
+    if layers is None or isinstance(layers, str):
+        every = {layer: bridge.layer_map(layer).source_layer for layer in bridge.layers}
+        found = tuple(layer for layer, source in every.items() if source in concept.vectors)
+        if not found:
+            takes, has = (", ".join(map(str, sorted(set(some)))) for some in (every.values(), concept.layers))
+            raise PlanError(
+                f"the map takes its layers from the source's {takes}, but the concept has {has}: refine it "
+                "at all layers"
+            )
+        return found
+    asked = (layers,) if isinstance(layers, int) else tuple(dict.fromkeys(layers))
+    if not asked:
+        raise PlanError("no layer is named; leave layers out for the best one")
+    for layer in asked:
+        source_layer = bridge.layer_map(layer).source_layer
+        if source_layer not in concept.vectors:
+            has = ", ".join(map(str, concept.layers))
+            raise PlanError(
+                f"target layer {layer} is mapped from source layer {source_layer}, which the concept lacks: "
+                f"it has {has}"
+            )
+    return asked
+
+
+def resolve_pairs(concept: ConceptVector, pairs: Pairs | None) -> ContrastPairs:
+    """The pairs to look with: given, or those of the concept. Raises PairsError where they cannot be had."""
+    if isinstance(pairs, ContrastPairs):
+        return pairs
+    if pairs is not None:
+        return load_pairs(pairs)
+    if concept._pairs is not None:
+        return concept._pairs
+    hint = "give pairs, or force it"
+    sources = [source for source in concept.made_from if source.get("kind") == "pairs"]
+    if len(sources) != 1:
+        raise PairsError(f"the concept does not say which pairs it was refined from: {hint}")
+    name = str(sources[0].get("name"))
+    try:
+        found = load_pairs(name)
+    except PairsError as error:
+        raise PairsError(f"the concept's pairs cannot be read again ({error}): {hint}") from None
+    if found.sha256 != sources[0].get("sha256"):
+        raise PairsError(f"{name}: not the pairs any more that the concept was refined from: {hint}")
+    return found
+
+
+def resolve_target(bridge: AffineMap, target: Target | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The target: given, or that of the map. Raises ModelError where it cannot be had, WeightsMismatch or
+    ArchitectureMismatch where it is another.
+    """
+    opened = _open_target(bridge, target)
+    model = opened[0]
+    name = _named(model_name(model)[0])
+    if read_architecture(model).id != bridge.architecture.id:
+        raise ArchitectureMismatch(
+            f"the map leads to {_named(bridge.model)}, but the target is {name}, of another architecture"
+        )
+    if weights_id(model) != bridge.weights_id:
+        raise WeightsMismatch(
+            f"the map leads to {_named(bridge.model)}, but the target is {name}, which has other weights"
+        )
+    return opened
+
+
+def _open_target(bridge: AffineMap, target: Target | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    if isinstance(target, str):
+        return load_model(target)
+    if target is not None:
+        return target
+    if (alive := bridge._target) is not None:
+        return alive
+    hint = "give the target (model, tokenizer), or force it"
+    if not bridge.model:
+        raise ModelError(f"the map's target has no name to open it by: {hint}")
+    try:
+        return load_model(bridge.model, revision=bridge.revision)
+    except ModelError as error:
+        raise ModelError(f"the map's target cannot be opened ({error}): {hint}") from None
+
+
+def _named(name: str) -> str:
+    return name or "a model without a name"
+
+
+def _nothing_held_out(pairs: str) -> str:
+    return (
+        f"{pairs}: the concept was refined from this one group of pairs, so none are held out; give pairs of "
+        "other groups"
+    )
