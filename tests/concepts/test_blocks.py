@@ -188,6 +188,17 @@ def test_bfloat16_is_added_to_in_float32() -> None:
     assert torch.equal(found.seen[0], (found.raw[0].float() + 0.3 * VECTOR).bfloat16())
 
 
+def test_a_model_that_changes_its_dtype_between_forwards() -> None:
+    model = tiny("llama")
+    plan = plan_for(model)
+    with watching(model) as found, plan.apply(model):
+        logits(model)
+        model.bfloat16()
+        logits(model)
+    assert [seen.dtype for seen in found.seen] == [torch.float32, torch.bfloat16]
+    assert torch.equal(found.seen[1], (found.raw[1].float() + 2.0 * VECTOR).bfloat16())
+
+
 def test_projecting_takes_the_direction_out_of_the_tokens_in_scope() -> None:
     model, unit = tiny("olmoe"), VECTOR / VECTOR.norm()
     plan = plan_for(model, operation="project", strength=1.0, scope="answer")

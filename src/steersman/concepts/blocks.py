@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,18 +59,32 @@ class BlockEdit:
     """
 
     table: BlockTable
-    device: torch.device
+    shape: torch.Size
+    """Of the states that it is for: [rows, columns, width]."""
     steps: Sequence[Step]
     index: Tensor | None = None
     held: Tensor | None = None
-    checked: torch.dtype | None = None
-    """The dtype for which the vectors are known to be in range."""
+    dtype: torch.dtype | None = None
+    """Of the states that `apply` is for; None: not yet known."""
 
-    def run(self, states: Tensor) -> Tensor:
-        """States [rows, columns, width], edited."""
-        if self.checked is not states.dtype:
-            self.table.check(states.dtype)
-            self.checked = states.dtype
+    def __post_init__(self) -> None:
+        self.apply: Callable[[Tensor], Tensor] = self._run
+
+    def prepare(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """Find the shortest way for states of a dtype.
+
+        Raises `SteeringNotApplied` where a vector overflows in it.
+        """
+        self.table.check(dtype)
+        self.dtype = dtype
+        only = self.steps[0] if len(self.steps) == 1 else None
+        if isinstance(only, Add) and dtype == torch.float32:
+            self.apply = only.vector.add  # a decode step has little else to do
+        else:
+            self.apply = self._run
+        return self.apply
+
+    def _run(self, states: Tensor) -> Tensor:
         if self.index is None:
             return edit_states(states, self.steps)
         flat, steps = states.reshape(-1, states.shape[-1]), self.table.slots.at(self.index)
@@ -96,24 +110,38 @@ class SteeredBlock(SteeredModule):
         return
 
     def _edit_of(self, running: Pass, device: torch.device) -> BlockEdit | None:
-        return table_of(running.program, self._layer, self._width, device).edit_of(running.layout, device)
+        shape = torch.Size((*running.shape, self._width))
+        table = table_of(running.program, self._layer, self._width, device)
+        return table.edit_of(running.layout, device, shape)
 
     def _steer(self, running: Pass, edit: BlockEdit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = self._original(*args, **kwargs)
         states = self._states(output)
-        if states.shape != (*running.shape, self._width):
+        if states.shape != edit.shape:
             raise SteeringNotApplied(
                 f"layer {self._layer} gives states of shape {list(states.shape)}; "
-                f"{[*running.shape, self._width]} can be steered"
+                f"{list(edit.shape)} can be steered"
             )
-        if states.device != edit.device:  # of an offloaded layer, whose input waits elsewhere
-            edit = running.layout.edits[self._key] = self._edit_of(running, states.device) or edit
-        edited = edit.run(states)
+        apply = edit.apply if states.dtype is edit.dtype else self._prepared(running, states)
+        edited = apply(states)
         if running.program.wants_changes:
             running.count_changed(self._key, (edited != states).any(dim=-1).reshape(-1))
         return _with_states(output, edited)
 
+    def _prepared(self, running: Pass, states: Tensor) -> Callable[[Tensor], Tensor]:
+        """The way for the states of this forward, kept for those of its form: on the device where they are,
+        since the input of an offloaded layer waits elsewhere.
+        """
+        edit = running.layout.edits[self._key] = self._edit_of(running, states.device)
+        if edit is None:
+            raise SteeringNotApplied(
+                f"layer {self._layer}: its edits were lost on the way to {states.device}"
+            )
+        return edit.prepare(states.dtype)
+
     def _states(self, output: Any) -> Tensor:
+        if isinstance(output, Tensor):
+            return output
         try:
             return state_of(output)
         except ModelError as error:
@@ -156,19 +184,19 @@ class BlockTable:
         self._busy = [bool(steps) for steps in rows]
         self._largest = max(_largest(steps) for steps in rows)
 
-    def edit_of(self, layout: Layout, device: torch.device) -> BlockEdit | None:
+    def edit_of(self, layout: Layout, device: torch.device, shape: torch.Size) -> BlockEdit | None:
         """What holds for the tokens of a forward; None: nothing for any of them, as far as the host can
         tell.
         """
         if layout.row is not None:
             steps = self._rows[layout.row]
-            return BlockEdit(self, device, steps) if steps else None
+            return BlockEdit(self, shape, steps) if steps else None
         if not self.slots.tables:
             return None
         index, held = layout.index_on(device), layout.tokens_of_rows(self._busy, device)
         if held is None or len(held) > FEW * len(index):
-            return BlockEdit(self, device, (), index)
-        return BlockEdit(self, device, (), index[held], held) if len(held) else None
+            return BlockEdit(self, shape, (), index)
+        return BlockEdit(self, shape, (), index[held], held) if len(held) else None
 
     def check(self, dtype: torch.dtype) -> None:
         """Raise `SteeringNotApplied` where a vector cannot be had in the states' dtype."""
