@@ -23,6 +23,7 @@ DRAWS, COLUMNS = 20, 8
 """Control pairings, and Rademacher columns of each."""
 
 FIT, HELD_OUT = 0, 1
+_EXCHANGES = 16
 
 
 @dataclass(frozen=True)
@@ -295,16 +296,17 @@ def _partners(places: Tensor, pool: Tensor, texts: Tensor, generator: torch.Gene
     """For each place another of the pool: a permutation where the pool is the places, of another text where
     there is one.
     """
-    order = torch.randperm(len(pool), generator=generator)[: len(places)]
-    partner = pool[order]
-    for _ in range(32):
-        same = torch.nonzero(texts[partner] == texts[places])[:, 0]
-        if not len(same):
+    partner = pool[torch.randperm(len(pool), generator=generator)[: len(places)]]
+    own = texts[places]
+    for _ in range(_EXCHANGES):
+        same = texts[partner] == own
+        wrong = torch.nonzero(same)[:, 0]
+        if not len(wrong):
             break
-        # Exchange each with one at random: what was a permutation stays one.
-        others = torch.randint(len(places), (len(same),), generator=generator)
-        for one, other in zip(same.tolist(), others.tolist(), strict=True):
-            swapped = partner[[other, one]]
-            if texts[swapped[1]] != texts[places[other]] or texts[swapped[0]] != texts[places[one]]:
-                partner[[one, other]] = swapped
+        # Exchange partners with places chosen at random: what was a permutation stays one.
+        right = torch.nonzero(~same)[:, 0]
+        others = right[torch.randperm(len(right), generator=generator)[: len(wrong)]]
+        wrong = wrong[: len(others)]
+        both, crossed = torch.cat([wrong, others]), torch.cat([others, wrong])
+        partner[both] = partner[crossed]
     return partner

@@ -1,0 +1,133 @@
+"""Streamed moments against sums over all rows at once: any chunks, any parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from concepts.states_of_texts import Example, example, moments_of
+from steersman.concepts import joint_moments
+from steersman.concepts.joint_moments import COLUMNS, DRAWS, FIT, HELD_OUT, JointMoments
+
+
+def centred(moments: JointMoments, part: int) -> dict[str, Tensor]:
+    """Centred sums of products of a part, and means."""
+    of, n = moments.parts[part], moments.parts[part].rows
+    width = moments.sides.source_width
+    x = of.x.reshape(-1, width)
+    return {
+        "xy": of.xy - of.x.outer(of.y) / n,
+        "xx": of.xx - torch.einsum("li,lj->lij", x, x) / n,
+        "y2": of.y2 - of.y**2 / n,
+        "xz": of.xz - of.x.outer(of.z) / n,
+        "z2": of.z2 - of.z**2 / n,
+        "x": of.x / n + moments.centres[0],
+        "y": of.y / n + moments.centres[1],
+    }
+
+
+def slowly(of: Example, held_out: bool) -> dict[str, Tensor]:
+    rows = of.held_out == held_out
+    x, y = of.x[rows].double().flatten(1), of.y[rows].double().flatten(1)
+    a, b = x - x.mean(0), y - y.mean(0)
+    blocks = a.reshape(len(a), -1, of.x.shape[2])
+    return {
+        "xy": a.T @ b,
+        "xx": torch.stack([blocks[:, layer].T @ blocks[:, layer] for layer in range(blocks.shape[1])]),
+        "y2": (b**2).sum(0),
+        "x": x.mean(0),
+        "y": y.mean(0),
+    }
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 9), st.integers(2, 64), st.integers(0, 5))
+def test_any_chunks_give_the_sums_over_all_rows(units: int, chunk: int, seed: int) -> None:
+    of = example(seed=seed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(joint_moments, "CHUNK_ROWS", chunk)
+        moments = moments_of(of, units)
+    for part in (FIT, HELD_OUT):
+        found, expected = centred(moments, part), slowly(of, bool(part))
+        assert moments.parts[part].rows == int((of.held_out == bool(part)).sum())
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, rtol=1e-10, atol=1e-9), name
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_parts_merge_into_the_whole_control_included(first: int) -> None:
+    of = example(rows=200)
+    one, other = (moments_of(of, only=only) for only in (slice(0, first), slice(first, 4)))
+    one.merge(other)
+    whole = moments_of(of)
+    for name, tensor in whole.to_tensors().items():
+        assert torch.allclose(one.to_tensors()[name], tensor, rtol=1e-12, atol=1e-9), name
+
+
+def test_parts_about_other_centres_merge_too() -> None:
+    of = example(rows=200)
+    half = of.texts < 25
+    one, other = JointMoments(of.sides), JointMoments(of.sides)
+    one.add(of.x[half], of.y[half], of.texts[half], of.held_out[half])
+    other.add(of.x[~half], of.y[~half], of.texts[~half], of.held_out[~half])
+    before = {name: tensor.clone() for name, tensor in other.to_tensors().items()}
+    assert not torch.equal(one.centres[0], other.centres[0])
+    one.merge(other)
+    for part in (FIT, HELD_OUT):
+        found, expected = centred(one, part), slowly(of, bool(part))
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, rtol=1e-10, atol=1e-9), name
+    assert all(torch.equal(other.to_tensors()[name], tensor) for name, tensor in before.items())
+
+
+def test_a_control_pairs_rows_with_other_texts_of_the_same_part() -> None:
+    of = example(rows=120, targets=1)
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = joint_moments._partners
+
+    def noted(places: Tensor, pool: Tensor, texts: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append((places, original(places, pool, texts, generator)))
+        return seen[-1][1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(joint_moments, "_partners", noted)
+        moments_of(of, units=1)
+    assert len(seen) == 2 * DRAWS
+    for places, partners in seen:
+        assert torch.equal(of.held_out[places], of.held_out[partners])
+        assert not bool((of.texts[places] == of.texts[partners]).any())
+        assert torch.equal(partners.sort().values, places.sort().values)
+
+
+def test_a_sketch_has_the_size_of_what_it_stands_for() -> None:
+    of = example(rows=400, targets=1, target_width=64, source_width=3)
+    moments = moments_of(of)
+    squares = centred(moments, FIT)["z2"].reshape(DRAWS, COLUMNS).sum(1) / COLUMNS
+    expected = (slowly(of, False)["y2"] / moments.scale**2).sum()
+    assert float((squares.mean() / expected - 1).abs()) < 0.15
+
+
+def test_to_tensors_and_back() -> None:
+    of = example()
+    moments = moments_of(of)
+    again = JointMoments.from_tensors(moments.to_tensors(), of.sides, 0)
+    assert all(torch.equal(again.to_tensors()[name], value) for name, value in moments.to_tensors().items())
+    empty = JointMoments(of.sides)
+    empty.merge(again)
+    assert torch.equal(empty.parts[FIT].xy, moments.parts[FIT].xy)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    of = example()
+    tensors = moments_of(of).to_tensors()
+    with pytest.raises(ValueError, match="are missing"):
+        JointMoments.from_tensors({name: t for name, t in tensors.items() if name != "fit.x"}, of.sides, 0)
+    with pytest.raises(ValueError, match=r"fit\.x is torch\.float64 \[3\]"):
+        JointMoments.from_tensors({**tensors, "fit.x": tensors["fit.x"][:3].clone()}, of.sides, 0)
+    with pytest.raises(ValueError, match="do not add up"):
+        moments_of(of).merge(moments_of(of, seed=1))
+    with pytest.raises(ValueError, match="no rows"):
+        _ = JointMoments(of.sides).centres
