@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LinearSegmentedColormap
@@ -92,7 +93,7 @@ def heatmap(
     layers, experts = difference.shape
     cell = min(CELL_INCHES, WIDEST_INCHES / experts)
     height = max(layers * max(cell, 0.16), 1.2)
-    figure, axes = _canvas(max(experts * cell, 4.0) + 2.0, height + 1.5, colours)
+    figure, axes = canvas(max(experts * cell, 4.0) + 2.0, height + 1.5, colours)
     limit = float(np.nanmax(np.abs(difference))) if np.isfinite(difference).any() else 0.0
     limit = limit or 1.0
     axes.patch.set(
@@ -120,13 +121,13 @@ def heatmap(
     bar.set_label("negative ←  risk difference  → positive", color=colours.ink, fontsize=8)
     bar.ax.tick_params(colors=colours.ink, labelsize=8)
     bar.outline.set_edgecolor(colours.faint)
-    return _png(figure, path)
+    return picture(figure, path)
 
 
 def rates(rows: Sequence[RateRow], path: str | Path | None = None, *, theme: Theme = "light") -> bytes:
     """Share on the positive side by arm, each a point with its Wilson interval and its number."""
     colours = PALETTES[theme]
-    figure, axes = _canvas(7.6, 0.9 + 0.42 * len(rows), colours)
+    figure, axes = canvas(7.6, 0.9 + 0.42 * len(rows), colours)
     shades = {"positive": colours.positive, "negative": colours.negative, "neutral": colours.neutral}
     markers = {"positive": ">", "negative": "<", "neutral": "o"}
     for place, row in enumerate(rows):
@@ -152,7 +153,7 @@ def rates(rows: Sequence[RateRow], path: str | Path | None = None, *, theme: The
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    return _png(figure, path)
+    return picture(figure, path)
 
 
 def random_draws(
@@ -165,7 +166,7 @@ def random_draws(
     margin = 0.06 * ((high - low) or 1.0)
     places, heights = _stack(draws, low - margin, high + margin, columns=60)
     tallest = max(int(heights.max()) + 1, 4)
-    figure, axes = _canvas(7.6, 1.5 + 0.11 * tallest, colours)
+    figure, axes = canvas(7.6, 1.5 + 0.11 * tallest, colours)
     axes.plot(places, heights + 0.5, "o", color=colours.neutral, markersize=5.5, markeredgewidth=0)
     axes.axvline(0, color=colours.faint, linewidth=1, zorder=0)
     axes.axvline(control.observed, color=colours.positive, linewidth=2.5)
@@ -187,10 +188,11 @@ def random_draws(
     axes.set_xlabel(f"effect D in nats; each dot is one of {draws.size} random plans of the same shape")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    return _png(figure, path)
+    return picture(figure, path)
 
 
-def _canvas(width: float, height: float, colours: Palette) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float, colours: Palette) -> tuple[Figure, Axes]:
+    """An empty figure of so many inches, in a theme's colours."""
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor=colours.paper)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -270,10 +272,15 @@ def _stack(
     return low + (column + 0.5) * width, heights
 
 
-def _png(figure: Figure, path: str | Path | None) -> bytes:
+def picture(figure: Figure, path: str | Path | None) -> bytes:
+    """A figure as PNG, or as SVG where the path says so; written there, if there is one. The same bytes every
+    time, from any version of matplotlib.
+    """
+    kind = "svg" if path is not None and Path(path).suffix == ".svg" else "png"
+    unnamed: dict[str, Any] = {"Software": None} if kind == "png" else {"Creator": None, "Date": None}
     buffer = io.BytesIO()
-    metadata: dict[str, Any] = {"Software": None}  # the same bytes from any version of matplotlib's name
-    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor(), metadata=metadata)
+    with rc_context({"svg.hashsalt": "steersman"}):
+        figure.savefig(buffer, format=kind, facecolor=figure.get_facecolor(), metadata=unnamed)
     content = buffer.getvalue()
     if path is not None:
         Path(path).write_bytes(content)
