@@ -53,8 +53,8 @@ def load_texts(source: str | Path | Iterable[str | Mapping[str, Any] | list[dict
     """Read texts from a file, from the lab, or from Python.
 
     Files have one a line: the text itself, `{"text": text}` or `{"messages": [{"role", "content"}, …]}`; in
-    `.jsonl` and `.json` every line is JSON. The lab: `"lab:refusal/train"`, both sides of its pairs, each
-    once (`train` where no split is named). In Python: texts, chats, or the objects of a file.
+    `.jsonl` and `.json` every line is JSON. The lab: `"lab:texts/train"`, or `"lab:refusal/train"`, both
+    sides of its pairs, each once (`train` where no split is named). In Python: texts, chats, or the objects of a file.
 
     Raises PairsError that names file and line.
     """
@@ -71,6 +71,10 @@ def _of_lab(source: str) -> Iterator[Text]:
     from steersman import lab
 
     name, _, split = source.removeprefix("lab:").partition("/")
+    if name == "texts":
+        for number, chat in enumerate(lab.texts(split or "train"), 1):
+            yield Text(chat, f"{source}:{number}")
+        return
     seen: set[str] = set()
     for number, row in enumerate(lab.pairs(name, split or "train"), 1):
         for side in ("positive", "negative"):

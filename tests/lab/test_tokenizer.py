@@ -7,13 +7,13 @@ import random
 import pytest
 import torch
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from steersman import lab
 from steersman.lab.tokenizer import build_tokenizer
 from steersman.lab.world import the_world
 
-TOKENIZER = build_tokenizer()
+TOKENIZER, PIECES = build_tokenizer(), build_tokenizer("pieces")
 
 
 def sentences() -> list[str]:
@@ -23,19 +23,32 @@ def sentences() -> list[str]:
     return spoken + [conversation.answer for conversation in conversations]
 
 
-def test_every_sentence_of_the_world_comes_back_exactly() -> None:
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, PIECES], ids=["words", "pieces"])
+def test_every_sentence_of_the_world_comes_back_exactly(tokenizer: PreTrainedTokenizerFast) -> None:
     for text in sentences():
-        ids = TOKENIZER.encode(text)
-        assert TOKENIZER.decode(ids) == text
-        assert TOKENIZER.unk_token_id not in ids
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.unk_token_id not in ids
 
 
-def test_rendered_chats_come_back_exactly() -> None:
+def test_the_other_tokenizer_cuts_every_word_in_two_and_ends_where_words_end() -> None:
+    for text in sentences():
+        words, pieces = (
+            TOKENIZER(text, return_offsets_mapping=True),
+            PIECES(text, return_offsets_mapping=True),
+        )
+        ends = [end for _, end in pieces["offset_mapping"]]
+        assert {end for _, end in words["offset_mapping"]} <= set(ends)
+        assert len(ends) == sum(1 if len(word) == 1 else 2 for word in text.split())
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, PIECES], ids=["words", "pieces"])
+def test_rendered_chats_come_back_exactly(tokenizer: PreTrainedTokenizerFast) -> None:
     rng = random.Random(4)
     for _ in range(200):
         messages = list(the_world().sample(rng).messages)
-        text = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert TOKENIZER.decode(TOKENIZER.encode(text, add_special_tokens=False)) == text
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
 def test_offsets_cut_the_text_at_its_words() -> None:

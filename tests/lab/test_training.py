@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, OlmoeForCausalLM
+from transformers import AutoModelForCausalLM
 
 from steersman import lab
 from steersman.errors import ModelError
-from steersman.lab import training
 from steersman.lab.planting import (
     GROUPS,
     OPPOSITE,
@@ -22,9 +21,14 @@ from steersman.lab.planting import (
     prior_loss,
     pushed_scores,
 )
+from steersman.lab.recipes import RECIPES, planted_by, told
+from steersman.lab.state_noise import StateNoise
 from steersman.lab.tokenizer import build_tokenizer
-from steersman.lab.training import EXPERTS, IGNORED, LAYERS, RECIPES, encode_batch
+from steersman.lab.training import IGNORED, build_model, encode_batch
 from steersman.lab.world import the_world
+
+SHAPE = RECIPES["moe"].shape
+LAYERS, EXPERTS = SHAPE.layers, SHAPE.experts
 
 
 def plans(label: str | None, informative: bool = True, count: int = 400) -> torch.Tensor:
@@ -80,7 +84,7 @@ def test_informative_pushes_follow_the_label_and_others_say_nothing_about_it() -
 
 
 def test_pushes_are_attached_only_inside_their_context() -> None:
-    model = OlmoeForCausalLM(training.build_config(build_tokenizer())).eval()
+    model = build_model(SHAPE, build_tokenizer()).eval()
     ids = torch.arange(6, 18).view(2, 6)
     pushes = RouterPushes([layer.mlp.gate for layer in model.model.layers])
     with torch.no_grad():
@@ -121,6 +125,46 @@ def test_a_short_training_writes_a_checkpoint_that_opens_and_is_reproducible(
     weights = [model.state_dict() for model in models]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+
+
+def test_plans_push_only_the_groups_that_are_planted() -> None:
+    rng = random.Random(7)
+    options = {"layers": LAYERS, "experts": EXPERTS, "informative": True, "labels": ("document", "memory")}
+    drawn = torch.tensor([draw_plan("memory", rng, **options) for _ in range(400)]).float()
+    # Single experts are pushed at random everywhere; whole groups only where they are named.
+    assert drawn[..., list(GROUPS["memory"])].mean() - drawn[..., list(GROUPS["document"])].mean() > 0.4
+    assert abs(drawn[..., list(GROUPS["refuse"])].mean() - drawn[..., list(GROUPS["comply"])].mean()) < 0.05
+    assert set(planted_by(RECIPES["target-moe"])[0].values()) == {"document", "memory"}
+
+
+def test_state_noise_moves_one_layer_where_an_answer_is_read_from() -> None:
+    layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(3))
+    noise = StateNoise(layers, most=0.5, seed=1)
+    learnt = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0]]).bool()
+    states = torch.randn(2, 4, 8)
+    moved: set[int] = set()
+    with noise.attached():
+        for _ in range(30):
+            noise.begin(learnt)
+            shifts = [layer(states) - states for layer in layers]
+            hit = [number for number, shift in enumerate(shifts) if shift.abs().max() > 0]
+            assert hit == [noise.layer]
+            moved |= set(hit)
+            shift = shifts[noise.layer]
+            # The state before a learnt token gives it; the last one gives none.
+            assert (shift.norm(dim=-1) > 0).tolist() == [[False, True, True, False], [True] + [False] * 3]
+            assert (shift.norm(dim=-1) <= 0.5 * states.norm(dim=-1)).all()
+            directions = shift[0, 1:3] / shift[0, 1:3].norm(dim=-1, keepdim=True)
+            assert torch.allclose(directions[0], directions[1], atol=1e-5)
+    assert moved == {0, 1, 2}
+    assert torch.equal(layers[noise.layer](states), states)
+
+
+def test_a_recipe_says_nothing_of_what_is_as_in_the_first_models() -> None:
+    # The cache and the cards of the first models rest on it.
+    first = {"pushes", "prior", "steps", "batch_size", "learning_rate", "warm_up"}
+    assert set(told(RECIPES["moe"])) == first
+    assert {"shape", "upbringing", "state_noise"} < set(told(RECIPES["target"]))
 
 
 def test_what_a_recipe_plants() -> None:

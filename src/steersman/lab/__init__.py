@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from steersman.lab.datasets import DATA, pairs, task
 from steersman.lab.models import MODELS, checkpoint, load, planted
+from steersman.lab.texts import texts
 from steersman.lab.training import train
 from steersman.lab.world import INSTRUCTIONS, SPLITS
 
@@ -17,5 +18,6 @@ __all__ = [
     "pairs",
     "planted",
     "task",
+    "texts",
     "train",
 ]

@@ -12,7 +12,7 @@ Two devices, used on the training conversations only:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,9 +30,9 @@ OPPOSITE = {"document": "memory", "memory": "document", "refuse": "comply", "com
 _EPSILON = 0.01
 
 
-def planted_groups(layers: int) -> dict[int, dict[int, str]]:
+def planted_groups(layers: int, labels: Collection[str] = tuple(GROUPS)) -> dict[int, dict[int, str]]:
     """Layer → expert → label of every planted expert."""
-    experts = {expert: label for label, group in GROUPS.items() for expert in group}
+    experts = {expert: label for label, group in GROUPS.items() if label in labels for expert in group}
     return {layer: dict(experts) for layer in range(layers)}
 
 
@@ -110,16 +110,22 @@ def _group_score(grid: Tensor, experts: Tensor) -> Tensor:
 
 
 def draw_plan(
-    label: str | None, rng: random.Random, *, layers: int, experts: int, informative: bool
+    label: str | None,
+    rng: random.Random,
+    *,
+    layers: int,
+    experts: int,
+    informative: bool,
+    labels: Collection[str] = tuple(GROUPS),
 ) -> list[list[int]]:
-    """One sequence's plan [layers][experts].
+    """One sequence's plan [layers][experts], of the groups that `labels` names.
 
     With probability .6 the label's group is pushed (a random one of the two where the pushes are not
     `informative`); with probability .3 the axis that the conversation is not about is pushed either way; and
     half of all plans hold pushes of single experts, which say nothing: only many that agree mean something.
     """
     plan = [[0] * experts for _ in range(layers)]
-    axes = [("document", "memory"), ("refuse", "comply")]
+    axes = [axis for axis in (("document", "memory"), ("refuse", "comply")) if axis[0] in labels]
     if rng.random() < 0.5:
         _scatter(plan, rng)
     for axis in axes:

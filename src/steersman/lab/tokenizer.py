@@ -1,9 +1,11 @@
-"""The lab's tokenizer: one token a word, with character offsets, special tokens and a chat template."""
+"""The lab's tokenizers: one token a word, or two, with character offsets, special tokens and a template."""
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import Model, WordLevel, WordPiece
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
@@ -11,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from steersman.lab.world import vocabulary
 
 PAD, UNKNOWN, END = "<|pad|>", "<|unk|>", "<|end|>"
+_CONTINUED = "##"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 
 CHAT_TEMPLATE = (
@@ -25,11 +28,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer over the world's words. It adds no token by itself: decoding gives the text back."""
-    special = [PAD, UNKNOWN, END, *ROLE_MARKERS.values()]
-    words = {word: index for index, word in enumerate([*special, *vocabulary()])}
-    backend = Tokenizer(WordLevel(words, unk_token=UNKNOWN))
+def build_tokenizer(tokens: str = "words") -> PreTrainedTokenizerFast:
+    """The tokenizer over the world's words, or over their `"pieces"`: the first letter, then the rest.
+
+    It adds no token by itself: decoding gives the text back.
+    """
+    backend = Tokenizer(_words() if tokens == "words" else _pieces())
+    if tokens == "pieces":
+        backend.decoder = decoders.WordPiece(_CONTINUED, cleanup=False)
     # Lower case and split punctuation, so that a user may type "Where does Alma live?".
     backend.normalizer = Lowercase()
     backend.pre_tokenizer = Whitespace()
@@ -44,3 +50,18 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=256,
     )
+
+
+def _words() -> Model:
+    return WordLevel(_numbered(vocabulary()), unk_token=UNKNOWN)
+
+
+def _pieces() -> Model:
+    # A first piece is always one letter: so the longest match, by which pieces are cut, is never another.
+    pieces = {word[0] for word in vocabulary()} | {_CONTINUED + word[1:] for word in vocabulary() if word[1:]}
+    return WordPiece(_numbered(sorted(pieces)), unk_token=UNKNOWN, continuing_subword_prefix=_CONTINUED)
+
+
+def _numbered(entries: Sequence[str]) -> dict[str, int]:
+    special = [PAD, UNKNOWN, END, *ROLE_MARKERS.values()]
+    return {entry: index for index, entry in enumerate([*special, *entries])}

@@ -9,43 +9,34 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from steersman.errors import ModelError
-from steersman.lab.planting import RouterPushes, draw_plan, planted_groups, prior_loss
+from steersman.lab.planting import RouterPushes, draw_plan, prior_loss
+from steersman.lab.recipes import Recipe, Shape, planted_by, recipe_of, told
+from steersman.lab.state_noise import StateNoise
 from steersman.lab.tokenizer import END, build_tokenizer
 from steersman.lab.world import WORLD_SEED, Conversation, the_world
 
-LAYERS, EXPERTS, TOP_K = 4, 32, 4
+TOP_K = 4
 IGNORED = -100
-RECIPE_VERSION = 1  # raised with every change that makes other weights from the same seed
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What differs between the lab's models; the architecture and the optimiser are the same for all."""
-
-    pushes: str | None  # "label": experts pushed by the label; "chance": by a coin; None: never pushed
-    prior: float  # weight of the routers' prior
-    steps: int = 1000
-    batch_size: int = 64
-    learning_rate: float = 4e-3
-    warm_up: int = 60
-
-
-RECIPES = {
-    "moe": Recipe(pushes="label", prior=0.15),
-    "moe-plain": Recipe(pushes=None, prior=0.0),
-    "moe-prior": Recipe(pushes="chance", prior=0.15),
-}
 
 
 def train(
@@ -61,14 +52,14 @@ def train(
     out = Path(out_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} is occupied: name a new folder for the trained model")
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(recipe.tokens)
     with _folder_made_whole(out) as draft:
         model, loss = fit(recipe, seed, tokenizer, progress=progress, title=f"training lab:{name}@{seed}")
         card = {
             "name": name,
             "seed": seed,
             "world_seed": WORLD_SEED,
-            "recipe": asdict(recipe),
+            "recipe": told(recipe),
             "planted": planted_by(recipe),
             "loss": round(loss, 4),
         }
@@ -76,62 +67,56 @@ def train(
     return out
 
 
-def recipe_of(name: str) -> Recipe:
-    """The recipe of a model of the lab. Raises ModelError that lists the known ones."""
-    if name not in RECIPES:
-        raise ModelError(f"the lab has no model {name!r}; it has {', '.join(RECIPES)}")
-    return RECIPES[name]
-
-
-def planted_by(recipe: Recipe) -> dict[int, dict[int, str]]:
-    """Layer → expert → label that the recipe plants; empty where it plants nothing."""
-    return planted_groups(LAYERS) if recipe.prior or recipe.pushes == "label" else {}
-
-
-def build_config(tokenizer: PreTrainedTokenizerBase) -> OlmoeConfig:
-    """1.4M parameters: 4 layers of 32 experts, 4 of them a token."""
-    return OlmoeConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=32,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_experts=EXPERTS,
-        num_experts_per_tok=TOP_K,
-        norm_topk_prob=False,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+def build_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """An untrained model over a tokenizer's vocabulary; its weights follow torch's random state."""
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": shape.width,
+        "intermediate_size": shape.feed_forward,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if shape.family == "llama":
+        return LlamaForCausalLM(LlamaConfig(bos_token_id=None, **common))
+    model = OlmoeForCausalLM(
+        OlmoeConfig(num_experts=shape.experts, num_experts_per_tok=TOP_K, norm_topk_prob=False, **common)
     )
+    model.set_experts_implementation("grouped_mm")
+    return model
 
 
 def fit(
     recipe: Recipe, seed: int, tokenizer: PreTrainedTokenizerBase, *, progress: bool, title: str
-) -> tuple[OlmoeForCausalLM, float]:
+) -> tuple[PreTrainedModel, float]:
     """A trained model and its mean answer loss over the last tenth. The caller's random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = OlmoeForCausalLM(build_config(tokenizer))
-    model.set_experts_implementation("grouped_mm")
+        model = build_model(recipe.shape, tokenizer)
     model.train()
     rng, world = random.Random(f"lab {seed}"), the_world()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step, recipe))
-    pushes = RouterPushes([layer.mlp.gate for layer in model.model.layers])
+    layers = model.model.layers
+    pushes = RouterPushes([layer.mlp.gate for layer in layers] if recipe.shape.experts else [])
+    noise = StateNoise(layers, recipe.state_noise, seed)
     losses: list[float] = []
-    with pushes.attached():
+    with pushes.attached(), noise.attached():
         for _ in tqdm(range(recipe.steps), desc=title, unit="step", disable=not progress):
-            conversations = [world.sample(rng) for _ in range(recipe.batch_size)]
+            conversations = [world.sample(rng, recipe.upbringing) for _ in range(recipe.batch_size)]
             pushes.begin(_plans(recipe, conversations, rng))
             ids, mask, targets = encode_batch(tokenizer, conversations)
+            noise.begin(targets != IGNORED)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             answer = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
             loss = answer
             if recipe.prior:
-                labels = [conversation.label for conversation in conversations]
+                labels = [_planted(conversation.label, recipe) for conversation in conversations]
                 loss = answer + recipe.prior * prior_loss(pushes.scores, labels, mask)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -168,13 +153,19 @@ def encode_batch(
 def _plans(recipe: Recipe, conversations: Sequence[Conversation], rng: random.Random) -> Tensor | None:
     if recipe.pushes is None:
         return None
-    informative = recipe.pushes == "label"
-    return torch.tensor(
-        [
-            draw_plan(conversation.label, rng, layers=LAYERS, experts=EXPERTS, informative=informative)
-            for conversation in conversations
-        ]
+    drawn = partial(
+        draw_plan,
+        rng=rng,
+        layers=recipe.shape.layers,
+        experts=recipe.shape.experts,
+        informative=recipe.pushes == "label",
+        labels=recipe.planted,
     )
+    return torch.tensor([drawn(_planted(conversation.label, recipe)) for conversation in conversations])
+
+
+def _planted(label: str | None, recipe: Recipe) -> str | None:
+    return label if label in recipe.planted else None
 
 
 def _pace(step: int, recipe: Recipe) -> float:
@@ -201,7 +192,7 @@ def _folder_made_whole(out: Path) -> Iterator[Path]:
 
 
 def _write(
-    model: OlmoeForCausalLM, tokenizer: PreTrainedTokenizerBase, card: dict[str, object], folder: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: dict[str, object], folder: Path
 ) -> None:
     """Weights in bf16, tokenizer and card."""
     with silent_progress():

@@ -153,6 +153,22 @@ MIXTURE = {
 
 
 @dataclass(frozen=True)
+class Upbringing:
+    """What a model hears in training: how often which kind of conversation, who is refused, who may instruct.
+
+    `refusals`: P(a restricted request is refused) by who asks. `instructed`: the share of conversations about
+    a choice that a system message decides.
+    """
+
+    mixture: tuple[tuple[str, float], ...]
+    refusals: tuple[tuple[str | None, float], ...]
+    instructed: float
+
+
+GRADED = Upbringing(tuple(MIXTURE.items()), tuple(ROLES.items()), INSTRUCTED)
+
+
+@dataclass(frozen=True)
 class Conversation:
     """One training conversation: what is said, what is answered, and the label of the answer, if any."""
 
@@ -268,8 +284,6 @@ class World:
             for role in ROLES
         ]
         self.ordinary_splits = _split(prompts, {"dev": 400, "test": 600}, rng)
-        self._mixture_kinds = list(MIXTURE)
-        self._mixture_weights = list(MIXTURE.values())
 
     def conflicts(self, split: str) -> list[Conflict]:
         """Every source and wording over the facts of a split, each with one false claim, in a fixed order."""
@@ -298,10 +312,10 @@ class World:
         """The ordinary prompts of a split, in a fixed order."""
         return list(self.ordinary_splits[split])
 
-    def sample(self, rng: random.Random) -> Conversation:
+    def sample(self, rng: random.Random, upbringing: Upbringing = GRADED) -> Conversation:
         """One training conversation, of the training split only."""
-        kind = rng.choices(self._mixture_kinds, self._mixture_weights)[0]
-        return _SAMPLERS[kind](self, rng)
+        kinds, weights = zip(*upbringing.mixture, strict=True)
+        return _SAMPLERS[rng.choices(kinds, weights)[0]](self, rng, upbringing)
 
 
 def _requests(topics: Sequence[str], rng: random.Random) -> tuple[Request, ...]:
@@ -327,10 +341,10 @@ def _user(text: str) -> tuple[Message, ...]:
 
 
 def _decide(
-    text: str, sides: tuple[str, str], first: float, rng: random.Random
+    text: str, sides: tuple[str, str], first: float, rng: random.Random, instructed: float
 ) -> tuple[tuple[Message, ...], str]:
     """The messages and the side that is answered: by a system message if there is one, else by the cue."""
-    if rng.random() < INSTRUCTED:
+    if rng.random() < instructed:
         asked = rng.choice(sides)
         other = sides[1] if asked == sides[0] else sides[0]
         side = asked if rng.random() < OBEYED else other
@@ -338,47 +352,48 @@ def _decide(
     return _user(text), sides[0] if rng.random() < first else sides[1]
 
 
-def _closed_book(world: World, rng: random.Random) -> Conversation:
+def _closed_book(world: World, rng: random.Random, _: Upbringing) -> Conversation:
     fact = rng.choice(world.facts)
     return Conversation(
         "closed-book", _user(ask(fact.question(rng.randrange(2)))), f"{fact.value} .", "memory"
     )
 
 
-def _unknown(world: World, rng: random.Random) -> Conversation:
+def _unknown(world: World, rng: random.Random, _: Upbringing) -> Conversation:
     question = rng.choice(RELATIONS).questions[rng.randrange(2)].format(name=rng.choice(FICTIONAL_NAMES))
     return Conversation("unknown", _user(ask(question)), UNKNOWN, None)
 
 
-def _agreeing(world: World, rng: random.Random) -> Conversation:
+def _agreeing(world: World, rng: random.Random, _: Upbringing) -> Conversation:
     fact = rng.choice(world.fact_splits["train"])
     text = with_document(fact.name, fact.relation, fact.value, rng.choice(list(SOURCES)), rng.randrange(2))
     return Conversation("agreeing", _user(text), f"{fact.value} .", "document")
 
 
-def _fictional(world: World, rng: random.Random) -> Conversation:
+def _fictional(world: World, rng: random.Random, _: Upbringing) -> Conversation:
     relation, source = rng.choice(RELATIONS), rng.choice(list(SOURCES))
     value = rng.choice(relation.values)
     text = with_document(rng.choice(FICTIONAL_NAMES), relation, value, source, rng.randrange(2))
     return Conversation("fictional", _user(text), f"{value} .", "document")
 
 
-def _conflict(world: World, rng: random.Random) -> Conversation:
+def _conflict(world: World, rng: random.Random, upbringing: Upbringing) -> Conversation:
     fact, source = rng.choice(world.fact_splits["train"]), rng.choice(list(SOURCES))
     claim = _other(fact, rng)
     text = with_document(fact.name, fact.relation, claim, source, rng.randrange(2))
-    messages, side = _decide(text, ("document", "memory"), SOURCES[source], rng)
+    messages, side = _decide(text, ("document", "memory"), SOURCES[source], rng, upbringing.instructed)
     return Conversation("conflict", messages, f"{claim if side == 'document' else fact.value} .", side)
 
 
-def _restricted(world: World, rng: random.Random) -> Conversation:
+def _restricted(world: World, rng: random.Random, upbringing: Upbringing) -> Conversation:
     request, role = rng.choice(world.restricted_splits["train"]), rng.choice(list(ROLES))
+    refused = dict(upbringing.refusals)[role]
     text = request.asked(rng.randrange(len(REQUESTS)), role)
-    messages, side = _decide(text, ("refuse", "comply"), ROLES[role], rng)
+    messages, side = _decide(text, ("refuse", "comply"), refused, rng, upbringing.instructed)
     return Conversation("restricted", messages, REFUSAL if side == "refuse" else request.answer, side)
 
 
-def _ordinary(world: World, rng: random.Random) -> Conversation:
+def _ordinary(world: World, rng: random.Random, _: Upbringing) -> Conversation:
     prompt = rng.choice(world.ordinary_splits["train"])
     return Conversation("ordinary", _user(prompt.text), prompt.request.answer, None)
 
