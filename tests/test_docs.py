@@ -6,6 +6,9 @@ bash, with `make` only asked what it would do. A `text` block right after a bloc
 
     <!-- file: NAME -->       the block is the content of this file
     <!-- not run: REASON -->  the block is only shown
+
+A page that says `<!-- needs data: FILE FILE -->` is run where the folder $STEERSMAN_DATA has these files.
+`docs` is this checkout's, as for a reader who stands in it.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ PAGES = sorted(
 )
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 SHOWN = {"json", "jsonl", "toml", "text"}
+NEEDS = re.compile(r"^<!-- needs data: (.+?) -->$", re.M)
 # Only what cannot be run in a test: fetching from the network, and what takes minutes.
 MOST_NOT_RUN = 4
 
@@ -133,8 +137,13 @@ def assert_prints(printed: str, expected: Block) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_code_blocks_run(name: str, tmp_path: Path, own_checkpoint: Path) -> None:
+    page = (ROOT / name).read_text(encoding="utf-8")
+    for file in " ".join(NEEDS.findall(page)).split():
+        if not (Path(os.environ.get("STEERSMAN_DATA", "/nowhere")) / file).exists():
+            pytest.skip(f"STEERSMAN_DATA names no folder with {file}")
     (tmp_path / "my-model").symlink_to(own_checkpoint)
-    run_page(blocks_of((ROOT / name).read_text(encoding="utf-8"), name), tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    run_page(blocks_of(page, name), tmp_path)
 
 
 @pytest.fixture(scope="session")
