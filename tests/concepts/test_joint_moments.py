@@ -64,7 +64,9 @@ def test_parts_merge_into_the_whole_control_included(first: int) -> None:
     one.merge(other)
     whole = moments_of(of)
     for name, tensor in whole.to_tensors().items():
-        assert torch.allclose(one.to_tensors()[name], tensor, rtol=1e-12, atol=1e-9), name
+        # Sketches are products in float32.
+        close = {"rtol": 1e-5, "atol": 1e-2} if name.endswith("z") else {"rtol": 1e-12, "atol": 1e-9}
+        assert torch.allclose(one.to_tensors()[name], tensor, **close), name
 
 
 def test_parts_about_other_centres_merge_too() -> None:
@@ -95,11 +97,13 @@ def test_a_control_pairs_rows_with_other_texts_of_the_same_part() -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(joint_moments, "_partners", noted)
         moments_of(of, units=1)
-    assert len(seen) == 2 * DRAWS
-    for places, partners in seen:
-        assert torch.equal(of.held_out[places], of.held_out[partners])
-        assert not bool((of.texts[places] == of.texts[partners]).any())
-        assert torch.equal(partners.sort().values, places.sort().values)
+    assert len(seen) == 2
+    for places, by_draw in seen:
+        assert len(by_draw) == DRAWS == len(by_draw.unique(dim=0))
+        for partners in by_draw:
+            assert torch.equal(of.held_out[places], of.held_out[partners])
+            assert not bool((of.texts[places] == of.texts[partners]).any())
+            assert torch.equal(partners.sort().values, places.sort().values)
 
 
 def test_a_sketch_has_the_size_of_what_it_stands_for() -> None:

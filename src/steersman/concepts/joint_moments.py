@@ -94,15 +94,15 @@ class Moments:
         )
 
     def add(self, x: Tensor, y: Tensor, z: Tensor) -> None:
-        """Add rows, float64, from which the centres were taken away already."""
+        """Add rows from which the centres were taken away already: x and y float64, z float32."""
         self.rows += len(x)
         self.x += x.sum(0)
         self.y += y.sum(0)
-        self.z += z.sum(0)
+        self.z += z.sum(0, dtype=torch.float64)
         self.y2 += (y * y).sum(0)
-        self.z2 += (z * z).sum(0)
+        self.z2 += (z * z).sum(0, dtype=torch.float64)
         self.xy.addmm_(x.T, y)
-        self.xz.addmm_(x.T, z)
+        self.xz += x.float().T @ z
         for layer, total in enumerate(self.xx):
             block = x[:, layer * len(total) : (layer + 1) * len(total)]
             total.addmm_(block.T, block)
@@ -157,7 +157,7 @@ class JointMoments:
         self._waiting: tuple[list[tuple[Tensor, ...]], ...] = ([], [])
         generator = torch.Generator().manual_seed(seed)
         shape = sides.target_width, DRAWS * COLUMNS
-        self._signs = torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
+        self._signs = torch.randint(0, 2, shape, generator=generator).float() * 2 - 1
 
     @property
     def centres(self) -> tuple[Tensor, Tensor]:
@@ -213,29 +213,26 @@ class JointMoments:
         if len(waiting[0]) > rows:
             # Of their own memory, so that what has entered can go.
             self._waiting[part].append(tuple(each[rows:].clone() for each in waiting))
-        x, y, z = (each[:rows].double() for each in waiting)
-        self.parts[part].add(x.sub_(self.centres[0]), y.sub_(self.centres[1]), z)
+        x, y = (each[:rows].double() for each in waiting[:2])
+        self.parts[part].add(x - self.centres[0], y - self.centres[1], waiting[2][:rows])
 
     def _sketch(self, y: Tensor) -> Tensor:
-        """[rows, Lt · draws · columns], float64."""
-        layers = len(self.sides.target_layers), self.sides.target_width
-        scaled = (y.flatten(1).double() - self.centres[1]) / self.scale
-        return (scaled.reshape(-1, layers[1]) @ self._signs).reshape(len(y), -1)
+        """[rows, Lt · draws · columns], float32: a control has no need of more."""
+        scaled = ((y.flatten(1) - self.centres[1]) / self.scale).float()
+        return (scaled.reshape(-1, self.sides.target_width) @ self._signs).reshape(len(y), -1)
 
     def _paired(self, z: Tensor, texts: Tensor, held_out: Tensor, unit: int) -> Tensor:
         """Sketches of other rows, of another text and the same part wherever there are any, draw by draw."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + unit) % 2**63)
+        partner = torch.empty((DRAWS, len(z)), dtype=torch.int64)
+        for part in (False, True):
+            places = torch.nonzero(held_out == part)[:, 0]
+            alone = len(places) and bool((texts[places] == texts[places[0]]).all())
+            pool = torch.arange(len(z)) if alone else places
+            partner[:, places] = _partners(places, pool, texts, generator)
         of_draw = z.reshape(len(z), -1, DRAWS, COLUMNS)
-        result = torch.empty_like(of_draw)
-        for draw in range(DRAWS):
-            partner = torch.empty(len(z), dtype=torch.int64)
-            for part in (False, True):
-                places = torch.nonzero(held_out == part)[:, 0]
-                alone = len(places) and bool((texts[places] == texts[places[0]]).all())
-                pool = torch.arange(len(z)) if alone else places
-                partner[places] = _partners(places, pool, texts, generator)
-            result[:, :, draw] = of_draw[partner, :, draw]
-        return result.reshape(len(z), -1)
+        paired = [of_draw[partner[draw], :, draw] for draw in range(DRAWS)]
+        return torch.stack(paired, dim=2).reshape(len(z), -1)
 
     def merge(self, other: JointMoments) -> None:
         """Include the rows of another part of the same job. Raises ValueError where it is of other sides."""
@@ -293,20 +290,22 @@ class JointMoments:
 
 
 def _partners(places: Tensor, pool: Tensor, texts: Tensor, generator: torch.Generator) -> Tensor:
-    """For each place another of the pool: a permutation where the pool is the places, of another text where
-    there is one.
+    """For each place another of the pool, draw by draw [draws, places]: a permutation where the pool is the
+    places, of another text where there is one.
     """
-    partner = pool[torch.randperm(len(pool), generator=generator)[: len(places)]]
-    own = texts[places]
+    order = torch.rand(DRAWS, len(pool), generator=generator).argsort(dim=1)
+    partner = pool[order[:, : len(places)]]
     for _ in range(_EXCHANGES):
-        same = texts[partner] == own
-        wrong = torch.nonzero(same)[:, 0]
-        if not len(wrong):
+        same = texts[partner] == texts[places]
+        most = min(int(same.sum(dim=1).max()), len(places) // 2)
+        if not most:
             break
         # Exchange partners with places chosen at random: what was a permutation stays one.
-        right = torch.nonzero(~same)[:, 0]
-        others = right[torch.randperm(len(right), generator=generator)[: len(wrong)]]
-        wrong = wrong[: len(others)]
-        both, crossed = torch.cat([wrong, others]), torch.cat([others, wrong])
-        partner[both] = partner[crossed]
+        chance = torch.rand(same.shape, generator=generator)
+        order = (chance - 2 * same.float()).argsort(dim=1)
+        wrong, others = order[:, :most], order[:, most : 2 * most]
+        given, taken = partner.gather(1, wrong), partner.gather(1, others)
+        swapped = same.gather(1, wrong)
+        partner.scatter_(1, wrong, torch.where(swapped, taken, given))
+        partner.scatter_(1, others, torch.where(swapped, given, taken))
     return partner
