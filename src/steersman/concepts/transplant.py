@@ -138,6 +138,11 @@ def why_refused(found: LayerCheck, check: TransplantCheck) -> str:
             f"not transplanted: the concept keeps {len(found.shuffled)} label-shuffled concepts, too few to "
             "compare it with; refine it with 99, or force it"
         )
+    if found.saturated and found.margin > 0:
+        return (
+            f"not transplanted: at layer {found.layer} of the target as much is carried over of label-shuffled "
+            f"concepts (p = {found.chance:.2g}): the map may carry everything but the concept; force it to try"
+        )
     return (
         f"not transplanted: at layer {found.layer} of the target held-out pairs are told apart with an AUROC "
         f"of {shown.auroc:.2f} [{shown.low:.2f}, {shown.high:.2f}], and label-shuffled concepts reach "

@@ -33,6 +33,8 @@ Pairs = ContrastPairs | str | Path | Iterable[Mapping[str, Any]]
 
 FEWEST_SHUFFLES = 19
 """Below, chance alone exceeds all of them in more than one of twenty cases."""
+SATURATED = 0.95
+"""Label-shuffled concepts that separate like this leave no room for an AUROC to exceed them."""
 _SCORES_BYTES = 1 << 24
 """Scores along shuffled concepts that are in memory at once."""
 
@@ -47,6 +49,9 @@ class LayerCheck:
         separation: AUROC in the target of held-out pairs along the mapped direction; None where nothing can
             be held out.
         shuffled: The AUROCs of label-shuffled concepts through the same map, ascending.
+        carried: (Wv)·δ, the mean over held-out pairs, δ the difference of a pair's states in the target: what
+            of the concept arrives, as long as it is.
+        shuffled_carried: The same of label-shuffled concepts, ascending.
         at_source: How well the concept separates held-out pairs in its own model, at `source_layer`.
         share_explained: What the map explains of the mapped direction (`AffineMap.share_explained`).
         length: ‖Wv‖ / median ‖h‖ there: what strength 1 adds, as a dose.
@@ -56,31 +61,55 @@ class LayerCheck:
     source_layer: int
     separation: Separation | None
     shuffled: tuple[float, ...]
+    carried: float
+    shuffled_carried: tuple[float, ...]
     at_source: Separation | None
     share_explained: float
     length: float
 
     @property
     def threshold(self) -> float | None:
-        """What the interval's lower end must exceed: the AUROC that at most one in twenty shuffled concepts
-        reaches (the fifth highest of 99), and ½. None below 19 of them.
+        """The AUROC that at most one in twenty label-shuffled concepts reaches (the fifth highest of 99), and
+        at least ½. None below 19 of them.
         """
         if len(self.shuffled) < FEWEST_SHUFFLES:
             return None
-        place = math.ceil(0.95 * (len(self.shuffled) + 1)) - 1
-        return max(0.5, self.shuffled[place])
+        return max(0.5, self.shuffled[_one_in_twenty(len(self.shuffled))])
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the noise alone separates the pairs: then no direction proves anything by its AUROC."""
+        return self.threshold is not None and self.threshold >= SATURATED
 
     @property
     def margin(self) -> float:
-        """How far the lower end is above the threshold; −∞ where one of them cannot be told."""
+        """How far the lower end is above the threshold (above ½ where it is saturated); −∞ where one of them
+        cannot be told.
+        """
         if self.separation is None or self.threshold is None:
             return -math.inf
-        return self.separation.low - self.threshold
+        return self.separation.low - (0.5 if self.saturated else self.threshold)
+
+    @property
+    def chance(self) -> float | None:
+        """The share of concepts, this one counted, of which at least as much is carried: a p-value under
+        shuffled labels. None below 19 of them.
+        """
+        if len(self.shuffled_carried) < FEWEST_SHUFFLES:
+            return None
+        at_least = sum(other >= self.carried for other in self.shuffled_carried)
+        return (1 + at_least) / (1 + len(self.shuffled_carried))
 
     @property
     def passed(self) -> bool:
-        """Whether the gate lets it through."""
-        return self.margin > 0
+        """Whether the gate lets it through.
+
+        The lower end of the AUROC must exceed that of label-shuffled concepts. Where these reach 0.95 and
+        more (all sides are so far apart that nearly every direction separates them, half of all directions
+        forwards), it must exceed ½, and more of the concept must be carried than of 95 in 100 shuffled ones.
+        """
+        by_chance = self.chance
+        return self.margin > 0 and (not self.saturated or (by_chance is not None and by_chance <= 0.05))
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -93,6 +122,9 @@ class LayerCheck:
             "high": None if found is None else found.high,
             "shuffled": len(self.shuffled),
             "threshold": self.threshold,
+            "saturated": self.saturated,
+            "carried": self.carried,
+            "chance": self.chance,
             "passed": self.passed,
             "source_auroc": None if source is None else source.auroc,
             "source_low": None if source is None else source.low,
@@ -258,17 +290,20 @@ def _check_layer(
 
     directions = carried(torch.cat([concept.fold_vectors[:, place], vector[None]]))
     held = rows >= 0
-    found, shuffled = None, np.zeros(0)
+    found, arrives, shuffled = None, 0.0, np.zeros((0, 2))
     if held.any():
         scores = _scores(states, layer, directions, rows)[held]
         found = separation(scores[:, 0], scores[:, 1], states.clusters[held], rows[held])
+        arrives = float((scores[:, 0] - scores[:, 1]).mean())
         if len(concept.shuffled):
-            shuffled = _shuffled_aurocs(states, layer, carried(concept.shuffled[:, place]), rows)
+            shuffled = _of_shuffled(states, layer, carried(concept.shuffled[:, place]), rows)
     return LayerCheck(
         layer=layer,
         source_layer=source_layer,
         separation=found,
-        shuffled=tuple(np.sort(shuffled).tolist()),
+        shuffled=tuple(np.sort(shuffled[:, 0]).tolist()),
+        carried=arrives,
+        shuffled_carried=tuple(np.sort(shuffled[:, 1]).tolist()),
         at_source=concept.separation[source_layer],
         share_explained=float(bridge.share_explained(layer, vector)),
         length=float(mapped.double().norm()) / bridge.norms[layer].median,
@@ -285,10 +320,12 @@ def _scores(
     return scores
 
 
-def _shuffled_aurocs(
+def _of_shuffled(
     states: PairStates, layer: int, directions: NDArray[np.float64], rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """The AUROC of held-out pairs along each of several directions, compared within the same folds."""
+    """Of each of several directions, [directions, 2]: the AUROC of held-out pairs along it, compared within
+    the same folds, and what of it is carried.
+    """
     held, found = rows >= 0, []
     size = max(1, _SCORES_BYTES // (16 * len(states)))
     for start in range(0, len(directions), size):
@@ -296,10 +333,17 @@ def _shuffled_aurocs(
         scores = np.empty((len(states), 2, len(some)))
         for pairs, chunk in states.chunks(layer):
             scores[pairs] = chunk.astype(np.float64) @ some.T
+        of_held = scores[held]
         found += [
-            auroc(scores[held, 0, number], scores[held, 1, number], rows[held]) for number in range(len(some))
+            (auroc(of_held[:, 0, number], of_held[:, 1, number], rows[held]), difference)
+            for number, difference in enumerate((of_held[:, 0] - of_held[:, 1]).mean(axis=0))
         ]
-    return np.array(found)
+    return np.array(found).reshape(-1, 2)
+
+
+def _one_in_twenty(count: int) -> int:
+    """The place, from 0, of the value that at most one in twenty reach, among `count` that ascend."""
+    return math.ceil(0.95 * (count + 1)) - 1
 
 
 # What it is looked at with ----------------------------------------------------------------------------------
