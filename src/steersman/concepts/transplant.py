@@ -140,8 +140,8 @@ def why_refused(found: LayerCheck, check: TransplantCheck) -> str:
         )
     if found.saturated and found.margin > 0:
         return (
-            f"not transplanted: at layer {found.layer} of the target as much is carried over of label-shuffled "
-            f"concepts (p = {found.chance:.2g}): the map may carry everything but the concept; force it to try"
+            f"not transplanted: at layer {found.layer} of the target as much is carried of label-shuffled "
+            f"concepts (p = {found.chance:.2g}): the map may carry all but the concept; force it to try"
         )
     return (
         f"not transplanted: at layer {found.layer} of the target held-out pairs are told apart with an AUROC "
