@@ -77,19 +77,22 @@ class Subject:
         texts = [""] * len(rows)
         for batch in self._batches(rows):
             with _applied(self.model, steering):
-                produced = cast(Any, self.model).generate(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
-                    do_sample=False,
-                    num_beams=1,
-                    max_new_tokens=self.max_new_tokens,
-                    pad_token_id=pad_id(self.tokenizer),
-                )
-            answers = produced[:, batch.input_ids.shape[1] :]
+                answers = self._answers(batch)
             found = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
             for index, text in zip(batch.indices, found, strict=True):
                 texts[index] = text.strip()
         return texts
+
+    @torch.inference_mode()
+    def receipt_of(self, task: Task, steering: Steering) -> dict[str, Any]:
+        """What is applied of a plan while the model answers a task, batch by batch, added up."""
+        total: dict[str, int] = {}
+        for batch in self._batches([encode_prompt(self.tokenizer, item.content) for item in task]):
+            with steering.apply(self.model) as receipt:
+                self._answers(batch)
+            for site, count in receipt.tokens.items():
+                total[site] = total.get(site, 0) + count
+        return {"fingerprint": steering.fingerprint, "tokens": total}
 
     def forks(self, task: Task) -> list[Fork]:
         """Where each item's two answers part; encode once, measure many plans."""
@@ -112,6 +115,18 @@ class Subject:
             positive, negative = logits.gather(1, sides).double().unbind(dim=1)
             found[list(batch.indices)] = (positive - negative).cpu().numpy()
         return found
+
+    def _answers(self, batch: Batch) -> torch.Tensor:
+        """Greedy answers to a batch, int64 [rows, new tokens]."""
+        produced: torch.Tensor = cast(Any, self.model).generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=pad_id(self.tokenizer),
+        )
+        return produced[:, batch.input_ids.shape[1] :]
 
     def _last_logits(self, batch: Batch) -> torch.Tensor:
         output = self.model(

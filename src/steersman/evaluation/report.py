@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -31,6 +31,17 @@ class Chapter:
     intro: str
     study: Study
 
+    def content(self) -> dict[str, Any]:
+        """What its template shows."""
+        return {"template": "experts.html.jinja", **_chapter(self)}
+
+
+class OnPage(Protocol):
+    """A chapter of any kind."""
+
+    def content(self) -> dict[str, Any]:
+        """What its template shows, and which that is."""
+
 
 @dataclass(frozen=True)
 class KeyFigure:
@@ -49,7 +60,7 @@ class Report:
     lead: Sequence[str]
     key_figures: Sequence[KeyFigure]
     caution: str
-    chapters: Sequence[Chapter]
+    chapters: Sequence[OnPage]
     commands: Sequence[tuple[str, str]]
     limits: Sequence[str]
     facts: Sequence[tuple[str, str]]
@@ -62,7 +73,7 @@ def write_report(path: str | Path, report: Report) -> None:
 
 def render_report(report: Report) -> str:
     """The page as text."""
-    chapters = [_chapter(chapter) for chapter in report.chapters]
+    chapters = [chapter.content() for chapter in report.chapters]
     return _environment().get_template("report.html.jinja").render(report=report, chapters=chapters)
 
 
@@ -174,12 +185,14 @@ def _chapter(chapter: Chapter) -> dict[str, Any]:
         "sides": effect.task.behaviour,
         "experts": experts_in_words(study),
         "study": study,
-        "map": _picture(
+        "map": both_themes(
             lambda theme: figures.heatmap(study.contrast, study.toward, theme=theme),
             _map_alt(study),
         ),
-        "rates": _picture(lambda theme: figures.rates(_rate_rows(effect), theme=theme), _rates_alt(effect)),
-        "draws": _picture(
+        "rates": both_themes(
+            lambda theme: figures.rates(_rate_rows(effect), theme=theme), _rates_alt(effect)
+        ),
+        "draws": both_themes(
             lambda theme: figures.random_draws(study.control, theme=theme), _draws_alt(study.control)
         ),
         "arms": [_arm_row(name, effect) for name in effect.arms],
@@ -228,7 +241,7 @@ def _rate_rows(comparison: Comparison) -> list[RateRow]:
     ]
 
 
-def _picture(draw: Callable[[Theme], bytes], alt: str) -> Markup:
+def both_themes(draw: Callable[[Theme], bytes], alt: str) -> Markup:
     """A picture in a light and a dark form, both inside the page."""
     light, dark = (base64.b64encode(draw(theme)).decode() for theme in ("light", "dark"))
     return Markup(

@@ -1,0 +1,184 @@
+"""Chapters of the report about transplantation, and about plans of both levers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from steersman.evaluation import transplant_figures
+from steersman.evaluation.comparison import BASE, Comparison
+from steersman.evaluation.figures import RateRow
+from steersman.evaluation.levers_study import BOTH, EXPERTS, VECTOR, LeversStudy
+from steersman.evaluation.report import EXAMPLES, both_themes, percent, points, range_of
+from steersman.evaluation.transplant_study import OWN, TRANSPLANTED, UNMAPPED, TransplantStudy
+from steersman.evaluation.vector_controls import DrawnControl
+
+CONTROL_LABELS = {"random": "random vectors", "shuffled": "label-shuffled concepts"}
+
+
+@dataclass(frozen=True)
+class TransplantChapter:
+    """One transplantation on the page."""
+
+    id: str
+    title: str
+    intro: str
+    study: TransplantStudy
+
+    def content(self) -> dict[str, Any]:
+        """What its template shows."""
+        study = self.study
+        sides = study.effect.task.behaviour
+        labels = arm_labels(study)
+        layer = study.bridge.layer_map(study.layer)
+        return {
+            "template": "transplant.html.jinja",
+            "id": self.id,
+            "title": self.title,
+            "intro": self.intro,
+            "verdict": verdict(study),
+            "works": works(study),
+            "study": study,
+            "sides": sides,
+            "labels": labels,
+            "layer": layer,
+            "checks": [study.check.layers[number] for number in sorted(study.check.layers)],
+            "sweep": both_themes(
+                lambda theme: transplant_figures.sweep(
+                    study.choice,
+                    (sides.positive, "ordinary, right", "ordinary, refused"),
+                    theme=theme,
+                ),
+                _sweep_alt(study),
+            ),
+            "strip": both_themes(
+                lambda theme: transplant_figures.arms_and_draws(_rows(study), _controls(study), theme=theme),
+                _strip_alt(study),
+            ),
+            "arms": [_arm(name, labels[name], study) for name in study.effect.arms],
+            "controls": [(CONTROL_LABELS[drawn.name], drawn) for drawn in study.controls],
+            "examples": study.effect.examples(EXAMPLES),
+        }
+
+
+@dataclass(frozen=True)
+class LeversChapter:
+    """One plan of both levers on the page."""
+
+    id: str
+    title: str
+    intro: str
+    study: LeversStudy
+
+    def content(self) -> dict[str, Any]:
+        """What its template shows."""
+        study = self.study
+        labels = {
+            BASE: "unsteered",
+            EXPERTS: "experts alone",
+            VECTOR: "vector alone",
+            BOTH: "both, in one plan",
+        }
+        return {
+            "template": "levers.html.jinja",
+            "id": self.id,
+            "title": self.title,
+            "intro": self.intro,
+            "verdict": levers_verdict(study),
+            "works": moves_both(study),
+            "study": study,
+            "rows": [
+                (label, [comparison.arms[arm].rates["positive"] for comparison in study.comparisons.values()])
+                for arm, label in labels.items()
+            ],
+            "tasks": [comparison.task.behaviour for comparison in study.comparisons.values()],
+            "sizes": [len(comparison.task) for comparison in study.comparisons.values()],
+        }
+
+
+def works(study: TransplantStudy) -> bool:
+    """Whether the share rises, its interval clear of 0, by more than any control does."""
+    rises = study.effect.differences[TRANSPLANTED].low > 0
+    return rises and all(drawn.control.p <= 0.05 for drawn in study.controls)
+
+
+def verdict(study: TransplantStudy) -> str:
+    """In one sentence, whether the concept carried over."""
+    found = study.effect.differences[TRANSPLANTED]
+    if works(study):
+        return f"It carries over: {points(found)}, beyond every control."
+    if found.low > 0:
+        return f"A rise of {points(found)}, but controls rise as well."
+    return "It does not carry over: the share does not rise."
+
+
+def moves_both(study: LeversStudy) -> bool:
+    """Whether the plan of both moves both tasks, each interval clear of 0."""
+    return all(
+        study.comparisons[name].differences[BOTH].low > 0 for name in (study.of_experts, study.of_vector)
+    )
+
+
+def levers_verdict(study: LeversStudy) -> str:
+    """In one sentence, what the plan of both does."""
+    experts, vector = (
+        study.comparisons[name].differences[BOTH] for name in (study.of_experts, study.of_vector)
+    )
+    moved = f"{points(experts)} where the experts are meant to act, {points(vector)} where the vector is"
+    return f"Both act: {moved}." if moves_both(study) else f"Not both act: {moved}."
+
+
+def arm_labels(study: TransplantStudy) -> dict[str, str]:
+    """The arms' names for a reader."""
+    labels = {
+        BASE: "unsteered",
+        TRANSPLANTED: "transplanted concept",
+        UNMAPPED: "the source's vector, unmapped",
+        OWN: "the target's own vector",
+    }
+    return {name: labels[name] for name in study.effect.arms}
+
+
+def _arm(name: str, label: str, study: TransplantStudy) -> dict[str, Any]:
+    effect, cost = study.effect.arms[name].rates, study.cost.arms[name].rates
+    return {
+        "label": label,
+        "rates": [effect["positive"], cost["positive"], cost["negative"]],
+        "found": study.effect.differences.get(name),
+    }
+
+
+def _rows(study: TransplantStudy) -> list[RateRow]:
+    labels = arm_labels(study)
+    return [
+        RateRow(labels[name], arm.rates["positive"], "positive" if name == TRANSPLANTED else "neutral")
+        for name, arm in study.effect.arms.items()
+    ]
+
+
+def _controls(study: TransplantStudy) -> list[tuple[str, DrawnControl]]:
+    return [(f"{CONTROL_LABELS[drawn.name]} ({len(drawn.control.draws)})", drawn) for drawn in study.controls]
+
+
+def _shares(comparison: Comparison, labels: dict[str, str]) -> str:
+    return "; ".join(
+        f"{labels[name]} {percent(arm.rates['positive'].rate)}, interval {range_of(arm.rates['positive'])}"
+        for name, arm in comparison.arms.items()
+    )
+
+
+def _strip_alt(study: TransplantStudy) -> str:
+    drawn = "; ".join(
+        f"{label}: mean {percent(found.control.mean)}, most {percent(max(found.control.draws))}"
+        for label, found in _controls(study)
+    )
+    return f"Share “{study.effect.task.behaviour.positive}”: {_shares(study.effect, arm_labels(study))}; {drawn}."
+
+
+def _sweep_alt(study: TransplantStudy) -> str:
+    points_ = "; ".join(
+        f"dose {point.dose:g}: {percent(point.positive.rate)}, ordinary right "
+        f"{percent(point.ordinary_right.rate)}, ordinary refused {percent(point.ordinary_refused.rate)}"
+        for point in study.choice.sweep
+    )
+    return f"Share “{study.effect.task.behaviour.positive}” by dose on development items: {points_}."
