@@ -84,7 +84,7 @@ def arms_and_draws(
     *,
     theme: Theme = "light",
 ) -> bytes:
-    """Share on the positive side: of arms, points with intervals; of controls, a dot for each drawn vector."""
+    """Share on the positive side: of arms, points with intervals; of controls, a dot a drawn vector."""
     colours = PALETTES[theme]
     count = len(rows) + len(controls)
     figure, axes = canvas(7.6, 0.9 + 0.46 * count, colours)

@@ -172,7 +172,8 @@ def _strip_alt(study: TransplantStudy) -> str:
         f"{label}: mean {percent(found.control.mean)}, most {percent(max(found.control.draws))}"
         for label, found in _controls(study)
     )
-    return f"Share “{study.effect.task.behaviour.positive}”: {_shares(study.effect, arm_labels(study))}; {drawn}."
+    of_arms = _shares(study.effect, arm_labels(study))
+    return f"Share “{study.effect.task.behaviour.positive}”: {of_arms}; {drawn}."
 
 
 def _sweep_alt(study: TransplantStudy) -> str:
