@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import os
 import pickle
 import sys
+import tempfile
 import types
 import zipfile
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from families import WIDTH, dense
@@ -267,3 +271,17 @@ def test_many_views_of_one_storage_do_not_unfold(tmp_path: Path) -> None:
 def test_an_ordered_dict_is_no_dict_of_vectors(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not a plain dictionary"):
         read_steering_vectors(saved(collections.OrderedDict(vectors(1)), tmp_path / "v.pt"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_changed_byte_is_refused_or_harmless(data: st.DataObject) -> None:
+    buffer = io.BytesIO()
+    torch.save(vectors(1), buffer)
+    content = bytearray(buffer.getvalue())
+    # Most of the file is padding and numbers: half of the changes are in the pickle or the directory.
+    place = data.draw(st.one_of(st.integers(0, 500), st.integers(len(content) - 700, len(content) - 1)))
+    content[place] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ArtifactError):
+        read = read_steering_vectors(_written(Path(folder) / "v.pt", bytes(content)))
+        assert all(vector.nbytes <= len(content) for vector in read.values())

@@ -42,6 +42,7 @@ ARCHITECTURE = "controlvector"
 MODEL_HINT = f"{ARCHITECTURE}.model_hint"
 LAYER_COUNT = f"{ARCHITECTURE}.layer_count"
 
+_ALIGNMENT = "general.alignment"
 _MOST_ENTRIES = 256
 _STRING, _ARRAY = 8, 9
 # GGUF's types of single values, by their numbers there: unsigned and signed 8, 16 and 32 bits, float, bool,
@@ -179,6 +180,9 @@ def _check_metadata(metadata: Mapping[str, Any], path: Path) -> None:
     for key, kind in ((MODEL_HINT, str), (LAYER_COUNT, int)):
         if type(metadata.get(key, kind())) is not kind:
             raise ArtifactError(f"{path}: {key} is not {'text' if kind is str else 'a whole number'}")
+    alignment = metadata.get(_ALIGNMENT, 32)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise ArtifactError(f"{path}: {_ALIGNMENT} is {str(alignment)[:20]!r} and not a power of two")
     # What describes the file changes nothing (general.name, general.author …). Anything else may say that the
     # vectors are not simply added: there are files of this kind whose vectors are projected out.
     unknown = [
