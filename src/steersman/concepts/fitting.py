@@ -171,7 +171,7 @@ def _sides(
             )
         chosen = choose_source(concept, of_source)
         if source_layers is None:
-            of_source = [chosen]
+            of_source = list(concept.layers) if chosen is None else [chosen]
     sides = Sides(tuple(of_source), source.width, tuple(of_target), target.width)
     if sides.bytes > MOST_BYTES:
         raise ModelError(
@@ -308,6 +308,7 @@ class _Reading:
                 bar.update(len(self._aligned.units[number]))
                 if saved is not None:
                     saved.save({"map": state})
+            state.moments.flush()
             if saved is not None:
                 saved.save({"map": state}, at_once=True)
         return state
@@ -349,20 +350,20 @@ class _Reading:
         of_target = states_of_texts(
             target, self._sides.target_layers, [text.target for text in texts], self._batch_size
         )
-        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, ...]] = []
         for place, (text, read, states) in enumerate(zip(texts, of_source, of_target, strict=True)):
             seen = rows_of_states(states, text.target_rows)
             usual = read.usual & seen.usual
-            owner = torch.full((int(usual.sum()),), place)
-            parts.append(
-                (read.states[usual], seen.states[usual], owner, torch.full_like(owner, text.held_out) != 0)
-            )
-            if state is not None:
+            in_scope = torch.from_numpy(text.target_rows >= text.scope)
+            owner = torch.full_like(in_scope, place, dtype=torch.int64)
+            held = torch.full_like(in_scope, text.held_out)
+            parts.append(tuple(each[usual] for each in (read.states, seen.states, owner, in_scope, held)))
+        x, y, owners, in_scope, held_out = (torch.cat(each) for each in zip(*parts, strict=True))
+        if state is not None:
+            for text in texts:
                 state.texts[int(text.held_out)] += 1
-                in_scope = usual & torch.from_numpy(text.target_rows >= text.scope)
-                for layer, norms in enumerate(seen.states[in_scope].norm(dim=-1).T):
-                    state.norms[self._sides.target_layers[layer]].add(norms)
-        x, y, owners, held_out = (torch.cat(each) for each in zip(*parts, strict=True))
+            for layer, norms in zip(self._sides.target_layers, y[in_scope].norm(dim=-1).T, strict=True):
+                state.norms[layer].add(norms)
         return x, y, owners, held_out
 
     def _read(

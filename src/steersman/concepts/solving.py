@@ -125,25 +125,22 @@ def _warn_of_few_rows(moments: JointMoments, rank: float) -> None:
         )
 
 
-def choose_source(concept: ConceptVector, layers: Sequence[int]) -> int:
-    """Of these source layers the one where a concept separates held-out pairs best.
+def choose_source(concept: ConceptVector, layers: Sequence[int]) -> int | None:
+    """Of these source layers the one where a concept separates held-out pairs best; None where it is not
+    known how it separates them.
 
     Raises ModelError where the concept has none of them.
     """
     known = [layer for layer in layers if layer in concept.vectors]
     if not known:
         raise ModelError(
-            f"the concept has layers {', '.join(map(str, sorted(concept.vectors)))}, and none of the source "
+            f"the concept has layers {', '.join(map(str, concept.layers))}, and none of the source "
             f"layers {', '.join(map(str, layers))}"
         )
-    if concept.best_layer in known:
-        return int(concept.best_layer)
-
-    def separation(layer: int) -> float:
-        judged = concept.separation.get(layer)
-        return -1.0 if judged is None else judged.auroc
-
-    return max(known, key=separation)
+    judged = {layer: found for layer in known if (found := concept.separation.get(layer)) is not None}
+    if not judged:
+        return None
+    return max(judged, key=lambda layer: (judged[layer].auroc, concept.length(layer)))
 
 
 def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:

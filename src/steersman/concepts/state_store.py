@@ -96,6 +96,8 @@ class StateStore:
                 if (stored.metadata() or {}).get("states") != self._id:
                     raise ArtifactError(f"{file}: states of something else; remove the folder")
                 parts = [stored.get_slice(f"layer.{layer}")[start:end] for layer in self._wanted]
+        except ArtifactError:
+            raise
         except (OSError, SafetensorError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"{file}: damaged ({reason}); remove the file and start again") from None
@@ -130,6 +132,8 @@ class StateStore:
                 )
             content = {"format": FORMAT, "format_version": FORMAT_VERSION, "layers": self.layers, "of": run}
             path.write_text(json.dumps(content, indent=1))
+        except ArtifactError:
+            raise
         except OSError as error:
             raise ArtifactError(f"{self._folder}: cannot be used for states ({error.strerror})") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
