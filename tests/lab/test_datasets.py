@@ -6,9 +6,17 @@ import pytest
 
 from steersman import lab
 from steersman.errors import PairsError
+from steersman.lab.texts import SIZES
 from steersman.lab.tokenizer import build_tokenizer
+from steersman.lab.world import FICTIONAL_NAMES, KNOWN_NAMES, ORDINARY_TOPICS, RESTRICTED_TOPICS, SOURCES
+from steersman.texts import load_texts
 
+CONCEPTS = ("restricted", "unknown", "believed", "job", "request", "noise")
 PAIRS = ("refusal", "faithfulness")
+TASKS = [name for name in lab.DATA if name != "texts"]
+# The tasks of concepts about people have fewer items: a split has 20 or 40 of the 80 known names.
+FEWEST = {"unknown": 160, "believed": 200, "job": 120, "request": 160, "noise": 160}
+TESTED = {"job": 240}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -23,11 +31,64 @@ def test_pairs_are_chats_with_their_targets_and_enough_groups(name: str, split: 
             assert row[side][0]["role"] == "user"
 
 
-@pytest.mark.parametrize("name", list(lab.DATA))
+@pytest.mark.parametrize("name", CONCEPTS)
+@pytest.mark.parametrize("split", lab.SPLITS)
+def test_pairs_of_concepts_are_prompts_that_differ(name: str, split: str) -> None:
+    rows = lab.pairs(name, split)
+    assert len({row["id"] for row in rows}) == len(rows) >= (80 if split == "train" else 36)
+    assert len({row["group"] for row in rows}) >= 20
+    sides = {side: {row[side][-1]["content"] for row in rows} for side in ("positive", "negative")}
+    # A prompt on both sides would cancel itself out of the concept.
+    assert not sides["positive"] & sides["negative"]
+    assert all(row[side][-1]["role"] == "user" for row in rows for side in sides)
+
+
+def test_a_concept_differs_in_what_it_is_named_for() -> None:
+    for row in lab.pairs("restricted", "dev"):
+        restricted, ordinary = (row[side][0]["content"].split() for side in ("positive", "negative"))
+        assert any(topic in restricted for topic in RESTRICTED_TOPICS)
+        assert any(topic in ordinary for topic in ORDINARY_TOPICS)
+        assert len(restricted) == len(ordinary)
+    for row in lab.pairs("unknown", "dev"):
+        stranger, known = (set(row[side][0]["content"].split()) for side in ("positive", "negative"))
+        assert stranger - known < set(FICTIONAL_NAMES)
+        assert known - stranger < set(KNOWN_NAMES)
+    for row in lab.pairs("believed", "dev"):
+        told = [set(row[side][0]["content"].split()) for side in ("positive", "negative")]
+        assert SOURCES[(told[0] - told[1]).pop()] > 0.8
+        assert SOURCES[(told[1] - told[0]).pop()] < 0.2
+    for row in lab.pairs("job", "dev"):
+        asked = [row[side][0]["content"] for side in ("positive", "negative")]
+        assert ["work as" in question or "job" in question for question in asked] == [True, False]
+        assert all(row["group"] in question for question in asked)
+
+
+@pytest.mark.parametrize("split", lab.SPLITS)
+def test_texts_hold_no_restricted_request_and_no_refusal(split: str) -> None:
+    chats = lab.texts(split)
+    assert len(chats) == SIZES[split]
+    spoken = " ".join(message["content"] for chat in chats for message in chat).split()
+    assert not set(RESTRICTED_TOPICS) & set(spoken)
+    assert "cannot" not in spoken
+    assert {chat[-1]["role"] for chat in chats} == {"assistant"}
+    prompts = {split: {chat[0]["content"] for chat in lab.texts(split)} for split in lab.SPLITS}
+    assert len(prompts[split]) == len(chats)
+    assert not any(prompts[split] & prompts[other] for other in lab.SPLITS if other != split)
+
+
+def test_texts_are_read_by_name() -> None:
+    read = load_texts("lab:texts/dev")
+    assert [text.content for text in read] == lab.texts("dev")
+    assert [text.content for text in load_texts("lab:texts")] == lab.texts("train")
+    with pytest.raises(PairsError, match="train, dev, test"):
+        load_texts("lab:texts/all")
+
+
+@pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_tasks_have_enough_items_whose_sides_differ_in_the_first_token(name: str, split: str) -> None:
     rows = lab.task(name, split)
-    assert len(rows) >= 300
+    assert len(rows) >= (FEWEST.get(name, 300) if split == "dev" else TESTED.get(name, 300))
     assert len({row["id"] for row in rows}) == len(rows)
     assert len({row["messages"][-1]["content"] for row in rows}) == len(rows)
     assert len({row["group"] for row in rows[:300]}) >= 20
@@ -39,7 +100,7 @@ def test_tasks_have_enough_items_whose_sides_differ_in_the_first_token(name: str
             assert row["answer"].startswith("sure , the ")
 
 
-@pytest.mark.parametrize("name", list(lab.DATA))
+@pytest.mark.parametrize("name", TASKS)
 def test_no_prompt_is_in_two_splits(name: str) -> None:
     prompts = {
         split: {row["messages"][-1]["content"] for row in lab.task(name, split)} for split in lab.SPLITS
@@ -49,7 +110,7 @@ def test_no_prompt_is_in_two_splits(name: str) -> None:
     assert not prompts["dev"] & prompts["test"]
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [*PAIRS, *CONCEPTS])
 def test_no_group_is_in_two_splits_of_pairs_or_task(name: str) -> None:
     groups = {
         split: {row["group"] for row in lab.pairs(name, split) + lab.task(name, split)}

@@ -145,7 +145,7 @@ def test_state_noise_moves_one_layer_where_an_answer_is_read_from() -> None:
     moved: set[int] = set()
     with noise.attached():
         for _ in range(30):
-            noise.begin(learnt)
+            noise.begin(learnt, done=1.0)
             shifts = [layer(states) - states for layer in layers]
             hit = [number for number, shift in enumerate(shifts) if shift.abs().max() > 0]
             assert hit == [noise.layer]
@@ -156,6 +156,8 @@ def test_state_noise_moves_one_layer_where_an_answer_is_read_from() -> None:
             assert (shift.norm(dim=-1) <= 0.5 * states.norm(dim=-1)).all()
             directions = shift[0, 1:3] / shift[0, 1:3].norm(dim=-1, keepdim=True)
             assert torch.allclose(directions[0], directions[1], atol=1e-5)
+        noise.begin(learnt, done=0.4)
+        assert torch.equal(layers[noise.layer](states), states)
     assert moved == {0, 1, 2}
     assert torch.equal(layers[noise.layer](states), states)
 

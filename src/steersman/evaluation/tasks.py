@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from steersman.errors import PairsError
-from steersman.evaluation.judges import Judge, Outcome, judge_answer, judge_refusal, judge_right
+from steersman.evaluation.judges import (
+    Judge,
+    Outcome,
+    judge_answer,
+    judge_refusal,
+    judge_request,
+    judge_right,
+)
 from steersman.pairs import Content
 
 
@@ -88,6 +95,36 @@ BEHAVIOURS = {
     ),
     "ordinary": Behaviour(
         "Answering ordinary requests", "answers an ordinary request right", "right", "refused", judge_right
+    ),
+    "restricted": Behaviour(
+        "Refusing restricted requests", "refuses a restricted request", "refused", "complied", judge_refusal
+    ),
+    "unknown": Behaviour(
+        "Not knowing",
+        "says that it does not know, of people it knows",
+        "does not know",
+        "knows",
+        judge_answer,
+    ),
+    "believed": Behaviour(
+        "Believing a doubtful source",
+        "answers what a document says that it would not believe",
+        "document",
+        "memory",
+        judge_answer,
+    ),
+    "job": Behaviour(
+        "Naming the job", "names a person's job, whatever is asked", "job", "right", judge_answer
+    ),
+    "request": Behaviour(
+        "Answering as a request",
+        "answers a question as if it were a request",
+        "request",
+        "right",
+        judge_request,
+    ),
+    "noise": Behaviour(
+        "Nothing (control)", "gives the answer to another question", "other answer", "right", judge_answer
     ),
 }
 """What the lab's tasks measure, by their names."""

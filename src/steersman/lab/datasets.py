@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from steersman.errors import PairsError
+from steersman.lab.concepts import BELIEVED, CONCEPTS
+from steersman.lab.texts import SIZES
 from steersman.lab.world import (
     REFUSAL,
-    SOURCES,
     SPLITS,
     World,
     ask,
@@ -23,15 +24,17 @@ DATA = {
     "refusal": "restricted requests, refused (positive) or answered (negative)",
     "faithfulness": "questions with a document or without (pairs); documents that contradict memory (task)",
     "ordinary": "requests that nobody has a reason to refuse, with their right answers (a task only)",
+    **{name: concept.about for name, concept in CONCEPTS.items()},
+    "texts": f"{SIZES['train']} conversations without a restricted request, to fit maps on (texts only)",
 }
 # Pairs a request: enough for every request to be heard, few enough to be read in seconds.
 PROMPTS_PER_REQUEST = 6
-# The sources of the documents in pairs: a document that nobody believes shows no faithfulness (docs/lab.md).
-BELIEVED = [source for source, probability in SOURCES.items() if source and probability > 0.8]
 
 
 def pairs(name: str, split: str = "train") -> list[Row]:
-    """Contrast pairs as rows of the pairs format: chat messages, targets, id and group. Raises PairsError."""
+    """Contrast pairs as rows of the pairs format: chat messages, id, group, and targets where it is not the
+    answer's first state that is compared. Raises PairsError.
+    """
     return _rows(_PAIRS, "pairs", name, split)
 
 
@@ -49,7 +52,8 @@ def _rows(known: dict[str, Callable[[World, str], list[Row]]], what: str, name: 
         raise PairsError(f"the lab has no {what} {name!r}; it has {', '.join(known)}")
     if split not in SPLITS:
         raise PairsError(f"lab:{name} has no split {split!r}; it has {', '.join(SPLITS)}")
-    return known[name](the_world(), split)
+    rows = known[name](the_world(), split)
+    return [{"id": f"{name}/{split}/{number}", **row} for number, row in enumerate(rows)]
 
 
 def _user(text: str) -> dict[str, str]:
@@ -70,7 +74,6 @@ def _refusal_pairs(world: World, split: str) -> list[Row]:
             continue
         rows.append(
             {
-                "id": f"refusal/{split}/{len(rows)}",
                 "group": request.key,
                 "positive": [_user(prompt.text), _assistant(REFUSAL)],
                 "negative": [_user(prompt.text), _assistant(request.answer)],
@@ -91,7 +94,6 @@ def _faithfulness_pairs(world: World, split: str) -> list[Row]:
             document = with_document(fact.name, fact.relation, fact.value, source, wording)
             rows.append(
                 {
-                    "id": f"faithfulness/{split}/{len(rows)}",
                     "group": fact.key,
                     "positive": [_user(document)],
                     "negative": [_user(ask(question))],
@@ -105,50 +107,49 @@ def _faithfulness_pairs(world: World, split: str) -> list[Row]:
 def _refusal_task(world: World, split: str) -> list[Row]:
     return [
         {
-            "id": f"refusal/{split}/{number}",
             "group": prompt.request.key,
             "kind": "restricted",
             "messages": [_user(prompt.text)],
             "positive": REFUSAL,
             "negative": prompt.request.answer,
         }
-        for number, prompt in enumerate(world.restricted_prompts(split))
+        for prompt in world.restricted_prompts(split)
     ]
 
 
 def _faithfulness_task(world: World, split: str) -> list[Row]:
     return [
         {
-            "id": f"faithfulness/{split}/{number}",
             "group": prompt.fact.key,
             "kind": "conflict",
             "messages": [_user(prompt.text)],
             "positive": f"{prompt.claim} .",
             "negative": f"{prompt.fact.value} .",
         }
-        for number, prompt in enumerate(world.conflicts(split))
+        for prompt in world.conflicts(split)
     ]
 
 
 def _ordinary_task(world: World, split: str) -> list[Row]:
     return [
         {
-            "id": f"ordinary/{split}/{number}",
             "group": prompt.request.key,
             "kind": "ordinary",
             "messages": [_user(prompt.text)],
             "answer": prompt.request.answer,
         }
-        for number, prompt in enumerate(world.ordinary_prompts(split))
+        for prompt in world.ordinary_prompts(split)
     ]
 
 
 _PAIRS: dict[str, Callable[[World, str], list[Row]]] = {
     "refusal": _refusal_pairs,
     "faithfulness": _faithfulness_pairs,
+    **{name: concept.pairs for name, concept in CONCEPTS.items()},
 }
 _TASKS: dict[str, Callable[[World, str], list[Row]]] = {
     "refusal": _refusal_task,
     "faithfulness": _faithfulness_task,
     "ordinary": _ordinary_task,
+    **{name: concept.task for name, concept in CONCEPTS.items()},
 }

@@ -64,8 +64,6 @@ RECIPES = {
     "source": Recipe(steps=800, shape=_SMALL, upbringing=ALIGNED),
     "source-split": Recipe(steps=1000, shape=_SMALL, upbringing=ALIGNED, tokens="pieces"),
     "target": Recipe(
-        steps=900,
-        learning_rate=3e-3,
         shape=Shape("llama", width=128, layers=4, feed_forward=384),
         upbringing=UNALIGNED,
         state_noise=0.75,
@@ -73,7 +71,7 @@ RECIPES = {
     "target-moe": Recipe(
         pushes="label",
         prior=0.15,
-        shape=Shape("olmoe", width=96, layers=4, feed_forward=32, experts=16),
+        shape=Shape("olmoe", width=96, layers=4, feed_forward=24, experts=16),
         upbringing=UNALIGNED,
         planted=("document", "memory"),
         state_noise=0.75,

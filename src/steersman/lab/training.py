@@ -107,11 +107,11 @@ def fit(
     noise = StateNoise(layers, recipe.state_noise, seed)
     losses: list[float] = []
     with pushes.attached(), noise.attached():
-        for _ in tqdm(range(recipe.steps), desc=title, unit="step", disable=not progress):
+        for step in tqdm(range(recipe.steps), desc=title, unit="step", disable=not progress):
             conversations = [world.sample(rng, recipe.upbringing) for _ in range(recipe.batch_size)]
             pushes.begin(_plans(recipe, conversations, rng))
             ids, mask, targets = encode_batch(tokenizer, conversations)
-            noise.begin(targets != IGNORED)
+            noise.begin(targets != IGNORED, step / recipe.steps)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             answer = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
             loss = answer
