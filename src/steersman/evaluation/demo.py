@@ -1,11 +1,11 @@
-"""The demo: the whole story on the lab, offline, in about a minute."""
+"""The demo: the whole story on the lab, offline, in a few minutes."""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,10 +16,11 @@ import torch
 from tqdm import tqdm
 
 from steersman.artifacts import check_free, new_folder
-from steersman.evaluation import figures
+from steersman.evaluation import figures, transplant_figures
 from steersman.evaluation.choice import Choice
 from steersman.evaluation.comparison import BASE, REVERSED, TOWARD
-from steersman.evaluation.lab_study import Laboratory, Plot
+from steersman.evaluation.lab_study import Laboratory, Passage, Plot
+from steersman.evaluation.levers_study import LeversStudy
 from steersman.evaluation.report import (
     SIGNIFICANT,
     Chapter,
@@ -35,20 +36,36 @@ from steersman.evaluation.report import (
     write_report,
 )
 from steersman.evaluation.study import Study
+from steersman.evaluation.transplant_report import LeversChapter, TransplantChapter
+from steersman.evaluation.transplant_study import TRANSPLANTED, TransplantStudy
 
 REPORT = "report.html"
 RESULT = "result.json"
 DRAWS = 49
 ITEMS = 300
 CONTROL_ITEMS = 150
-"""Items on which the plan is compared with random ones: half of them, for the demo's two minutes."""
+"""Items on which plans are compared with random ones: half of them, to save time."""
 
 PLOTS = {
     "refusal": Plot("moe", "refusal", ("ordinary", "faithfulness")),
     "faithfulness": Plot("moe", "faithfulness", ("ordinary", "refusal")),
     "control": Plot("moe-prior", "refusal", ("ordinary",)),
 }
-"""What the demo measures, by the names of the folders it writes."""
+"""What the demo measures of expert steering, by the names of the folders it writes."""
+
+TRANSPLANT = Passage("source", "target", "restricted")
+BOTH = (Plot("target-moe", "faithfulness", ()), Passage("source", "target-moe", "restricted"))
+BOTH_ITEMS = 150
+FOLDERS = (*PLOTS, "transplant", "both")
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that the demo has measured."""
+
+    studies: Mapping[str, Study]
+    transplant: TransplantStudy
+    levers: LeversStudy
 
 
 @dataclass(frozen=True)
@@ -86,30 +103,43 @@ def run_demo(
         ArtifactError: the folder is occupied or cannot be written.
     """
     start = time.monotonic()
-    out, ours = Path(out_dir), {REPORT, RESULT, *PLOTS}
+    out, ours = Path(out_dir), {REPORT, RESULT, *FOLDERS}
     check_free(out, force=force, ours=ours)
     laboratory = Laboratory(items=items, draws=draws, control_items=CONTROL_ITEMS, seed=seed)
     studies: dict[str, Study] = {}
     with (
         _one_thread(),
         new_folder(out, force=force, ours=ours) as place,
-        tqdm(total=len(PLOTS) * laboratory.steps, disable=not progress, bar_format=_BAR) as bar,
+        tqdm(total=_steps(laboratory), disable=not progress, bar_format=_BAR) as bar,
     ):
-        for name, plot in PLOTS.items():
 
-            def advance(stage: str, steps: int, name: str = name) -> None:
+        def advancing(name: str) -> Callable[[str, int], None]:
+            def advance(stage: str, steps: int) -> None:
                 bar.set_description(f"{name}: {stage}", refresh=False)
                 bar.update(steps)
 
+            return advance
+
+        for name, plot in PLOTS.items():
             # The control gets as many experts as the model that it is the control of.
             choice = same_number(studies["refusal"].choice) if name == "control" else None
-            studies[name] = laboratory.study(plot, advance, choice)
+            studies[name] = laboratory.study(plot, advancing(name), choice)
             _save(studies[name], place / name)
+        transplant = laboratory.transplant(TRANSPLANT, advancing("transplant"))
+        _save_transplant(transplant, place / "transplant")
+        levers = laboratory.levers(*BOTH, min(BOTH_ITEMS, items), advancing("both"))
+        (place / "both").mkdir()
+        levers.plan.save_pretrained(place / "both" / "plan")
+        measured = Found(studies, transplant, levers)
         seconds = time.monotonic() - start
-        found = _result(studies, seed=seed, seconds=seconds)
+        found = _result(measured, seed=seed, seconds=seconds)
         (place / RESULT).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        write_report(place / REPORT, demo_report(studies, out=out, seed=seed, seconds=seconds))
+        write_report(place / REPORT, demo_report(measured, out=out, seed=seed, seconds=seconds))
     return DemoResult(out / REPORT, found)
+
+
+def _steps(laboratory: Laboratory) -> int:
+    return len(PLOTS) * laboratory.steps + laboratory.transplant_steps + laboratory.LEVERS_STEPS
 
 
 @contextmanager
@@ -144,25 +174,38 @@ def _save(study: Study, folder: Path) -> None:
     figures.heatmap(study.contrast, study.toward, folder / "map.png")
 
 
-def _result(studies: Mapping[str, Study], *, seed: int, seconds: float) -> dict[str, Any]:
+def _save_transplant(study: TransplantStudy, folder: Path) -> None:
+    """The concept, the map, the plan, the sweep."""
+    folder.mkdir()
+    study.concept.save_pretrained(folder / "concept")
+    study.bridge.save_pretrained(folder / "map")
+    study.plan.save_pretrained(folder / "plan")
+    labels = (study.effect.task.behaviour.positive, "ordinary, right", "ordinary, refused")
+    transplant_figures.sweep(study.choice, labels, folder / "sweep.png")
+
+
+def _result(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
     return {
         "tool_version": version("steersman"),
         "seed": seed,
         "seconds": round(seconds, 1),
-        "studies": {name: study.to_json() for name, study in studies.items()},
+        "studies": {name: study.to_json() for name, study in found.studies.items()},
+        "transplant": found.transplant.to_json(),
+        "both": found.levers.to_json(),
     }
 
 
 # ---------------------------------------------------------------- what the page says
 
 
-def demo_report(studies: Mapping[str, Study], *, out: Path, seed: int, seconds: float) -> Report:
+def demo_report(found: Found, *, out: Path, seed: int, seconds: float) -> Report:
     """The demo's page: every sentence that depends on a figure is made from the figure."""
+    studies, transplant = found.studies, found.transplant
     refusal, faithfulness, control = studies["refusal"], studies["faithfulness"], studies["control"]
     return Report(
         title=_title(refusal),
-        lead=_lead(refusal),
-        key_figures=_key_figures(refusal, control),
+        lead=(*_lead(refusal), _transplant_lead(transplant)),
+        key_figures=(*_key_figures(refusal, control), _transplant_key(transplant)),
         caution=(
             "In training, some experts of this model were tied to refusing and to helping, others to reading "
             "a document and to remembering. So it is known what there is to find. The demo shows that the "
@@ -173,8 +216,12 @@ def demo_report(studies: Mapping[str, Study], *, out: Path, seed: int, seconds: 
             Chapter("refusal", "Refusing restricted requests", _REFUSAL, refusal),
             Chapter("faithfulness", "Believing the document", _FAITHFULNESS, faithfulness),
             Chapter("control", "Negative control: experts that only look right", _CONTROL, control),
+            TransplantChapter(
+                "transplant", "A concept of a small model in a bigger one", _TRANSPLANT, transplant
+            ),
+            LeversChapter("both", "Both levers in one plan", _BOTH, found.levers),
         ),
-        commands=_commands(out, refusal),
+        commands=(*_commands(out, refusal), *_transplant_commands(transplant)),
         limits=_LIMITS,
         facts=(
             (
@@ -183,9 +230,23 @@ def demo_report(studies: Mapping[str, Study], *, out: Path, seed: int, seconds: 
                 f"{version('transformers')}",
             ),
             ("on", f"Python {platform.python_version()}, {platform.machine()}, in {seconds:.0f} seconds"),
-            ("models", ", ".join(dict.fromkeys(study.model for study in studies.values()))),
+            (
+                "models",
+                ", ".join(
+                    dict.fromkeys(
+                        [
+                            *(study.model for study in studies.values()),
+                            transplant.source,
+                            transplant.target,
+                            found.levers.model,
+                        ]
+                    )
+                ),
+            ),
             ("seed of the random plans", str(seed)),
             *((f"plan “{name}”", study.toward.fingerprint) for name, study in studies.items()),
+            ("plan “transplant”", transplant.plan.fingerprint),
+            ("plan “both”", found.levers.plan.fingerprint),
         ),
     )
 
@@ -248,6 +309,39 @@ def _key_figures(refusal: Study, control: Study) -> tuple[KeyFigure, ...]:
     )
 
 
+def _transplant_lead(study: TransplantStudy) -> str:
+    base, steered = (study.effect.rate(arm) for arm in (BASE, TRANSPLANTED))
+    random, shuffled = (drawn.control.mean for drawn in study.controls)
+    return (
+        "The second lever needs no experts. A small model that refuses what is restricted is read for the "
+        "direction of that concept; a map, learnt from texts that hold no restricted request, carries it "
+        "into a bigger model that hardly ever refuses, where it is added while the model answers. There the "
+        f"share refused went from {percent(base)} to {percent(steered)}; random vectors of the same length "
+        f"reach {percent(random)} on average, label-shuffled concepts {percent(shuffled)}."
+    )
+
+
+def _transplant_key(study: TransplantStudy) -> KeyFigure:
+    rates = {arm: study.effect.arms[arm].rates["positive"] for arm in (BASE, TRANSPLANTED)}
+    right = study.cost.arms[TRANSPLANTED].rates["positive"]
+    return KeyFigure(
+        "A small model's refusals, transplanted into a bigger one",
+        f"{percent(rates[BASE].rate)} → {percent(rates[TRANSPLANTED].rate)}",
+        f"interval {range_of(rates[TRANSPLANTED])}; ordinary requests right {percent(right.rate)}",
+    )
+
+
+_TRANSPLANT = (
+    "The source is a small model that was taught to refuse every restricted request. The target is six times "
+    "as big, has other weights and another width, and was taught to help nearly always. The concept is the "
+    "mean difference, in the source, between restricted and ordinary prompts. The map is fitted on texts "
+    "without any restricted request, and what it does is measured on requests held out of all training."
+)
+_BOTH = (
+    "A mixture-of-experts target, unaligned as well, in which experts were tied to reading a document and to "
+    "remembering. One plan holds both: experts that make it believe documents, and the transplanted vector "
+    "that makes it refuse. Each part is to do its own work, also in company."
+)
 _REFUSAL = (
     "Some requests in the lab's small world are restricted, and who asks decides how likely the model is to "
     "refuse. The pairs are one request with a refusal and with a helpful answer; the words of the answers "
@@ -275,9 +369,29 @@ _LIMITS = (
     "Answers are judged by their first words. What a model says after them is only seen in the texts.",
     "Random plans may hit planted experts by chance. That widens their spread, and makes the test a strict "
     "one.",
+    "The target of the transplantation has seen refusals now and then, and learnt its answers with noise on "
+    "its states, so that it stands being pushed. A model that has never refused has no refusal to be moved "
+    "to.",
     "Costs are shown for ordinary requests and for the other behaviour. What was not measured may have "
     "changed too.",
 )
+
+
+def _transplant_commands(study: TransplantStudy) -> tuple[tuple[str, str], ...]:
+    source, target, concept = study.source, study.target, TRANSPLANT.concept
+    return (
+        ("Refine a concept in the small model", f"steersman refine {source} lab:{concept}/train -o concept"),
+        (
+            "Map it into the bigger one",
+            f"steersman map {source} {target} lab:texts -o map --concept concept",
+        ),
+        (
+            "Transplant it: the gate is asked first",
+            f"steersman transplant concept map -o refusing --strength dose:{study.choice.dose:g} "
+            f"--pairs lab:{concept}/dev",
+        ),
+        ("Two plans for one model become one", "steersman compose experts refusing -o both"),
+    )
 
 
 def _commands(out: Path, study: Study) -> tuple[tuple[str, str], ...]:

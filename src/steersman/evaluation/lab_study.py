@@ -1,4 +1,4 @@
-"""Studies on the lab: where the models, pairs and tasks come from, and what is known of the planting."""
+"""Studies on the lab: where models, pairs, texts and tasks come from, and what is known of the planting."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING
 
 from steersman import lab
 from steersman.evaluation.arms import ArmResult, Subject
-from steersman.evaluation.choice import GRID, Candidate, Choice, candidates, settle
+from steersman.evaluation.choice import GRID, Candidate, Choice, both_ways, candidates, settle
+from steersman.evaluation.levers_study import LeversStudy, run_levers_study
 from steersman.evaluation.study import Planting, Study, run_study
 from steersman.evaluation.tasks import load_task
+from steersman.evaluation.transplant_study import (
+    Tasks,
+    TransplantStudy,
+    choose_dose,
+    plan_at,
+    prepare,
+    run_transplant_study,
+    steps_of,
+    sweep,
+)
 from steersman.experts.counting import detect_experts
 from steersman.pairs import load_pairs
+from steersman.texts import load_texts
 
 if TYPE_CHECKING:
     from steersman.experts.contrast import RoutingContrast
@@ -37,12 +49,22 @@ class Plot:
     costs: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Passage:
+    """What a transplantation is about: a concept, by its pairs and its task, from one model to another."""
+
+    source: str
+    target: str
+    concept: str
+
+
 class Laboratory:
     """Runs studies on models of one training seed; each is opened once, and run unsteered once a task."""
 
     DETECT_STEPS = 4
     CHOOSE_STEPS = 12
     MEASURE_STEPS = 10
+    LEVERS_STEPS = 40
 
     def __init__(
         self,
@@ -62,6 +84,11 @@ class Laboratory:
         self.progress = progress
         self._subjects: dict[str, Subject] = {}
         self._bases: dict[str, dict[str, ArmResult]] = {}
+
+    @property
+    def transplant_steps(self) -> int:
+        """Steps that one transplantation counts for."""
+        return steps_of(self.draws)
 
     @property
     def steps(self) -> int:
@@ -92,6 +119,54 @@ class Laboratory:
         )
         advance("measured", self.MEASURE_STEPS)
         return found
+
+    def transplant(self, passage: Passage, advance: Advance) -> TransplantStudy:
+        """Refine, map, check, choose the strength on development items, measure on test items."""
+        source, target = self.subject(passage.source), self.subject(passage.target)
+        return run_transplant_study(
+            source,
+            target,
+            load_pairs(f"lab:{passage.concept}/train"),
+            load_pairs(f"lab:{passage.concept}/dev"),
+            load_texts("lab:texts"),
+            self._tasks(passage.concept),
+            names=(self._name(passage.source), self._name(passage.target)),
+            draws=self.draws,
+            seed=self.seed,
+            control_items=self.control_items,
+            advance=advance,
+        )
+
+    def levers(self, plot: Plot, passage: Passage, items: int, advance: Advance) -> LeversStudy:
+        """One plan of experts and of a vector for one model, each part chosen on development items."""
+        target = self.subject(plot.model)
+        contrast = self.detect(plot)
+        experts, _ = both_ways(contrast, settle([self.candidates(plot, contrast)]).count)
+        advance("experts chosen", self.LEVERS_STEPS // 2)
+        pairs, dev_pairs = (load_pairs(f"lab:{passage.concept}/{split}") for split in ("train", "dev"))
+        found = prepare(self.subject(passage.source), target, pairs, dev_pairs, load_texts("lab:texts"))
+        tasks = self._tasks(passage.concept)
+        choice = choose_dose(sweep(target, *found, tasks.dev, tasks.ordinary_dev))
+        study = run_levers_study(
+            target,
+            experts,
+            plan_at(*found, choice.dose),
+            load_task(f"lab:{plot.behaviour}/test", limit=items),
+            tasks.test[:items],
+            tasks.ordinary_test[:items],
+            model=self._name(plot.model),
+        )
+        advance("both levers measured", self.LEVERS_STEPS - self.LEVERS_STEPS // 2)
+        return study
+
+    def _tasks(self, concept: str) -> Tasks:
+        dev, test = DEV_ITEMS, self.items
+        return Tasks(
+            load_task(f"lab:{concept}/dev", limit=dev),
+            load_task("lab:ordinary/dev", limit=dev),
+            load_task(f"lab:{concept}/test", limit=test),
+            load_task("lab:ordinary/test", limit=test),
+        )
 
     def detect(self, plot: Plot) -> RoutingContrast:
         """The contrast over the training split's pairs."""
