@@ -102,7 +102,8 @@ def edits_by_layer(steering: Steering, what: str) -> dict[int, list[ResidualEdit
         elif edit.strength:
             if edit.scope != "all":
                 raise ArtifactError(
-                    f"{what} has no scopes: the steering's is {edit.scope!r}, not 'all'; make it with the scope all"
+                    f"{what} has no scopes: the steering's is {edit.scope!r}, not 'all'; make it with the "
+                    "scope all"
                 )
             for layer in edit.layers:
                 layers.setdefault(layer, []).append(edit)
