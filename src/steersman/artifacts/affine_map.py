@@ -44,7 +44,7 @@ def save_affine_map(of: AffineMap, folder: str | Path, *, force: bool = False) -
     """Write an affine map. Raises `ArtifactError` as `save_steering` does."""
     tensors: Tensors = {f"norms.{layer}": norms.to_tensor().numpy() for layer, norms in of.norms.items()}
     for layer, of_layer in of.maps.items():
-        start = f"maps.{layer}."
+        start = f"maps.{of_layer.source_layer}-{layer}."
         tensors |= {f"{start}{name}": getattr(of_layer, name).numpy() for name in _OF_MAP}
         tensors |= {f"{start}held_out.{name}": getattr(of_layer.held_out, name).numpy() for name in _HELD_OUT}
     if of.table is not None:
@@ -85,6 +85,7 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
     """
     path, manifest, tensors = read_artifact(source, MAP, revision)
     with blaming(path):
+        exact_keys(manifest["source"], {"model", "architecture"}, "source")
         models = {"source": _model(manifest["source"]), "target": _model(manifest)}
         sides = _sides(manifest["layers"], models["source"], models["target"])
         shard = None if manifest["shard"] is None else _shard(manifest["shard"])
@@ -95,6 +96,8 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
         seed = whole(manifest["seed"], "seed")
         made_from = mapping(manifest["made_from"], "made_from")
         exact_keys(made_from, {"from"}, "made_from")
+        if not isinstance(made_from["from"], list):
+            raise ArtifactError("made_from.from is not a list")
         moments = table = None
         maps: dict[int, LayerMap] = {}
         if shard is None:
@@ -106,6 +109,8 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
                 raise ArtifactError("a part that is to be merged has maps already")
         nothing_left(tensors)
         rows, texts = (_counts(manifest[name], name) for name in ("rows", "texts"))
+        if moments is not None and rows != (sum(part.rows for part in moments.parts), moments.parts[1].rows):
+            raise ArtifactError("rows: they are not those of the moments")
         return AffineMap(
             maps=maps,
             source=models["source"],
@@ -126,11 +131,8 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
 
 
 def _model(facts: Any) -> MappedModel:
-    if facts.keys() == {"model", "architecture"} or "source" in facts:
-        architecture = read_architecture(facts)
-        model = facts["model"]
-        return MappedModel(model["name"], model["revision"], model["weights_id"], architecture)
-    raise ArtifactError("source: right are model and architecture, nothing else")
+    architecture, model = read_architecture(facts), facts["model"]
+    return MappedModel(model["name"], model["revision"], model["weights_id"], architecture)
 
 
 def _shard(text: Any) -> str:
@@ -179,7 +181,7 @@ def _maps(entries: Any, tensors: Tensors, sides: Sides, table: MapTable) -> dict
         if source not in sides.source_layers or target not in sides.target_layers or target in maps:
             raise ArtifactError(f"{name}: {source} → {target} is not a pair of the layers, each target once")
         row, column = sides.source_layers.index(source), sides.target_layers.index(target)
-        start = f"maps.{target}."
+        start = f"maps.{source}-{target}."
         held_out = {
             part: _shaped(tensors, f"{start}held_out.{part}", np.float32, shape)
             for part, shape in shapes.items()

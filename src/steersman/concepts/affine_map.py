@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -209,17 +209,29 @@ class AffineMap:
         concept: ConceptVector,
         strength: float | str,
         *,
-        layers: Sequence[int] | None = None,
+        layers: int | Sequence[int] | Literal["all"] | None = None,
         target: tuple[nn.Module, PreTrainedTokenizerBase] | str | None = None,
         pairs: Any = None,
         force: bool = False,
         scope: Scope = "answer",
+        **options: Any,
     ) -> Steering:
-        """A steering of the target toward a concept of the source: `concepts.transplant.transplant`."""
+        """A steering of the target toward a concept of the source, if the gate lets it through.
+
+        Takes, returns and raises what `concepts.transplant.transplant` does, with this map.
+        """
         from steersman.concepts.transplant import transplant
 
         return transplant(
-            self, concept, strength, layers=layers, target=target, pairs=pairs, force=force, scope=scope
+            self,
+            concept,
+            strength,
+            layers=layers,
+            target=target,
+            pairs=pairs,
+            force=force,
+            scope=scope,
+            **options,
         )
 
     def save_pretrained(self, folder: str | Path, *, force: bool = False) -> None:

@@ -172,7 +172,7 @@ class JointMoments:
         Args:
             x: [rows, Ls, ds]; y: [rows, Lt, dt].
         """
-        if self._centres is None:
+        if self._centres is None and len(x):
             flat_x, flat_y = x.flatten(1).double(), y.flatten(1).double()
             self._centres = flat_x.mean(0), flat_y.mean(0)
             spread = flat_y.std(0, correction=0)
@@ -281,6 +281,8 @@ class JointMoments:
         if "scale" in tensors:
             made._centres, made.scale = (tensors["centre.x"], tensors["centre.y"]), tensors["scale"]
         rows: list[Any] = tensors["rows"].tolist()
+        if min(rows) < 0:
+            raise ValueError(f"rows are {rows}")
         for name, part, count in zip(("fit", "held_out"), made.parts, rows, strict=True):
             part.rows = count
             for field in fields(part):

@@ -155,7 +155,8 @@ def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:
         if part.moments is not None:
             moments.merge(part.moments)
         norms = {layer: histogram + part.norms[layer] for layer, histogram in norms.items()}
-    chosen = next((source["source_layer"] for source in first.made_from if source["kind"] == "concept"), None)
+    concepts = [source.get("source_layer") for source in first.made_from if source.get("kind") == "concept"]
+    chosen = next((layer for layer in concepts if layer in moments.sides.source_layers), None)
     maps, table = solve(moments, chosen)
     return replace(
         first,

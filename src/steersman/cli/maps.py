@@ -1,0 +1,274 @@
+"""The command that fits affine maps between models, and what it says of them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from steersman.cli.concepts import check_plot
+from steersman.cli.failures import resumable
+from steersman.cli.options import (
+    LayersType,
+    batch_size_option,
+    force_option,
+    json_option,
+    output_option,
+    seed_option,
+)
+from steersman.cli.output import in_columns, number, put_out, require_free, whole_file
+from steersman.errors import ArtifactError, PairsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steersman import AffineMap
+    from steersman.concepts.affine_map import MapTable
+    from steersman.concepts.alignment import Rows
+
+
+@click.command("map", short_help="Fit an affine map from a model to another.")
+@click.argument("source")
+@click.argument("target")
+@click.argument("texts")
+@output_option("the map")
+@click.option("--concept", metavar="V", help="A concept of SOURCE, which chooses the source layer.")
+@click.option(
+    "--source-layers",
+    type=LayersType(),
+    metavar="LAYERS",
+    help="Such as 3 or 0,2-4 [default: all; with --concept, its best].",
+)
+@click.option(
+    "--target-layers", type=LayersType(), metavar="LAYERS", help="The same of TARGET [default: all]."
+)
+@click.option(
+    "--rows",
+    type=click.Choice(["boundaries", "last"]),
+    default="boundaries",
+    show_default=True,
+    help="Every place where both tokenizers end a token, or the last token of each text.",
+)
+@click.option("--sequential", is_flag=True, help="Open one model after the other; states wait on disk.")
+@click.option(
+    "--source-states",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep the source's states here, and reuse them for the next target.",
+)
+@click.option("--shard", metavar="I/N", help="Read part I of N; merge adds them up.")
+@click.option("--resume", is_flag=True, help="Go on from what a run that was stopped has saved.")
+@click.option("--truncate", is_flag=True, help="Leave out texts that are too long for a model.")
+@click.option("--device", metavar="DEVICE", help="Of both models: cpu, cuda, cuda:1, mps, or auto.")
+@click.option("--source-device", metavar="DEVICE", help="Of the source.")
+@click.option("--target-device", metavar="DEVICE", help="Of the target.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Number format of the weights (default: the checkpoints').",
+)
+@click.option("--source-revision", metavar="REV", help="Branch, tag or commit of the source on the Hub.")
+@click.option("--target-revision", metavar="REV", help="The same of the target.")
+@click.option(
+    "--heatmap",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="R² of all pairs of layers, .png or .svg.",
+)
+@batch_size_option(16)
+@seed_option
+@force_option
+@json_option
+def map_(
+    source: str,
+    target: str,
+    texts: str,
+    output: Path,
+    concept: str | None,
+    source_layers: Any,
+    target_layers: Any,
+    rows: Rows,
+    sequential: bool,
+    source_states: Path | None,
+    shard: str | None,
+    resume: bool,
+    truncate: bool,
+    device: str | None,
+    source_device: str | None,
+    target_device: str | None,
+    dtype: str | None,
+    source_revision: str | None,
+    target_revision: str | None,
+    heatmap: Path | None,
+    batch_size: int,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Fit affine maps from SOURCE's states to TARGET's, over TEXTS that both read.
+
+    TEXTS is a file with a text or chat a line, or lab:NAME. About one text in five judges the map instead of
+    making it. Progress is saved beside the output, in FOLDER.partial, until the output is written.
+
+    \b
+    Examples:
+      steersman map lab:source lab:target lab:texts -o bridge
+      steersman map small big texts.jsonl -o bridge --concept refusal --sequential
+      steersman map small big texts.jsonl -o part-2 --shard 2/8
+    """
+    require_free(output, force)
+    check_heatmap(heatmap, shard, force)
+    if Path(texts).is_dir():
+        raise PairsError(
+            f"{texts}: is a folder; TEXTS is a file or lab:NAME, and the order is SOURCE TARGET TEXTS"
+        )
+    from steersman import ConceptVector, fit_affine_map
+    from steersman.cli.quiet import quiet_libraries
+    from steersman.progress import discard, is_saved, refuse_unwanted
+
+    named = output if output.name not in ("", "..") else output.resolve()  # "." has no name to add to
+    partial = named.with_name(f"{named.name}.partial")
+    if not resume and not force:
+        refuse_unwanted(partial)
+    if resume and not is_saved(partial):
+        click.echo(f"steersman: no progress in {partial} to go on from: starting at the first text", err=True)
+    quiet_libraries()
+    with resumable(partial):
+        refined = None if concept is None else ConceptVector.from_pretrained(concept)
+        if force and not resume:
+            discard(partial)
+        found = fit_affine_map(
+            source,
+            target,
+            texts,
+            source_layers=_layers(source_layers),
+            target_layers=_layers(target_layers),
+            rows=rows,
+            concept=refined,
+            sequential=sequential,
+            source_states=source_states,
+            batch_size=batch_size,
+            shard=shard,
+            checkpoint=partial,
+            resume=resume,
+            progress=True,
+            seed=seed,
+            truncate=truncate,
+            source_options={"device": source_device or device, "dtype": dtype, "revision": source_revision},
+            target_options={"device": target_device or device, "dtype": dtype, "revision": target_revision},
+        )
+        _save(found, output, heatmap, force)
+    discard(partial)
+    result = {"output": str(output), **map_for_json(found)}
+    if heatmap is not None:
+        result["heatmap"] = str(heatmap)
+    put_out(result, as_json, lambda: map_in_words(found))
+
+
+def merge_maps(parts: Sequence[Path], output: Path, force: bool, as_json: bool) -> None:
+    """Add up parts of an affine map: what `merge` does with them."""
+    from steersman import AffineMap, merge_affine_maps
+
+    merged = merge_affine_maps([AffineMap.from_pretrained(path) for path in parts])
+    merged.save_pretrained(output, force=force)
+    put_out({"output": str(output), **map_for_json(merged)}, as_json, lambda: map_in_words(merged))
+
+
+def _layers(asked: Any) -> tuple[int, ...] | None:
+    return None if asked in (None, "all") else asked
+
+
+def check_heatmap(path: Path | None, shard: str | None, force: bool) -> None:
+    """Raise before any work where a picture cannot be drawn, or its place is taken."""
+    if path is not None and shard is not None:
+        raise ArtifactError(f"{path}: a part has no R² to draw; show --heatmap draws the merged map")
+    check_plot(path, force)
+
+
+def _save(found: AffineMap, output: Path, heatmap: Path | None, force: bool) -> None:
+    with whole_file(heatmap, force) if heatmap is not None else nullcontext() as place:
+        if place is not None:
+            draw_map(found, place)
+        found.save_pretrained(output, force=force)
+
+
+def draw_map(found: AffineMap, path: Path) -> None:
+    """Draw R² of all pairs of layers."""
+    from steersman.evaluation.map_figure import map_heatmap
+
+    map_heatmap(found, path)
+
+
+def map_for_json(found: AffineMap) -> dict[str, Any]:
+    """A map's layers with their quality, what they were fitted on, and every pair of layers."""
+    return {
+        "maps": [
+            {
+                "source": of.source_layer,
+                "target": layer,
+                "rows": found.rows,
+                "r2": number(of.r2),
+                "r2_control": number(of.r2_control),
+                "control_sd": number(of.control_sd),
+                "ridge": of.ridge,
+                "effective_rank": of.effective_rank,
+                "norm": number(found.norms[layer].median),
+            }
+            for layer, of in sorted(found.maps.items())
+        ],
+        "source": found.source.name,
+        "target": found.target.name,
+        "rows": found.rows,
+        "texts": found.texts,
+        "held_out": {"rows": found.held_out_rows, "texts": found.held_out_texts},
+        "skipped": found.skipped,
+        "alignment": found.alignment,
+        "shard": found.shard,
+        "table": None if found.table is None else _table_for_json(found.table),
+    }
+
+
+def _table_for_json(table: MapTable) -> dict[str, Any]:
+    return {
+        "source_layers": list(table.source_layers),
+        "target_layers": list(table.target_layers),
+        **{
+            name: getattr(table, name).tolist()
+            for name in ("r2", "r2_control", "effective_rank", "source_rank", "condition")
+        },
+    }
+
+
+def map_in_words(found: AffineMap) -> str:
+    """What was fitted and how well it does, in words."""
+    lines = [
+        f"{found.source.name or 'a model'} → {found.target.name or 'a model'}",
+        f"{found.rows} rows ({found.alignment}) of {found.texts} texts, of which held out: "
+        f"{found.held_out_rows} of {found.held_out_texts}",
+    ]
+    if found.skipped:
+        lines.append(f"{found.skipped} texts left out: too long, or without a row that both models share")
+    if found.table is None:
+        return "\n".join([*lines, f"part {found.shard}: merge all parts for the map"])
+    ranks = dict(zip(found.table.source_layers, found.table.source_rank.tolist(), strict=True))
+    conditions = dict(zip(found.table.source_layers, found.table.condition.tolist(), strict=True))
+    rows = [
+        (
+            layer,
+            of.source_layer,
+            f"{of.r2:.3f}",
+            f"{of.r2_control:+.3f} ± {of.control_sd:.3f}",
+            f"{of.ridge:.1g}",
+            f"{of.effective_rank:.1f}",
+            f"{ranks[of.source_layer]:.1f}",
+            f"{conditions[of.source_layer]:.1e}",
+        )
+        for layer, of in sorted(found.maps.items())
+    ]
+    header = ("target", "source", "R²", "control", "ridge", "rank of map", "rank of source", "condition")
+    caveat = (
+        "R² is of states in general, on held-out texts: whether a concept arrives, transplant --check says"
+    )
+    return "\n".join([*lines, "", in_columns(header, rows), "", caveat])
