@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -101,6 +101,31 @@ class SteeringType(click.ParamType[SteeringChoice]):
         return strength
 
 
+class LayersType(click.ParamType[Any]):
+    """Reads layer numbers such as ``3``, ``0,2-4``, or ``all``."""
+
+    name = "layers"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, ...] | Literal["all"]:
+        if isinstance(value, tuple) or value == "all":
+            return value  # type: ignore[no-any-return]
+        layers: list[int] = []
+        for part in str(value).split(","):
+            span = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part, re.ASCII)
+            first, last = (int(span[1]), int(span[2] or span[1])) if span else (1, 0)
+            if first > last:
+                self.fail(f"{value!r} names no layers; right is 3, 0,2-4 or all", parameter, context)
+            layers += range(first, last + 1)
+        return tuple(dict.fromkeys(layers))
+
+
+def layers_option(meant: str) -> Callable[[Command], Command]:
+    """--layers, with what they are and the default in words."""
+    return click.option("--layers", type=LayersType(), metavar="LAYERS", help=meant)
+
+
 def model_options(command: Command) -> Command:
     """MODEL with --device, --dtype and --revision, handed over as one `ModelChoice` named `model`."""
 
@@ -140,6 +165,19 @@ def output_option(what: str) -> Callable[[Command], Command]:
     )
 
 
+strength_option = click.option(
+    "--strength",
+    required=True,
+    metavar="X",
+    help="A factor of the vector such as 1.5, or dose:0.7: its length as a share of a state's.",
+)
+scope_option = click.option(
+    "--scope",
+    type=click.Choice(["all", "prompt", "generated", "answer"]),
+    default="answer",
+    show_default=True,
+    help="Which tokens are steered.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
 force_option = click.option("--force", is_flag=True, help="Replace what is already there.")
 seed_option = click.option(

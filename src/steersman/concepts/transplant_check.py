@@ -1,6 +1,11 @@
 """Will a concept carry over? Known before anything is steered: does the mapped direction tell held-out pairs
 apart in the target, beyond what label-shuffled concepts do through the same map?
 
+The gate has two forms. Where it can be asked, the lower end of the AUROC must exceed the 95th percentile of
+those of label-shuffled concepts. Where the sides are so far apart that nearly every direction separates them,
+no AUROC could: then it must exceed ½, and more of the concept must be carried, (Wv)·δ, than of 95 in 100
+shuffled ones, which is a randomisation test over the labels of the source.
+
 A good R² alone proves nothing: a map can carry everything but the concept.
 """
 
@@ -34,7 +39,9 @@ Pairs = ContrastPairs | str | Path | Iterable[Mapping[str, Any]]
 FEWEST_SHUFFLES = 19
 """Below, chance alone exceeds all of them in more than one of twenty cases."""
 SATURATED = 0.95
-"""Label-shuffled concepts that separate like this leave no room for an AUROC to exceed them."""
+"""Label-shuffled concepts that separate like this leave no room for an AUROC to exceed them; nor do those
+that exceed the lower end of an AUROC of 1, where there are few clusters.
+"""
 _SCORES_BYTES = 1 << 24
 """Scores along shuffled concepts that are in memory at once."""
 
@@ -49,6 +56,7 @@ class LayerCheck:
         separation: AUROC in the target of held-out pairs along the mapped direction; None where nothing can
             be held out.
         shuffled: The AUROCs of label-shuffled concepts through the same map, ascending.
+        reachable: The lower end that an AUROC of 1 of these pairs would have.
         carried: (Wv)·δ, the mean over held-out pairs, δ the difference of a pair's states in the target: what
             of the concept arrives, as long as it is.
         shuffled_carried: The same of label-shuffled concepts, ascending.
@@ -61,6 +69,7 @@ class LayerCheck:
     source_layer: int
     separation: Separation | None
     shuffled: tuple[float, ...]
+    reachable: float
     carried: float
     shuffled_carried: tuple[float, ...]
     at_source: Separation | None
@@ -79,7 +88,7 @@ class LayerCheck:
     @property
     def saturated(self) -> bool:
         """Whether the noise alone separates the pairs: then no direction proves anything by its AUROC."""
-        return self.threshold is not None and self.threshold >= SATURATED
+        return self.threshold is not None and self.threshold >= min(SATURATED, self.reachable)
 
     @property
     def margin(self) -> float:
@@ -104,8 +113,8 @@ class LayerCheck:
     def passed(self) -> bool:
         """Whether the gate lets it through.
 
-        The lower end of the AUROC must exceed that of label-shuffled concepts. Where these reach 0.95 and
-        more (all sides are so far apart that nearly every direction separates them, half of all directions
+        The lower end of the AUROC must exceed that of label-shuffled concepts. Where these leave no room
+        (all sides are so far apart that nearly every direction separates them, half of all directions
         forwards), it must exceed ½, and more of the concept must be carried than of 95 in 100 shuffled ones.
         """
         by_chance = self.chance
@@ -290,10 +299,12 @@ def _check_layer(
 
     directions = carried(torch.cat([concept.fold_vectors[:, place], vector[None]]))
     held = rows >= 0
-    found, arrives, shuffled = None, 0.0, np.zeros((0, 2))
+    found, reachable, arrives, shuffled = None, 1.0, 0.0, np.zeros((0, 2))
     if held.any():
         scores = _scores(states, layer, directions, rows)[held]
         found = separation(scores[:, 0], scores[:, 1], states.clusters[held], rows[held])
+        perfect = separation(np.ones(len(scores)), np.zeros(len(scores)), states.clusters[held], rows[held])
+        reachable = 1.0 if perfect is None else perfect.low
         arrives = float((scores[:, 0] - scores[:, 1]).mean())
         if len(concept.shuffled):
             shuffled = _of_shuffled(states, layer, carried(concept.shuffled[:, place]), rows)
@@ -302,6 +313,7 @@ def _check_layer(
         source_layer=source_layer,
         separation=found,
         shuffled=tuple(np.sort(shuffled[:, 0]).tolist()),
+        reachable=reachable,
         carried=arrives,
         shuffled_carried=tuple(np.sort(shuffled[:, 1]).tolist()),
         at_source=concept.separation[source_layer],

@@ -1,0 +1,280 @@
+"""Commands of concepts in one model: refine and steer."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from steersman.cli.composition import plan_for_json
+from steersman.cli.options import (
+    ModelChoice,
+    batch_size_option,
+    force_option,
+    json_option,
+    layers_option,
+    model_options,
+    output_option,
+    scope_option,
+    seed_option,
+    strength_option,
+)
+from steersman.cli.output import in_columns, put_out, require_free, whole_file
+from steersman.errors import ArtifactError, PairsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steersman import ConceptVector, Separation, Steering
+    from steersman.concepts.concept import Method
+    from steersman.concepts.positions import Position
+    from steersman.edits import Operation, Scope
+
+Layers = tuple[int, ...] | Literal["all"] | None
+
+
+@click.command(short_help="Refine a concept vector from contrast pairs.")
+@model_options
+@click.argument("pairs")
+@output_option("the concept vector")
+@layers_option("Layers to refine at, from 0 [default: all].")
+@click.option(
+    "--position",
+    type=click.Choice(["last", "target_mean"]),
+    default="last",
+    show_default=True,
+    help="Read the last token, or the mean over the target's tokens.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["mean_difference", "pca"]),
+    default="mean_difference",
+    show_default=True,
+    help="The mean difference of the sides, or the top direction of their differences.",
+)
+@click.option(
+    "--shuffles",
+    type=click.IntRange(min=0),
+    default=99,
+    show_default=True,
+    metavar="N",
+    help="Label-shuffled concepts to keep, which the gate of a transplantation compares with.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Separation by layer as .png or .svg.",
+)
+@click.option("--truncate", is_flag=True, help="Leave out pairs that are too long for the model.")
+@batch_size_option(16)
+@seed_option
+@force_option
+@json_option
+def refine(
+    model: ModelChoice,
+    pairs: str,
+    output: Path,
+    layers: Layers,
+    position: Position,
+    method: Method,
+    shuffles: int,
+    plot: Path | None,
+    truncate: bool,
+    batch_size: int,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Refine a concept: in each layer of MODEL, the direction from PAIRS' negative to their positive side.
+
+    The table says how well it tells held-out pairs apart: an AUROC, ½ being chance.
+
+    \b
+    Examples:
+      steersman refine lab:source lab:refusal/train -o refusal
+      steersman refine lab:source pairs.jsonl -o concept --position target_mean --plot layers.png
+    """
+    require_free(output, force)
+    check_plot(plot, force)
+    if Path(pairs).is_dir():
+        raise PairsError(f"{pairs}: is a folder; PAIRS is a file or lab:NAME, and the order is MODEL PAIRS")
+    from steersman import load_pairs, refine_concept
+
+    read = load_pairs(pairs, progress=True)
+    opened, tokenizer = model.open()
+    concept = refine_concept(
+        opened,
+        tokenizer,
+        read,
+        layers=layers,
+        position=position,
+        method=method,
+        shuffles=shuffles,
+        batch_size=batch_size,
+        seed=seed,
+        truncate=truncate,
+        progress=True,
+    )
+    with whole_file(plot, force) if plot is not None else nullcontext() as picture:
+        if picture is not None:
+            draw_separation(concept, picture)
+        concept.save_pretrained(output, force=force)
+    result = {"output": str(output), **concept_for_json(concept)}
+    if plot is not None:
+        result["plot"] = str(plot)
+    put_out(result, as_json, lambda: _refined_in_words(result, concept))
+
+
+@click.command(short_help="Make a steering of a concept, for its own model.")
+@click.argument("concept", metavar="CONCEPT")
+@output_option("the steering")
+@strength_option
+@layers_option("Layers to steer at, or all [default: the one that separates best].")
+@scope_option
+@click.option(
+    "--operation",
+    type=click.Choice(["add", "project"]),
+    default="add",
+    show_default=True,
+    help="Add the vector, or take its direction out (--strength 0 to 1).",
+)
+@force_option
+@json_option
+def steer(
+    concept: str,
+    output: Path,
+    strength: str,
+    layers: Layers,
+    scope: Scope,
+    operation: Operation,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make a steering of CONCEPT for the model that it was refined in.
+
+    \b
+    Examples:
+      steersman steer refusal -o refuse --strength dose:0.7
+      steersman steer refusal -o comply --strength dose:-0.7
+      steersman steer refusal -o without --strength 1 --operation project --layers all --scope all
+    """
+    require_free(output, force, [Path(concept)])
+    from steersman import ConceptVector
+
+    read = ConceptVector.from_pretrained(concept)
+    steering = read.steering(strength, layers=layers, scope=scope, operation=operation)
+    steering.save_pretrained(output, force=force)
+    result = steered_for_json(output, steering)
+    put_out(result, as_json, lambda: steered_in_words(result))
+
+
+def check_plot(plot: Path | None, force: bool) -> None:
+    """Raise ArtifactError where a plot cannot be written, before the work."""
+    if plot is None:
+        return
+    if plot.suffix not in (".png", ".svg"):
+        raise ArtifactError(f"{plot}: a plot is written as .png or .svg")
+    if plot.exists() and not force:
+        raise ArtifactError(f"{plot}: the file exists; name another, or --force to replace it")
+    if not plot.absolute().parent.is_dir():
+        raise ArtifactError(f"{plot}: there is no folder {plot.parent} to write it to")
+
+
+def draw_separation(concept: ConceptVector, path: Path) -> None:
+    """Write the picture of separation by layer."""
+    from steersman.evaluation.separation_figure import separation_figure
+
+    separation_figure(concept.separation, best_layer(concept), path)
+
+
+def best_layer(concept: ConceptVector) -> int | None:
+    """The layer that separates best; None where nothing was held out."""
+    return concept.best_layer if any(concept.separation.values()) else None
+
+
+def concept_for_json(concept: ConceptVector) -> dict[str, Any]:
+    """What was refined, for JSON."""
+    return {
+        "layers": [
+            {
+                "layer": layer,
+                **interval_for_json(concept.separation[layer]),
+                "norm": float(concept.vectors[layer].norm()),
+                "length": concept.length(layer),
+            }
+            for layer in concept.layers
+        ],
+        "best": best_layer(concept),
+        "pairs": concept.pairs,
+        "clusters": concept.clusters,
+        "skipped": concept.skipped,
+        "position": concept.position,
+        "method": concept.method,
+        "shuffles": len(concept.shuffled),
+    }
+
+
+def interval_for_json(found: Separation | None) -> dict[str, float | None]:
+    """An AUROC and its interval, null where they cannot be told."""
+    if found is None:
+        return {"auroc": None, "low": None, "high": None}
+    return {"auroc": found.auroc, "low": found.low, "high": found.high}
+
+
+def concept_in_words(result: dict[str, Any]) -> list[str]:
+    """What was refined, as lines with a table by layer."""
+    read = {"last": "at the last token", "target_mean": "as the mean over the target"}[result["position"]]
+    how = {"mean_difference": "mean difference", "pca": "top direction of the differences"}[result["method"]]
+    lines = [f"{result['pairs']} pairs in {result['clusters']} clusters, read {read}; {how}"]
+    if result["skipped"]:
+        lines.append(f"{result['skipped']} pairs left out: longer than the model's context")
+    rows = [
+        (
+            entry["layer"],
+            "–" if entry["auroc"] is None else f"{entry['auroc']:.3f}",
+            "–" if entry["low"] is None else f"[{entry['low']:.3f}, {entry['high']:.3f}]",
+            f"{entry['norm']:.3g}",
+            f"{entry['length']:.2f}",
+            "best" if entry["layer"] == result["best"] else "",
+        )
+        for entry in result["layers"]
+    ]
+    lines += ["", in_columns(("layer", "AUROC", "95 % interval", "norm", "dose at 1", ""), rows), ""]
+    if result["best"] is None:
+        lines.append("no AUROC: its pairs are of one group, so none could be held out")
+    else:
+        lines.append("AUROC: how well the direction of other pairs tells held-out ones apart; 0.5 is chance.")
+    return lines
+
+
+def _refined_in_words(result: dict[str, Any], concept: ConceptVector) -> str:
+    lines = [f"{result['output']}: a concept vector", *concept_in_words(result)]
+    return "\n".join([*lines, *written(result, ["plot"])])
+
+
+def written(result: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    """Which files a command wrote beside its artifact."""
+    return [f"written: {result[key]}" for key in keys if key in result]
+
+
+def steered_for_json(output: Path, steering: Steering) -> dict[str, Any]:
+    """A plan of vectors, for JSON, with the doses that its strengths mean."""
+    doses = steering.provenance.get("doses", {})
+    facts = plan_for_json(steering)
+    vectors = [{**entry, "dose": doses.get(str(entry["layer"]))} for entry in facts["vectors"]]
+    return {"output": str(output), "fingerprint": facts["fingerprint"], "vectors": vectors}
+
+
+def steered_in_words(result: dict[str, Any]) -> str:
+    """The same in words."""
+    lines = [f"{result['output']}: steering {result['fingerprint'][:16]}…"]
+    for entry in result["vectors"]:
+        dose = "" if entry["dose"] is None else f", dose {entry['dose']:.2f}"
+        lines.append(
+            f"layer {entry['layer']}: {entry['operation']} × {entry['strength']:.4g}{dose}, "
+            f"scope {entry['scope']}"
+        )
+    return "\n".join(lines)

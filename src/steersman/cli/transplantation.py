@@ -1,0 +1,276 @@
+"""The command that takes a concept to another model, or says first whether it will carry over: transplant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from steersman.cli.concepts import Layers, steered_for_json, steered_in_words
+from steersman.cli.options import (
+    ModelChoice,
+    batch_size_option,
+    json_option,
+    layers_option,
+    scope_option,
+)
+from steersman.cli.output import in_columns, put_out, require_free
+
+if TYPE_CHECKING:
+    from steersman import AffineMap, ConceptVector
+    from steersman.edits import Scope
+
+
+@click.command(short_help="Take a concept to another model; or --check whether it will carry over.")
+@click.argument("concepts", nargs=-1, required=True, metavar="CONCEPT...")
+@click.argument("map_", metavar="MAP")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Where it goes.")
+@click.option(
+    "--strength",
+    metavar="X",
+    help="A factor of the mapped vector, or dose:0.7: its share of a state's length.",
+)
+@layers_option("Target layers, or all [default: the one that separates best].")
+@click.option(
+    "--target", metavar="MODEL", help="The model that the map leads to [default: the one that it names]."
+)
+@click.option(
+    "--pairs",
+    multiple=True,
+    metavar="PAIRS",
+    help="Pairs to look with; once, or once a concept [default: those that it was refined from].",
+)
+@click.option("--check", is_flag=True, help="Only say which concepts will carry over, and how that is known.")
+@scope_option
+@click.option("--device", metavar="DEVICE", help="Where to put the target: cpu, cuda, cuda:1, mps or auto.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Number format of the target's weights (default: the checkpoint's).",
+)
+@click.option("--revision", metavar="REV", help="The target's branch, tag or commit on the Hub.")
+@click.option("--truncate", is_flag=True, help="Leave out pairs that are too long for the target.")
+@batch_size_option(16)
+@click.option(
+    "--force", is_flag=True, help="Replace what is already there, and transplant what the gate refuses."
+)
+@json_option
+def transplant(
+    concepts: tuple[str, ...],
+    map_: str,
+    output: Path | None,
+    strength: str | None,
+    layers: Layers,
+    target: str | None,
+    pairs: tuple[str, ...],
+    check: bool,
+    scope: Scope,
+    device: str | None,
+    dtype: str | None,
+    revision: str | None,
+    truncate: bool,
+    batch_size: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Take CONCEPT through MAP into another model, as a steering; if held-out pairs show that it arrives.
+
+    The gate: along the mapped direction, the target must tell held-out pairs apart better than along
+    label-shuffled concepts through the same map. --check looks at several concepts, and ranks them.
+
+    \b
+    Examples:
+      steersman transplant refusal bridge -o safer --strength dose:0.7
+      steersman transplant --check refusal politeness noise bridge
+      steersman transplant --check refusal bridge --target lab:target --pairs lab:refusal/test
+    """
+    _check_usage(concepts, output, strength, pairs, check)
+    if output is not None:
+        require_free(output, force, [Path(path) for path in (*concepts, map_)])
+    from steersman import AffineMap, ConceptVector
+    from steersman.concepts.transplant_check import check_source, mapped_layers
+
+    bridge = AffineMap.from_pretrained(map_)
+    read = {name: ConceptVector.from_pretrained(name) for name in dict.fromkeys(concepts)}
+    for concept in read.values():  # before a model is opened
+        check_source(bridge, concept)
+        mapped_layers(bridge, concept, layers)
+    revision = revision if target else revision or bridge.revision
+    model = ModelChoice(target or bridge.model, device, dtype, revision)
+    options = {"layers": layers, "batch_size": batch_size, "truncate": truncate, "progress": True}
+    if check:
+        looked_at = dict(zip(read, pairs * len(read) if len(pairs) == 1 else pairs, strict=False))
+        _check(bridge, read, looked_at, model, options, as_json)
+        return
+    _transplant(
+        bridge,
+        next(iter(read.values())),
+        Path(str(output)),
+        str(strength),
+        pairs[0] if pairs else None,
+        # What is forced into layers that are named needs no look at the target, unless one is asked for.
+        None if force and layers is not None and not (target or pairs) else model,
+        {**options, "scope": scope, "force": force},
+        as_json,
+    )
+
+
+def _check_usage(
+    concepts: tuple[str, ...], output: Path | None, strength: str | None, pairs: tuple[str, ...], check: bool
+) -> None:
+    """Raise UsageError where the options do not go together."""
+    wrong = None
+    if check:
+        if output is not None or strength is not None:
+            wrong = "--check writes nothing: leave out -o and --strength"
+        elif len(pairs) > 1 and len(pairs) != len(concepts):
+            wrong = (
+                f"--pairs is given {len(pairs)} times for {len(concepts)} concepts: once, or once a concept"
+            )
+    elif len(concepts) > 1:
+        wrong = "one CONCEPT at a time, and then the MAP; --check looks at several"
+    elif output is None or strength is None:
+        wrong = "give -o FOLDER and --strength X, or --check"
+    elif len(pairs) > 1:
+        wrong = f"--pairs is given {len(pairs)} times for one concept"
+    if wrong is not None:
+        raise click.UsageError(wrong, click.get_current_context())
+
+
+def _transplant(
+    bridge: AffineMap,
+    concept: ConceptVector,
+    output: Path,
+    strength: str,
+    pairs: str | None,
+    model: ModelChoice | None,
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from steersman import transplant as take
+    from steersman.concepts.dose import Strength
+    from steersman.concepts.transplant_check import resolve_pairs
+
+    Strength.parse(strength)
+    looked_at = None if model is None else resolve_pairs(concept, pairs)
+    target = None if model is None else model.open()
+    steering = take(bridge, concept, strength, target=target, pairs=looked_at, **options)
+    steering.save_pretrained(output, force=options["force"])
+    gate = steering.provenance["gate"]
+    result = {**steered_for_json(output, steering), "gate": gate}
+    put_out(result, as_json, lambda: "\n".join([steered_in_words(result), *_gate_in_words(gate)]))
+
+
+def _gate_in_words(gate: dict[str, Any]) -> list[str]:
+    if not gate["asked"]:
+        return ["forced: nobody has looked whether the concept arrives"]
+    lines = [
+        f"gate at layer {entry['layer']}: AUROC {_interval(entry)} of {gate['pairs']['name']}, shuffled "
+        f"concepts reach {_number(entry['threshold'])}, p = {_number(entry['chance'])} of what is carried; "
+        f"the map explains {entry['share_explained']:.0%}"
+        for entry in gate["layers"]
+    ]
+    return [*lines, "passed" if gate["passed"] else "forced: the gate refuses it"]
+
+
+def _check(
+    bridge: AffineMap,
+    concepts: dict[str, ConceptVector],
+    pairs: dict[str, str],
+    model: ModelChoice,
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from steersman import check_transplant
+    from steersman.concepts.transplant_check import rank, resolve_pairs
+
+    looked_at = {name: resolve_pairs(concept, pairs.get(name)) for name, concept in concepts.items()}
+    target = model.open()
+    checks = {
+        name: check_transplant(bridge, concept, target, looked_at[name], **options)
+        for name, concept in concepts.items()
+    }
+    ranking = rank(checks)
+    result = {
+        "concepts": [{"concept": name, **checks[name].to_json()} for name in ranking],
+        "source": bridge.source.model,
+        "target": bridge.model,
+    }
+    put_out(result, as_json, lambda: _checked_in_words(result))
+
+
+def _checked_in_words(result: dict[str, Any]) -> str:
+    """A page a concept, those first that carry over best; then the ranking, if there are several."""
+    pages = [_page(entry) for entry in result["concepts"]]
+    head = f"from {result['source'] or 'a model in memory'} to {result['target'] or 'a model in memory'}"
+    if len(pages) > 1:
+        pages.append(_ranking(result["concepts"]))
+    return "\n\n".join([head, *pages])
+
+
+def _page(entry: dict[str, Any]) -> str:
+    rows = [
+        (
+            layer["layer"],
+            layer["source_layer"],
+            _interval({**layer, **{key: layer[f"source_{key}"] for key in ("auroc", "low", "high")}}),
+            f"{layer['share_explained']:.0%}",
+            _interval(layer),
+            _number(layer["threshold"]),
+            _number(layer["chance"]),
+            "passes" if layer["passed"] else "refused",
+        )
+        for layer in entry["layers"]
+    ]
+    header = ("layer", "from", "at the source", "explained", "in the target", "shuffled reach", "p", "gate")
+    left_out = f", {entry['skipped']} left out as too long" if entry["skipped"] else ""
+    return "\n".join(
+        [
+            f"{entry['concept']}: {_verdict(entry)}",
+            f"looked at with {entry['held_out']} held-out pairs of {entry['pairs']['name']}, in "
+            f"{entry['clusters']} clusters{left_out}",
+            "",
+            in_columns(header, rows),
+            "",
+            *_SCALE,
+        ]
+    )
+
+
+_SCALE = (
+    "AUROC of held-out pairs, 0.5 being chance; p: the share of shuffled concepts of which as much is",
+    "carried, which decides where shuffled ones separate the pairs too.",
+)
+
+
+def _verdict(entry: dict[str, Any]) -> str:
+    if entry["passed"]:
+        return f"carries over, best at layer {entry['layer']}"
+    best = next(layer for layer in entry["layers"] if layer["layer"] == entry["layer"])
+    if best["auroc"] is None:
+        return "cannot be told: none of the pairs are held out, or they are of one group"
+    if best["threshold"] is None:
+        return f"cannot be told: it keeps {best['shuffled']} label-shuffled concepts, and 19 are the least"
+    return "does not carry over: held-out pairs are told apart no better than by label-shuffled concepts"
+
+
+def _ranking(concepts: list[dict[str, Any]]) -> str:
+    rows = []
+    for place, entry in enumerate(concepts, 1):
+        best = next(layer for layer in entry["layers"] if layer["layer"] == entry["layer"])
+        gate = "passes" if entry["passed"] else "refused"
+        rows.append(
+            (place, entry["concept"], best["layer"], _interval(best), _number(best["threshold"]), gate)
+        )
+    return in_columns(("", "concept", "layer", "in the target", "shuffled reach", "gate"), rows)
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    if entry["auroc"] is None:
+        return "–"
+    return f"{entry['auroc']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

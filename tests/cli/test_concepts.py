@@ -1,0 +1,262 @@
+"""refine, steer and transplant, end to end: with and without --json, and each wrong thing in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.command_line import run
+from concepts import twins
+from steersman import AffineMap, ConceptVector, ContrastPairs, Steering
+from steersman.artifacts import read_manifest
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both twins as checkpoints, pairs as files, concepts refined by the command line, a map between them."""
+    folder = tmp_path_factory.mktemp("twins")
+    twins.save(twins.source(), folder / "source")
+    twins.save(twins.target(), folder / "target")
+    for name, pairs in (("words", twins.concept_pairs()), ("noise", twins.noise_pairs())):
+        write(folder / f"{name}.jsonl", pairs)
+        done = run("refine", folder / "source", folder / f"{name}.jsonl", "-o", folder / name)
+        assert done.status == 0, done.stderr
+    from steersman import load_model
+    from steersman.concepts.fitting import fit_affine_map
+
+    names = folder / "source", folder / "target"
+    fitted = fit_affine_map(*(load_model(str(name), device="cpu") for name in names), twins.texts())
+    fitted.save_pretrained(folder / "bridge")
+    return folder
+
+
+def write(path: Path, pairs: ContrastPairs) -> Path:
+    rows = [
+        {"positive": pair.positive, "negative": pair.negative, "group": pair.group, "id": pair.id}
+        for pair in pairs
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+# refine -----------------------------------------------------------------------------------------------------
+
+
+def test_refine_says_how_well_each_layer_separates(place: Path, tmp_path: Path) -> None:
+    done = run("refine", place / "source", place / "words.jsonl", "-o", tmp_path / "c", "--json")
+    result = done.json
+    concept = ConceptVector.from_pretrained(tmp_path / "c")
+    assert result["output"] == str(tmp_path / "c")
+    assert (result["pairs"], result["clusters"], result["skipped"]) == (60, 30, 0)
+    assert [entry["layer"] for entry in result["layers"]] == [0, 1, 2]
+    for entry in result["layers"]:
+        found = concept.separation[entry["layer"]]
+        assert found is not None
+        assert (entry["auroc"], entry["low"], entry["high"]) == (found.auroc, found.low, found.high)
+        assert entry["norm"] == pytest.approx(float(concept.vectors[entry["layer"]].norm()))
+    assert result["best"] == concept.best_layer
+
+
+def test_refine_in_words_and_in_a_picture(place: Path, tmp_path: Path) -> None:
+    options = ("--layers", "0,2", "--position", "target_mean", "--method", "pca", "--shuffles", 5)
+    words = run(
+        "refine", place / "source", place / "words.jsonl", "-o", tmp_path / "c", *options,
+        "--plot", tmp_path / "layers.svg",
+    ).words  # fmt: skip
+    assert words.startswith(f"{tmp_path / 'c'}: a concept vector\n60 pairs in 30 clusters, read as the mean")
+    assert "top direction of the differences" in words
+    assert [line.split()[0] for line in words.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])] == [
+        "0", "2",
+    ]  # fmt: skip
+    assert words.rstrip().endswith(f"written: {tmp_path / 'layers.svg'}")
+    assert (tmp_path / "layers.svg").read_text().startswith("<?xml")
+    concept = ConceptVector.from_pretrained(tmp_path / "c")
+    assert (concept.layers, concept.position, concept.method) == ((0, 2), "target_mean", "pca")
+    assert len(concept.shuffled) == 5
+    assert run("show", tmp_path / "c").words.splitlines()[-3:] == words.splitlines()[-4:-1]
+    assert run("show", tmp_path / "c", "--json").json["layers"][0]["layer"] == 0
+
+
+def test_refine_of_one_group_says_that_nothing_is_held_out(place: Path, tmp_path: Path) -> None:
+    file = tmp_path / "one.jsonl"
+    rows = [{"positive": f"w1 w{n}", "negative": f"w2 w{n}", "group": "g"} for n in range(10, 14)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = run("refine", place / "source", file, "-o", tmp_path / "c").words
+    assert "no AUROC: its pairs are of one group, so none could be held out" in words
+    assert run("show", tmp_path / "c", "--json").json["best"] is None
+    said = run("steer", tmp_path / "c", "-o", tmp_path / "s", "--strength", 1).error
+    assert said == (
+        "no layer is known to be best: its pairs are of one group, so none were held out; name layers"
+    )
+    assert run("steer", tmp_path / "c", "-o", tmp_path / "s", "--strength", 1, "--layers", 2).status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--layers", "0,9"), "layer 9 does not exist: the model has layers 0 to 2"),
+        (("--layers", "2-0"), "'2-0' names no layers; right is 3, 0,2-4 or all"),
+        (("--layers", "best"), "'best' names no layers"),
+        (("--plot", "a.pdf"), "a.pdf: a plot is written as .png or .svg"),
+        (("--plot", "nowhere/a.png"), "there is no folder nowhere"),
+    ],
+)
+def test_refine_refuses(place: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    done = run("refine", place / "source", place / "words.jsonl", "-o", tmp_path / "c", *options)
+    assert said in done.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_refine_takes_a_folder_for_no_pairs(place: Path, tmp_path: Path) -> None:
+    said = run("refine", place / "words.jsonl", place / "source", "-o", tmp_path / "c").error
+    assert said.endswith("is a folder; PAIRS is a file or lab:NAME, and the order is MODEL PAIRS")
+
+
+# steer ------------------------------------------------------------------------------------------------------
+
+
+def test_steer_writes_a_plan_for_the_concepts_own_model(place: Path, tmp_path: Path) -> None:
+    words = run("steer", place / "words", "-o", tmp_path / "s", "--strength", "dose:0.7").words
+    concept = ConceptVector.from_pretrained(place / "words")
+    steering = Steering.from_pretrained(tmp_path / "s")
+    assert steering.fingerprint == concept.steering("dose:0.7").fingerprint
+    assert f"layer {concept.best_layer}: add × " in words
+    assert "dose 0.70, scope answer" in words
+    result = run(
+        "steer", place / "words", "-o", tmp_path / "p", "--strength", 0.5, "--operation", "project",
+        "--layers", "all", "--scope", "all", "--json",
+    ).json  # fmt: skip
+    assert [entry["layer"] for entry in result["vectors"]] == [0, 1, 2]
+    assert {(e["operation"], e["scope"], e["strength"], e["dose"]) for e in result["vectors"]} == {
+        ("project", "all", 0.5, None)
+    }
+    generated = run(
+        "generate", place / "source", "--steering", tmp_path / "s", "--prompt", "w3 w4",
+        "--max-new-tokens", 2, "--json",
+    )  # fmt: skip
+    assert generated.status == 0, generated.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--strength", "much"), "strength 'much' is not a finite number; right is a number such as 1.5"),
+        (("--strength", "nan"), "strength 'nan' is not a finite number"),
+        (("--strength", "1", "--layers", "7"), "the concept has no layer 7; it has 0, 1, 2"),
+        (
+            ("--strength", "2", "--operation", "project"),
+            "project has strength 2: it must lie between 0 and 1",
+        ),
+    ],
+)
+def test_steer_refuses(place: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    assert said in run("steer", place / "words", "-o", tmp_path / "s", *options).error
+    assert not list(tmp_path.iterdir())
+
+
+def test_steer_takes_concepts_alone(place: Path, tmp_path: Path) -> None:
+    said = run("steer", place / "bridge", "-o", tmp_path / "s", "--strength", 1).error
+    assert said.endswith("this is an affine map, a concept vector is needed")
+
+
+# transplant -------------------------------------------------------------------------------------------------
+
+
+def test_transplant_takes_a_concept_through_its_gate(place: Path, tmp_path: Path) -> None:
+    result = run(
+        "transplant", place / "words", place / "bridge", "-o", tmp_path / "s", "--strength", "dose:0.5",
+        "--json",
+    ).json  # fmt: skip
+    steering = Steering.from_pretrained(tmp_path / "s")
+    assert result["fingerprint"] == steering.fingerprint
+    assert (result["gate"]["passed"], result["gate"]["forced"]) == (True, False)
+    assert result["vectors"][0]["dose"] == pytest.approx(0.5)
+    assert steering.model == str(place / "target")
+    concept, bridge = (
+        ConceptVector.from_pretrained(place / "words"),
+        AffineMap.from_pretrained(place / "bridge"),
+    )
+    (layer,) = steering.edits[0].layers
+    expected = bridge.map_vector(layer, concept.vectors[bridge.maps[layer].source_layer])
+    assert (steering.edits[0].vectors[layer] == expected).all()
+    words = run(
+        "transplant", place / "words", place / "bridge", "-o", tmp_path / "t", "--strength", 1,
+        "--layers", "all",
+    ).words  # fmt: skip
+    assert words.count("gate at layer") == 3
+    assert words.rstrip().endswith("passed")
+
+
+def test_transplant_refuses_noise_unless_it_is_forced(place: Path, tmp_path: Path) -> None:
+    command = ("transplant", place / "noise", place / "bridge", "-o", tmp_path / "s", "--strength", 1)
+    said = run(*command).error
+    assert said.startswith("not transplanted: at layer ")
+    assert said.endswith("the map may carry everything but the concept; force it to try")
+    assert not list(tmp_path.iterdir())
+    assert "forced: the gate refuses it" in run(*command, "--force").words
+    assert read_manifest(tmp_path / "s")["made_from"]["gate"]["forced"] is True
+    unseen = run(*command, "--force", "--layers", 1).words
+    assert unseen.rstrip().endswith("forced: nobody has looked whether the concept arrives")
+
+
+def test_check_ranks_concepts_and_writes_nothing(place: Path, tmp_path: Path) -> None:
+    result = run("transplant", "--check", place / "noise", place / "words", place / "bridge", "--json").json
+    assert [entry["concept"] for entry in result["concepts"]] == [str(place / "words"), str(place / "noise")]
+    assert [entry["passed"] for entry in result["concepts"]] == [True, False]
+    words = run("transplant", "--check", place / "noise", place / "words", place / "bridge").words
+    assert f"{place / 'words'}: carries over, best at layer" in words
+    assert f"{place / 'noise'}: does not carry over" in words
+    assert words.index("carries over, best") < words.index("does not carry over")
+    assert words.rstrip().splitlines()[-1].split()[0] == "2"
+
+
+def test_check_with_other_pairs_and_a_target_by_name(place: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.jsonl", twins.concept_pairs(number=40, seed=8))
+    command = ("transplant", "--check", place / "words", place / "bridge", "--target", place / "target")
+    result = run(*command, "--pairs", other, "--json").json
+    (entry,) = result["concepts"]
+    assert (entry["passed"], entry["held_out"], entry["pairs"]["name"]) == (True, 40, str(other))
+    said = run(*command, "--pairs", tmp_path / "none.jsonl").error
+    assert said.endswith("none.jsonl: no such file")
+    assert "of another architecture" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("{words}", "{bridge}"), "give -o FOLDER and --strength X, or --check"),
+        (("--check", "{words}", "{bridge}", "--strength", "1"), "--check writes nothing"),
+        (("{words}", "{noise}", "{bridge}", "-o", "{out}", "--strength", "1"), "one CONCEPT at a time"),
+        (
+            ("--check", "{words}", "{bridge}", "--pairs", "a", "--pairs", "b"),
+            "--pairs is given 2 times for 1",
+        ),
+        (("{bridge}", "{words}", "-o", "{out}", "--strength", "1"), "an affine map is needed"),
+        (("{words}", "{bridge}", "-o", "{out}", "--strength", "dose"), "'dose' is not a finite number"),
+        (("{words}", "{bridge}", "-o", "{out}", "--strength", "1", "--layers", "8"), "no target layer 8"),
+        (
+            ("{words}", "{bridge}", "-o", "{out}", "--strength", "1", "--target", "{source}"),
+            "which has other weights",
+        ),
+    ],
+)
+def test_transplant_refuses(place: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    names = {name: place / name for name in ("words", "noise", "bridge", "source")}
+    arguments = [option.format(**names, out=tmp_path / "s") for option in options]
+    assert said in run("transplant", *arguments).error
+    assert not list(tmp_path.iterdir())
+
+
+def test_pairs_that_have_changed_are_not_looked_with(place: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "pairs.jsonl", twins.concept_pairs())
+    assert run("refine", place / "source", file, "-o", tmp_path / "c").status == 0
+    write(file, twins.concept_pairs(number=40, seed=2))
+    command = ("transplant", tmp_path / "c", place / "bridge", "-o", tmp_path / "s", "--strength", 1)
+    assert run(*command).error == (
+        f"{file}: not the pairs any more that the concept was refined from: give pairs, or force it"
+    )
+    file.unlink()
+    assert "the concept's pairs cannot be read again" in run(*command).error
+    assert run(*command, "--pairs", place / "words.jsonl").status == 0
