@@ -1,0 +1,322 @@
+"""Transplantation between twins: exact where the twins are, refused by the gate where nothing arrives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import families as f
+from concepts import twins
+from concepts.test_refinement import slow_states
+from experts.test_counting import tokenizer
+from steersman import (
+    ArchitectureMismatch,
+    ContrastPairs,
+    ModelError,
+    PairsError,
+    PlanError,
+    TransplantCheck,
+    WeightsMismatch,
+    check_transplant,
+    refine_concept,
+    transplant,
+)
+from steersman.concepts import transplant_check
+from steersman.concepts.directions import fold_of
+from steersman.concepts.separation import Separation, separation
+from steersman.concepts.transplant_check import LayerCheck, rank
+from steersman.edits import ResidualEdit
+
+TARGET = (twins.target(), tokenizer())
+
+
+@pytest.fixture(scope="module")
+def check() -> TransplantCheck:
+    return check_transplant(twins.bridge(), twins.concept())
+
+
+def test_a_concept_arrives_where_the_target_has_it(check: TransplantCheck) -> None:
+    """h_target = Q h_source, so that W v is Q v, and the sides lie apart as at the source."""
+    concept = twins.concept()
+    steering = transplant(twins.bridge(), concept, 2.0, layers="all")
+    (edit,) = steering.edits
+    assert isinstance(edit, ResidualEdit)
+    assert (edit.layers, edit.strength, edit.scope, edit.operation) == ((0, 1, 2), 2.0, "answer", "add")
+    for layer, vector in edit.vectors.items():
+        expected = twins.basis().double() @ concept.vectors[layer].double()
+        assert (vector.double() - expected).norm() < 0.02 * expected.norm()
+        found = check.layers[layer]
+        assert found.separation == found.at_source == concept.separation[layer]
+        assert found.share_explained > 0.99
+    assert steering.weights_id == twins.bridge().weights_id
+    with steering.apply(twins.target()) as receipt, torch.no_grad():
+        twins.target()(torch.tensor([[5, 6, 7]]))
+    assert receipt.tokens == {f"block_output:{layer}": 1 for layer in range(3)}
+
+
+def test_a_steered_twin_says_what_the_steered_source_says() -> None:
+    """The whole chain: adding Q v to the target is adding v to the source."""
+    concept, ids = twins.concept(), torch.tensor([[20, 31, 12, 40]])
+    own = concept.steering(1.5, layers=1)
+    there = transplant(twins.bridge(), concept, 1.5, layers=1)
+    with torch.no_grad():
+        with own.apply(twins.source()):
+            expected = twins.source()(ids).logits
+        plain = twins.source()(ids).logits
+        with there.apply(twins.target()):
+            found = twins.target()(ids).logits
+    moved = (expected - plain).abs().max()
+    assert moved > 0.05
+    assert (found - expected).abs().max() < 0.05 * moved
+
+
+def test_the_check_is_that_of_a_slow_version(check: TransplantCheck) -> None:
+    """Fold by fold: one text at a time, W times each fold's direction, all 99 shuffled ones."""
+    concept, bridge, pairs = twins.concept(), twins.bridge(), twins.concept_pairs()
+    clusters = [pair.cluster for pair in pairs]
+    numbers = np.array([list(dict.fromkeys(clusters)).index(name) for name in clusters])
+    folds, layer = fold_of(numbers), 1
+    states = np.array(
+        [
+            [slow_states(twins.target(), tokenizer()(side)["input_ids"])[layer][-1].numpy() for side in sides]
+            for sides in ((pair.positive, pair.negative) for pair in pairs)
+        ]
+    )
+    weight = bridge.maps[layer].weight.numpy()
+    mapped = concept.fold_vectors[:, layer].double().numpy() @ weight.T
+    scores = np.array([states[n] @ mapped[folds[n]] for n in range(len(pairs))])
+    expected = separation(scores[:, 0], scores[:, 1], numbers, folds)
+    found = check.layers[layer]
+    assert expected is not None
+    assert found.separation == pytest.approx(expected)
+    assert found.carried == pytest.approx((scores[:, 0] - scores[:, 1]).mean(), rel=1e-4)
+    aurocs, carried = [], []
+    for vector in concept.shuffled[:, layer].double().numpy():
+        along = states @ (weight @ vector)
+        won = total = 0.0
+        for fold in range(5):
+            above, below = along[folds == fold].T
+            won += (above[:, None] > below[None]).sum()
+            total += len(above) ** 2
+        aurocs.append(won / total)
+        carried.append((along[:, 0] - along[:, 1]).mean())
+    assert np.allclose(found.shuffled, sorted(aurocs), atol=3 / total)
+    assert np.allclose(found.shuffled_carried, sorted(carried), atol=1e-4 * max(map(abs, carried)))
+
+
+def test_pairs_that_it_was_not_refined_from_are_looked_at_along_the_whole_direction() -> None:
+    other = twins.concept_pairs(number=40, seed=8)
+    renamed = ContrastPairs((replace(p, group=f"new {p.group}") for p in other), "other.jsonl")
+    found = check_transplant(twins.bridge(), twins.concept(), pairs=renamed, layers=[1]).layers[1]
+    whole = replace(twins.concept(), fold_vectors=twins.concept().vectors[1].repeat(5, 3, 1))
+    same = check_transplant(twins.bridge(), whole, pairs=renamed, layers=[1]).layers[1]
+    assert found.separation == same.separation
+    assert found.separation is not None
+    assert found.separation.auroc > 0.95
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_the_gate_refuses_what_does_not_arrive(noise: bool) -> None:
+    """Noise; and a concept that the target has forgotten, through a map that is perfect otherwise."""
+    bridge = twins.bridge(forgets=not noise)
+    assert min(of_layer.r2 for of_layer in bridge.maps.values()) > 0.99
+    with pytest.raises(PlanError, match=r"not transplanted: at layer \d .* force it to try"):
+        transplant(bridge, twins.concept(noise), 1.0)
+    forced = transplant(bridge, twins.concept(noise), 1.0, layers=2, pairs=_pairs(noise), force=True)
+    gate = forced.provenance["gate"]
+    assert (gate["asked"], gate["passed"], gate["forced"]) == (True, False, True)
+    assert gate["layers"][0]["layer"] == 2
+    unasked = transplant(bridge, twins.concept(noise), 1.0, layers=2, force=True)
+    assert unasked.provenance["gate"] == {"asked": False, "passed": False, "forced": True}
+    assert unasked.fingerprint == forced.fingerprint
+
+
+def _pairs(noise: bool) -> ContrastPairs:
+    return twins.noise_pairs() if noise else twins.concept_pairs()
+
+
+def test_doses_are_shares_of_the_targets_norms() -> None:
+    for strength, dose in (("dose:0.7", 0.7), ("dose:-0.2", -0.2)):
+        steering = transplant(twins.bridge(), twins.concept(), strength, layers=[1])
+        (edit,) = steering.edits
+        assert isinstance(edit, ResidualEdit)
+        added = edit.strength * float(edit.vectors[1].norm())
+        assert added / twins.bridge().norms[1].median == pytest.approx(dose)
+        assert steering.provenance["doses"] == {"1": pytest.approx(dose)}
+        assert steering.provenance["map"]["layers"]["1"]["source_layer"] == 1
+
+
+# The gate, from what was found ------------------------------------------------------------------------------
+
+
+def layer_check(
+    low: float, shuffled: float, *, layer: int = 0, chance: int = 0, count: int = 99, **changes: Any
+) -> LayerCheck:
+    """A check whose shuffled AUROCs are all alike, `chance` of them carrying more than the concept."""
+    values = {
+        "layer": layer,
+        "source_layer": 0,
+        "separation": Separation(min(1.0, low + 0.05), low, 1.0),
+        "shuffled": (shuffled,) * count,
+        "reachable": 0.97,
+        "carried": 1.0,
+        "shuffled_carried": (0.0,) * (count - chance) + (2.0,) * chance,
+        "at_source": None,
+        "share_explained": 0.5,
+        "length": 1.0,
+    }
+    return LayerCheck(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def check_of(*layers: LayerCheck) -> TransplantCheck:
+    return TransplantCheck({one.layer: one for one in layers}, {"name": "p", "sha256": ""}, 9, 9, 0)
+
+
+def test_the_lower_end_must_exceed_the_shuffled_ones() -> None:
+    assert layer_check(0.81, 0.8).passed
+    assert not layer_check(0.8, 0.8).passed
+    assert not layer_check(0.49, 0.3).passed  # ½ at least, whatever the shuffled ones reach
+    assert layer_check(0.51, 0.3).passed
+    assert not layer_check(0.81, 0.8, count=18).passed  # too few to tell
+    assert layer_check(0.81, 0.8, count=19).passed
+    assert not layer_check(0.9, 0.5, separation=None).passed
+    for more, threshold in ((5, 0.9), (4, 0.5)):  # at most four of 99 may be higher: one in twenty
+        values = (0.5,) * (99 - more) + (0.9,) * more
+        assert replace(layer_check(0.8, 0.0), shuffled=values).threshold == threshold
+
+
+def test_where_any_direction_separates_what_is_carried_decides() -> None:
+    assert layer_check(0.93, 0.96).passed
+    assert layer_check(0.93, 0.96, chance=4).passed
+    assert not layer_check(0.93, 0.96, chance=5).passed  # p = 6 / 100
+    assert not layer_check(0.05, 1.0).passed  # the wrong way round
+    assert not layer_check(0.85, 0.87).passed
+    assert layer_check(0.85, 0.87, reachable=0.86).passed  # no AUROC of so few clusters could exceed 0.87
+
+
+def test_the_best_layer_separates_best_and_of_equals_is_explained_best() -> None:
+    one, two, three = (
+        layer_check(0.9, 0.6, layer=0, share_explained=0.2),
+        layer_check(0.9, 0.6, layer=1, share_explained=0.7),
+        layer_check(0.8, 0.1, layer=2, share_explained=0.9),
+    )
+    assert check_of(one, two, three).best_layer == 1
+    with pytest.raises(PlanError, match="so none are held out; give pairs of other groups"):
+        _ = check_of(layer_check(0.9, 0.6, separation=None)).best_layer
+
+
+def test_ranking_puts_what_passes_first_and_noise_last() -> None:
+    checks = {
+        "noise": check_of(layer_check(0.4, 0.58)),
+        "weak": check_of(layer_check(0.7, 0.6)),
+        "strong": check_of(layer_check(0.9, 0.6)),
+        "unknown": check_of(layer_check(0.9, 0.6, separation=None)),
+    }
+    assert rank(checks) == ["strong", "weak", "noise", "unknown"]
+
+
+# Bad input --------------------------------------------------------------------------------------------------
+
+
+def said(*arguments: Any, **options: Any) -> str:
+    with pytest.raises((PlanError, PairsError, ModelError, ArchitectureMismatch, WeightsMismatch)) as caught:
+        transplant(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_a_concept_of_another_model_is_refused() -> None:
+    pairs = twins.concept_pairs()
+    other = refine_concept(twins.target(), tokenizer(), pairs, shuffles=0)
+    assert said(twins.bridge(), other, 1.0).startswith("WeightsMismatch: the concept is of a model without a")
+    moe = refine_concept(f.tiny("olmoe"), tokenizer(), pairs, shuffles=0)
+    found = said(twins.bridge(), moe, 1.0)
+    assert found.startswith("ArchitectureMismatch: the concept is of a model without a name")
+    assert found.endswith("of another architecture; refine it there, or fit a map from its model")
+
+
+def test_another_target_is_refused() -> None:
+    concept, bridge = twins.concept(), twins.bridge()
+    wrong = said(bridge, concept, 1.0, target=(twins.source(), tokenizer()))
+    assert wrong.startswith("WeightsMismatch: the map leads to a model without a name, but the target is")
+    foreign = said(bridge, concept, 1.0, target=(f.tiny("olmoe"), tokenizer()))
+    assert foreign.startswith("ArchitectureMismatch: the map leads to")
+    assert "nowhere/at/all" in said(bridge, concept, 1.0, target="nowhere/at/all")
+
+
+def test_a_target_that_is_gone_must_be_given() -> None:
+    gone = replace(twins.bridge(), _live={})
+    found = said(gone, twins.concept(), 1.0)
+    assert found.startswith(
+        "ModelError: the map's target has no name to open it by: give the target (model, "
+    )
+    assert transplant(gone, twins.concept(), 1.0, target=TARGET).edits
+    named = replace(gone, target=replace(gone.target, model="/no/such/folder"))
+    assert "the map's target cannot be opened (/no/such/folder: no such folder)" in said(
+        named, twins.concept(), 1.0
+    )
+
+
+def test_pairs_that_are_gone_must_be_given() -> None:
+    gone = replace(twins.concept(), _pairs=None)
+    found = said(twins.bridge(), gone, 1.0)
+    assert found.startswith(
+        "PairsError: the concept's pairs cannot be read again (words.jsonl: no such file)"
+    )
+    assert found.endswith(": give pairs, or force it")
+    silent = replace(gone, made_from=())
+    assert "does not say which pairs it was refined from" in said(twins.bridge(), silent, 1.0)
+    assert transplant(twins.bridge(), gone, 1.0, pairs=twins.concept_pairs()).edits
+
+
+def test_layers_that_are_lacking() -> None:
+    bridge, concept = twins.bridge(), twins.concept()
+    assert (
+        said(bridge, concept, 1.0, layers=[7]) == "PlanError: the map has no target layer 7: it has 0, 1, 2"
+    )
+    assert "layers='best' is unknown" in said(bridge, concept, 1.0, layers="best")
+    assert "no layer is named" in said(bridge, concept, 1.0, layers=[])
+    part = refine_concept(twins.source(), tokenizer(), twins.concept_pairs(), layers=[0], shuffles=19)
+    assert said(bridge, part, 1.0, layers=2) == (
+        "PlanError: target layer 2 is mapped from source layer 2, which the concept lacks: it has 0"
+    )
+    assert tuple(check_transplant(bridge, part).layers) == (0,)
+    only = replace(bridge, maps={2: bridge.maps[2]})
+    assert "the map takes its layers from the source's 2, but the concept has 0" in said(only, part, 1.0)
+
+
+@pytest.mark.parametrize("strength", [float("inf"), float("nan"), "dose:", "some", "dose:1e999"])
+def test_strengths_that_are_none(strength: Any) -> None:
+    assert "is not a finite number; right is a number such as 1.5" in said(
+        twins.bridge(), twins.concept(), strength
+    )
+
+
+def test_too_few_shuffles_cannot_open_the_gate() -> None:
+    few = refine_concept(twins.source(), tokenizer(), twins.concept_pairs(), shuffles=5)
+    found = said(twins.bridge(), few, 1.0)
+    assert found.startswith(
+        "PlanError: not transplanted: the concept keeps 5 label-shuffled concepts, too few"
+    )
+    assert found.endswith("; refine it with 99, or force it")
+
+
+def test_one_group_cannot_open_the_gate() -> None:
+    alone = ContrastPairs((replace(p, group="one") for p in twins.concept_pairs()), "one.jsonl")
+    concept = refine_concept(twins.source(), tokenizer(), alone)
+    assert "one.jsonl: the concept was refined from this one group of pairs" in said(
+        twins.bridge(), concept, 1.0
+    )
+    assert "give pairs of other groups, or force it" in said(twins.bridge(), concept, 1.0, layers=1)
+
+
+def test_memory_for_shuffled_scores_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, check: TransplantCheck
+) -> None:
+    monkeypatch.setattr(transplant_check, "_SCORES_BYTES", 5000)
+    again = check_transplant(twins.bridge(), twins.concept(), layers=[0])
+    assert again.layers[0].shuffled == pytest.approx(check.layers[0].shuffled)
