@@ -10,7 +10,19 @@ from contextlib import contextmanager
 
 import click
 
-from steersman.cli import artifacts, composition, demo, experts, generation, interop, lab, models
+from steersman.cli import (
+    artifacts,
+    composition,
+    concepts,
+    demo,
+    experts,
+    generation,
+    interop,
+    lab,
+    maps,
+    models,
+    transplantation,
+)
 from steersman.cli.failures import Terminated, reported
 from steersman.cli.options import CONTEXT_SETTINGS, version_option
 
@@ -43,6 +55,10 @@ for command in (
     experts.detect,
     experts.merge,
     experts.select,
+    concepts.refine,
+    concepts.steer,
+    maps.map_,
+    transplantation.transplant,
     composition.compose,
     generation.generate,
     artifacts.show,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from steersman.cli.composition import plan_for_json, plan_in_words
+from steersman.cli.concepts import concept_for_json, concept_in_words
 from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import SteeringChoice, SteeringType, force_option, json_option
 from steersman.cli.output import in_columns, put_out, whole_file
@@ -66,6 +67,9 @@ def show(
 
     manifest = read_manifest(artifact)
     kind = manifest["kind"].replace("_", " ")
+    if kind == "affine map" and not (table or steering or experts or layer is not None or expert is not None):
+        _show_map(artifact, manifest, heatmap, force, as_json)
+        return
     if kind != "routing contrast" and (table or heatmap or steering or experts):
         raise ArtifactError(
             f"{artifact}: --table, --heatmap, --steering and --experts go with a contrast; this is: {kind}"
@@ -76,6 +80,8 @@ def show(
         _show_steering(artifact, manifest, as_json)
     elif kind == "expert profile":
         _show_profile(artifact, manifest, layer, expert, as_json)
+    elif kind == "concept vector":
+        _show_concept(artifact, manifest, as_json)
     else:
         drawing = _Drawing(heatmap, steering, experts)
         _show_contrast(artifact, manifest, table, drawing, force, as_json)
@@ -90,6 +96,30 @@ def _show_profile(
     result = {"manifest": manifest, **profile_for_json(profile, layer, expert)}
     words = [f"{artifact}: what experts are for", *_origin(manifest)]
     put_out(result, as_json, lambda: "\n".join([*words, profile_in_words(profile, layer, expert)]))
+
+
+def _show_map(
+    artifact: str, manifest: dict[str, Any], heatmap: Path | None, force: bool, as_json: bool
+) -> None:
+    from steersman import AffineMap
+    from steersman.cli.maps import check_heatmap, draw_map, map_for_json, map_in_words
+
+    found = AffineMap.from_pretrained(artifact)
+    check_heatmap(heatmap, found.shard, force)
+    if heatmap is not None:
+        with whole_file(heatmap, force) as place:
+            draw_map(found, place)
+    result = {"manifest": manifest, **map_for_json(found)}
+    words = [f"{artifact}: an affine map", *_origin(manifest)]
+    put_out(result, as_json, lambda: "\n".join([*words, map_in_words(found)]))
+
+
+def _show_concept(artifact: str, manifest: dict[str, Any], as_json: bool) -> None:
+    from steersman import ConceptVector
+
+    result = {"manifest": manifest, **concept_for_json(ConceptVector.from_pretrained(artifact))}
+    words = [f"{artifact}: a concept vector", *_origin(manifest)]
+    put_out(result, as_json, lambda: "\n".join([*words, *concept_in_words(result)]))
 
 
 def _show_steering(artifact: str, manifest: dict[str, Any], as_json: bool) -> None:
