@@ -23,8 +23,9 @@ import torch
 from measuring import Ratio, options, report
 from torch import Tensor
 
+from steersman.concepts.anchors import AnchorPair
 from steersman.concepts.joint_moments import JointMoments, Sides
-from steersman.concepts.regression import Fitting, spreads
+from steersman.concepts.regression import Fitting, held_out_moments, spreads
 
 THREADS = 2
 LAYERS, SOURCE, TARGET = 8, 512, 1024
@@ -219,6 +220,35 @@ def one_pair() -> tuple[list[Ratio], str]:
     ], note
 
 
+def by_anchors() -> tuple[list[Ratio], str]:
+    """The anchor-space variant beside the affine map, one pair of layers, on the same held-out rows: a
+    thousand anchors against all rows; how well each explains states, and twenty of the latent variables.
+    """
+    states, directions = States(1, 1), range(0, LATENT, LATENT // 20)
+    xs, ys, held_out = stored(states, ROWS)
+    x, y = torch.from_numpy(xs[0]), torch.from_numpy(ys[0])
+    few = torch.arange(BLOCK)
+    _, moments = streamed(states, ROWS)
+    _, found = solved(moments)
+    held = held_out_moments(moments, 0, 0)
+    pair = AnchorPair(x[few], y[few], torch.from_numpy(held_out)[few], 0)
+    results = {}
+    for name, (weight, bias) in {
+        "affine": found[0, 0],
+        "anchors": [p.numpy() for p in pair.affine()],
+    }.items():
+        r2 = quality(xs[0][held_out] @ weight.T + bias, ys[0][held_out], ys[0][~held_out])
+        mix, _, _ = states._mix[0][0]
+        shares = [held.share(torch.from_numpy(weight), mix[direction]) for direction in directions]
+        results[name] = r2, statistics.median(shares)
+    lines = [
+        Ratio(f"anchors: {what}, anchors' / affine's", *[results["anchors"][at] / results["affine"][at]] * 3)
+        for at, what in enumerate(("held-out R²", "share explained (median of 20 concepts)"))
+    ]
+    note = "; ".join(f"{name}: R² {r2:.3f}, share {share:.3f}" for name, (r2, share) in results.items())
+    return lines, f"{BLOCK} anchors against {ROWS} rows: {note}"
+
+
 def grown(arm: str, *arguments: object) -> float:
     """How much a fresh process grew over its size after import, in MiB, at its peak."""
     command = [sys.executable, __file__, arm, *map(str, arguments)]
@@ -336,7 +366,13 @@ def main() -> None:
     rounds = given.rounds or 3
     ratios: list[Ratio] = []
     notes: list[str] = []
-    for measure in (lambda: all_pairs(rounds), one_pair, lambda: memory(rounds), lambda: more_texts(rounds)):
+    for measure in (
+        lambda: all_pairs(rounds),
+        one_pair,
+        by_anchors,
+        lambda: memory(rounds),
+        lambda: more_texts(rounds),
+    ):
         more, note = measure()
         ratios += more
         notes.append(note)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from steersman.concepts.affine_map import AffineMap
+    from steersman.concepts.anchors import AnchorEncoder, anchor_map, encode_anchors
     from steersman.concepts.concept import ConceptVector
     from steersman.concepts.fitting import fit_affine_map
     from steersman.concepts.refinement import refine_concept
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "steersman.concepts.affine_map": ("AffineMap",),
+    "steersman.concepts.anchors": ("AnchorEncoder", "anchor_map", "encode_anchors"),
     "steersman.concepts.concept": ("ConceptVector",),
     "steersman.concepts.fitting": ("fit_affine_map",),
     "steersman.concepts.refinement": ("refine_concept",),
@@ -89,6 +91,7 @@ _HOME = {
 
 __all__ = [
     "AffineMap",
+    "AnchorEncoder",
     "Architecture",
     "ArchitectureMismatch",
     "ArtifactError",
@@ -111,11 +114,13 @@ __all__ = [
     "SteersmanError",
     "TransplantCheck",
     "WeightsMismatch",
+    "anchor_map",
     "apply_rows",
     "check_transplant",
     "compose",
     "describe_experts",
     "detect_experts",
+    "encode_anchors",
     "export_ds4",
     "export_easysteer",
     "export_gguf",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from steersman.cli.failures import resumable
+from steersman.cli.maps import merge_maps
 from steersman.cli.options import (
     ModelChoice,
     batch_size_option,
@@ -159,13 +160,14 @@ def detect(
     put_out(result, as_json, lambda: _detected_in_words(result, contrast))
 
 
-@click.command(short_help="Add the counts of several contrasts.")
+@click.command(short_help="Add up parts: counts of contrasts, or affine maps.")
 @click.argument("contrasts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @output_option("the merged contrast")
 @force_option
 @json_option
 def merge(contrasts: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
-    """Add the counts of CONTRASTS, detected on parts of the same pairs by the same model.
+    """Add the counts of CONTRASTS, detected on parts of the same pairs by the same model; or all parts of an
+    affine map, made with map --shard.
 
     \b
     Example:
@@ -173,7 +175,11 @@ def merge(contrasts: tuple[Path, ...], output: Path, force: bool, as_json: bool)
     """
     require_free(output, force, contrasts)
     from steersman import RoutingContrast, merge_contrasts
+    from steersman.artifacts import read_manifest
 
+    if read_manifest(contrasts[0])["kind"] == "affine_map":
+        merge_maps(contrasts, output, force, as_json)
+        return
     merged = merge_contrasts([RoutingContrast.from_pretrained(path) for path in contrasts])
     merged.save_pretrained(output, force=force)
     result = {"output": str(output), **summary(merged)}
