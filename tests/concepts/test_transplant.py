@@ -213,10 +213,11 @@ def test_ranking_puts_what_passes_first_and_noise_last() -> None:
     checks = {
         "noise": check_of(layer_check(0.4, 0.58)),
         "weak": check_of(layer_check(0.7, 0.6)),
+        "explained": check_of(layer_check(0.898, 0.6, share_explained=0.6)),
         "strong": check_of(layer_check(0.9, 0.6)),
         "unknown": check_of(layer_check(0.9, 0.6, separation=None)),
     }
-    assert rank(checks) == ["strong", "weak", "noise", "unknown"]
+    assert rank(checks) == ["explained", "strong", "weak", "noise", "unknown"]
 
 
 # Bad input --------------------------------------------------------------------------------------------------

@@ -201,12 +201,11 @@ def _check(
 
 
 def _checked_in_words(result: dict[str, Any]) -> str:
-    """A page a concept, those first that carry over best; then the ranking, if there are several."""
-    pages = [_page(entry) for entry in result["concepts"]]
+    """The ranking, if there are several; and a page a concept, those first that carry over best."""
     head = f"from {result['source'] or 'a model in memory'} to {result['target'] or 'a model in memory'}"
-    if len(pages) > 1:
-        pages.append(_ranking(result["concepts"]))
-    return "\n\n".join([head, *pages])
+    ranking = [_ranking(result["concepts"])] if len(result["concepts"]) > 1 else []
+    pages = [_page(entry) for entry in result["concepts"]]
+    return "\n\n".join([head, *ranking, *pages, _SCALE])
 
 
 def _page(entry: dict[str, Any]) -> str:
@@ -232,15 +231,13 @@ def _page(entry: dict[str, Any]) -> str:
             f"{entry['clusters']} clusters{left_out}",
             "",
             in_columns(header, rows),
-            "",
-            *_SCALE,
         ]
     )
 
 
 _SCALE = (
-    "AUROC of held-out pairs, 0.5 being chance; p: the share of shuffled concepts of which as much is",
-    "carried, which decides where shuffled ones separate the pairs too.",
+    "AUROCs of held-out pairs, 0.5 being chance. p: the share of label-shuffled concepts of which as much\n"
+    "arrives; it decides where they separate the pairs too."
 )
 
 

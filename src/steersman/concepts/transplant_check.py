@@ -196,19 +196,18 @@ class TransplantCheck:
 
 
 def _how_well(entry: LayerCheck) -> tuple[float, float]:
-    return (-1.0 if entry.separation is None else entry.separation.auroc, entry.share_explained)
+    """How well a layer does: by its AUROC to two digits, which is more than pairs can tell, then by what the
+    map explains of the direction.
+    """
+    found = entry.separation
+    return (-1.0 if found is None else round(found.auroc, 2), entry.share_explained)
 
 
 def rank(checks: Mapping[str, TransplantCheck]) -> list[str]:
-    """Names of checks, those first that carry over best: what the gate lets through, by how far the lower end
-    of the separation is above the threshold, then by what the map explains.
+    """Names of checks, those first that carry over best: what the gate lets through, then by the AUROC at the
+    best layer and what the map explains there.
     """
-
-    def order(name: str) -> tuple[bool, float, float]:
-        best = checks[name].best
-        return best.passed, best.margin, best.share_explained
-
-    return sorted(checks, key=order, reverse=True)
+    return sorted(checks, key=lambda name: (checks[name].passed, *_how_well(checks[name].best)), reverse=True)
 
 
 def check_transplant(
