@@ -192,14 +192,17 @@ class Steering:
             operation: `add` the vectors, or `project` them out (see `ResidualEdit`).
 
         Raises:
-            PlanError: a layer that does not exist, a vector of another width, zero or not finite.
+            PlanError: a layer that does not exist, a vector of another width, zero or not finite, a model
+                whose layers do not give one residual stream.
         """
         from steersman.models.architecture import read_architecture
         from steersman.models.identity import model_name, weights_id
+        from steersman.models.streams import check_stream
 
         edit = ResidualEdit(vectors, strength, scope, operation)
         if not edit.layers:
             raise PlanError("there are no vectors: give {layer: direction}")
+        check_stream(model)
         architecture = read_architecture(model)
         check_edits([edit], architecture)  # before the weights are read, which takes longer
         name, revision = model_name(model)

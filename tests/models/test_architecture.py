@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     Ernie4_5_MoeConfig,
-    GPT2Config,
     GraniteMoeConfig,
     JambaConfig,
     PretrainedConfig,
@@ -152,7 +152,11 @@ def test_models_of_another_form_are_refused() -> None:
         read_architecture(nn.Linear(2, 2))
     with pytest.raises(ModelError, match="no list of decoder layers"):
         read_architecture(
-            AutoModelForCausalLM.from_config(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16))
+            AutoModelForCausalLM.from_config(
+                BertConfig(
+                    hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16, is_decoder=True
+                )
+            )
         )
 
 

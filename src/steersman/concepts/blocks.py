@@ -18,6 +18,7 @@ from steersman.models.architecture import decoder_config, decoder_layers
 from steersman.models.attachment import attaches
 from steersman.models.program import Layout, Pass, Program
 from steersman.models.steered import Current, SteeredModule, outside_of_forward, steered
+from steersman.models.streams import check_stream
 
 
 @attaches("block_output")
@@ -25,8 +26,10 @@ def attach_blocks(model: nn.Module, layers: list[int] | None, current: Current) 
     """Steer the outputs of some decoder layers (None: all) whenever the running thread has a plan for them.
 
     Raises:
-        PlanError: a layer does not exist, or is the same module as another; nothing is attached then.
+        PlanError: a layer does not exist, or is the same module as another, or the layers do not give one
+            residual stream; nothing is attached then.
     """
+    check_stream(model)
     modules = list(decoder_layers(model))
     layers = list(range(len(modules))) if layers is None else layers
     for layer in layers:
@@ -115,6 +118,8 @@ class SteeredBlock(SteeredModule):
         return table.edit_of(running.layout, device, shape)
 
     def _steer(self, running: Pass, edit: BlockEdit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._key in running.ran:
+            raise SteeringNotApplied(f"layer {self._layer} runs twice in one forward: it cannot be steered")
         output = self._original(*args, **kwargs)
         states = self._states(output)
         if states.shape != edit.shape:
@@ -170,7 +175,9 @@ class SteeredBlock(SteeredModule):
 
 def _with_states(output: Any, states: Tensor) -> Any:
     """A layer's output with other states."""
-    return (states, *output[1:]) if isinstance(output, tuple) else states
+    if isinstance(output, Tensor):
+        return states
+    return type(output)((states, *output[1:]))
 
 
 class BlockTable:

@@ -10,8 +10,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from steersman.errors import ModelError
+from steersman.models.adapters import unwrap
 from steersman.models.architecture import decoder_config, decoder_layers
 from steersman.models.reading import read_batch
+from steersman.models.streams import why_no_stream
 
 Ints = np.ndarray[Any, Any]
 Kept = TypeVar("Kept")
@@ -49,7 +51,7 @@ def block_outputs(
         its length are arbitrary.
 
     Raises:
-        ModelError: a layer does not exist, did not run, or does not give one state a token.
+        ModelError: a layer does not exist, did not run once, or does not give one state a token.
     """
     found: dict[int, Any] = {}
     expected = (len(ids), max(map(len, ids)), decoder_config(model).hidden_size)
@@ -57,6 +59,8 @@ def block_outputs(
     def collect(layer: int, states: Tensor) -> None:
         if tuple(states.shape) != expected:
             raise _unlike(layer, f"gives states of shape {list(states.shape)}", expected)
+        if layer in found:
+            raise _unlike(layer, "ran twice", expected)
         found[layer] = states if keep is None else keep(states)
 
     with recording_blocks(model, layers, collect):
@@ -77,8 +81,10 @@ def recording_blocks(
     model: nn.Module, layers: Sequence[int], collect: Callable[[int, Tensor], object]
 ) -> Iterator[None]:
     """Call `collect(layer, states)` whenever one of these layers has run. Raises ModelError for a layer that
-    does not exist.
+    does not exist, and for models whose layers do not give one residual stream.
     """
+    if reason := why_no_stream(model):
+        raise ModelError(f"{type(unwrap(model)).__name__} gives no states of its residual stream: {reason}")
     modules = decoder_layers(model)
     check_layers(layers, len(modules))
 
@@ -98,8 +104,8 @@ def void(_value: object) -> None:
 
 
 def state_of(output: Any) -> Tensor:
-    """The residual stream in a decoder layer's output: the output, or the first of a tuple."""
-    state = output[0] if isinstance(output, tuple) else output
+    """The residual stream in a decoder layer's output: the output, or the first of a tuple or list."""
+    state = output[0] if type(output) in (tuple, list) and output else output
     if not isinstance(state, Tensor):
         raise ModelError(f"a decoder layer gives {type(state).__name__}, not a tensor")
     return state

@@ -66,7 +66,8 @@ def find_decoder(model: nn.Module) -> nn.Module:
     """
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else model
-    for candidate in (decoder, getattr(decoder, "model", None)):  # some get_decoder stop at the head
+    # Some get_decoder stop at the model with the head, or give the head (ModernBERT's is called decoder).
+    for candidate in (decoder, getattr(decoder, "model", None), getattr(model, "base_model", None)):
         if isinstance(candidate, nn.Module) and _layer_list(candidate) is not None:
             return candidate
     raise ModelError(

@@ -20,7 +20,7 @@ from steersman.errors import PlanError, SteeringNotApplied
 from steersman.models.adapters import unwrap
 from steersman.models.architecture import find_decoder
 from steersman.models.compiled import compiled_entrances, holds_compiled_code
-from steersman.models.following import Following, cache_length, refuse_empty_scope
+from steersman.models.following import Following, cache_length, cache_of, refuse_empty_scope
 from steersman.models.program import Pass, Program, Site
 from steersman.models.replacing import Restore, of_class, replace_method
 from steersman.models.tokens import Tokens, tokens_of_forward
@@ -288,7 +288,7 @@ class Attachment:
     def _tokens(self, active: tuple[Context, ...], kwargs: dict[str, Any]) -> Tokens:
         given = _given(kwargs)
         rows, columns = given.shape[:2]
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         length = cache_length(cache)
         generation: Following | None = getattr(self._local, "generation", None)
         if generation is not None:

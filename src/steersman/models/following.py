@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,9 @@ _UNFOLLOWED = (
 )
 """Settings under which the decoder is fed candidates, contrasts or another prompt than the one given."""
 
+_STATES = ("cache_params", "state")
+"""What recurrent models (Mamba, xLSTM; RWKV) call the cache that they have instead of keys and values."""
+
 
 class Following:
     """A call of `generate`: its input as given, then its `Generation` once transformers has settled the
@@ -40,6 +43,11 @@ class Following:
         for name in ("assistant_model", "custom_generate", "negative_prompt_ids"):
             if kwargs.get(name) is not None:
                 raise SteeringNotApplied(f"generate with {name} cannot be steered exactly: leave it out")
+        for name in _STATES:
+            if kwargs.get(name) is not None:
+                raise SteeringNotApplied(
+                    f"generate with {name} cannot be steered: it does not tell how many tokens it holds"
+                )
         ids = args[0] if args else kwargs.get("inputs")
         ids = ids if ids is not None else kwargs.get("input_ids")
         embeds = kwargs.get("inputs_embeds")
@@ -128,8 +136,16 @@ def refuse_empty_scope(plans: Iterable[Steering | None]) -> None:
         )
 
 
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """The cache that a decoder's forward is given; None without one."""
+    return next((kwargs[n] for n in ("past_key_values", *_STATES) if kwargs.get(n) is not None), None)
+
+
 def cache_length(cache: Any) -> int | None:
-    """Columns that a cache holds; None without a cache."""
-    if cache is None:
+    """Columns that a cache holds; None without a cache, or where it holds a state and no columns."""
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return None
+    layers = getattr(cache, "layers", None)
+    if layers and not any(hasattr(layer, "get_seq_length") for layer in layers):
         return None
     return int(cache.get_seq_length())
