@@ -78,25 +78,15 @@ def texts_of(number: int) -> tuple[Tensor, Tensor]:
     return texts, texts % 5 == 0
 
 
-def stored(states: States, rows: int) -> tuple[list[Array], list[Array], Array]:
-    """All states in memory, a list of layers for either model, as the reference keeps them; held-out rows."""
-    of_source: list[list[Array]] = [[] for _ in states._mix[0]]
-    of_target: list[list[Array]] = [[] for _ in states._mix[1]]
-    held_out = []
+def stored(states: States, rows: int) -> tuple[Array, Array, Array]:
+    """All states in memory as the reference keeps them, [rows, layers, width] of either; held-out rows."""
+    first = states.block(0)
+    kept = [np.empty((rows, *side.shape[1:]), np.float32) for side in first]
     for number in range(rows // BLOCK):
-        x, y = states.block(number)
-        for layers, block in ((of_source, x), (of_target, y)):
-            for layer, kept in enumerate(layers):
-                kept.append(block[:, layer].numpy())
-        held_out.append(texts_of(number)[1].numpy())
-    return [join(layer) for layer in of_source], [join(layer) for layer in of_target], join(held_out)
-
-
-def join(parts: list[Array]) -> Array:
-    """One array of blocks, which are let go of."""
-    whole = np.concatenate(parts)
-    parts.clear()
-    return whole
+        for whole, side in zip(kept, states.block(number), strict=True):
+            whole[number * BLOCK : (number + 1) * BLOCK] = side.numpy()
+    held_out = torch.cat([texts_of(number)[1] for number in range(rows // BLOCK)])
+    return kept[0], kept[1], held_out.numpy()
 
 
 # ------------------------------------------------------------------------------------------------ the arms
@@ -133,9 +123,10 @@ def solved(moments: JointMoments) -> tuple[float, dict[tuple[int, int], tuple[Ar
 
 
 def pseudo_inverse(x: Array, y: Array) -> Array:
-    """The reference's: W of one pair, [d_source, d_target]."""
-    inverse: Array = np.linalg.pinv(x)
-    return inverse @ y
+    """The reference's: W of one pair, [d_target, d_source]."""
+    left, singular, right = np.linalg.svd(x, full_matrices=False)
+    solution: Array = y.T @ left @ np.diag(1 / singular) @ right
+    return solution
 
 
 def by_adam(x: Array, y: Array) -> tuple[Array, Array]:
@@ -172,15 +163,16 @@ def all_pairs(rounds: int) -> tuple[list[Ratio], str]:
         of_solving, found = solved(moments)
         ours.append(of_moments + of_solving)
     theirs, worst, lowest = 0.0, float("inf"), float("inf")
-    for source, x in enumerate(xs):
-        for target, y in enumerate(ys):
+    for source in range(xs.shape[1]):
+        for target in range(ys.shape[1]):
+            x, y = xs[:, source], ys[:, target]
             fit_x, fit_y = x[~held_out], y[~held_out]
             start = time.perf_counter()
             reference = pseudo_inverse(fit_x, fit_y)
             theirs += time.perf_counter() - start
             weight, bias = found[source, target]
             own = quality(x[held_out] @ weight.T + bias, y[held_out], fit_y)
-            worst = min(worst, own - quality(x[held_out] @ reference, y[held_out], fit_y))
+            worst = min(worst, own - quality(x[held_out] @ reference.T, y[held_out], fit_y))
             lowest = min(lowest, own)
     ratio = theirs / statistics.median(ours)
     spread = theirs / max(ours), theirs / min(ours)
@@ -203,13 +195,13 @@ def one_pair() -> tuple[list[Ratio], str]:
         of_moments, moments = streamed(states, ROWS)
         of_solving, found = solved(moments)
         times.append(of_moments + of_solving)
-    fit_x, fit_y = xs[0][~held_out], ys[0][~held_out]
+    fit_x, fit_y = xs[:, 0][~held_out], ys[:, 0][~held_out]
     start = time.perf_counter()
     trained, bias = by_adam(fit_x, fit_y)
     seconds = time.perf_counter() - start
-    adam = quality(xs[0][held_out] @ trained.T + bias, ys[0][held_out], fit_y)
+    adam = quality(xs[:, 0][held_out] @ trained.T + bias, ys[:, 0][held_out], fit_y)
     weight, own_bias = found[0, 0]
-    own = quality(xs[0][held_out] @ weight.T + own_bias, ys[0][held_out], fit_y)
+    own = quality(xs[:, 0][held_out] @ weight.T + own_bias, ys[:, 0][held_out], fit_y)
     ratio = seconds / statistics.median(times)
     note = (
         f"one pair: {statistics.median(times):.2f} s against {seconds:.1f} s; R² {own:.4f} against {adam:.4f}"
@@ -226,7 +218,7 @@ def by_anchors() -> tuple[list[Ratio], str]:
     """
     states, directions = States(1, 1), range(0, LATENT, LATENT // 20)
     xs, ys, held_out = stored(states, ROWS)
-    x, y = torch.from_numpy(xs[0]), torch.from_numpy(ys[0])
+    x, y = torch.from_numpy(xs[:, 0]), torch.from_numpy(ys[:, 0])
     few = torch.arange(BLOCK)
     _, moments = streamed(states, ROWS)
     _, found = solved(moments)
@@ -237,7 +229,7 @@ def by_anchors() -> tuple[list[Ratio], str]:
         "affine": found[0, 0],
         "anchors": [p.numpy() for p in pair.affine()],
     }.items():
-        r2 = quality(xs[0][held_out] @ weight.T + bias, ys[0][held_out], ys[0][~held_out])
+        r2 = quality(xs[:, 0][held_out] @ weight.T + bias, ys[:, 0][held_out], ys[:, 0][~held_out])
         mix, _, _ = states._mix[0][0]
         shares = [held.share(torch.from_numpy(weight), mix[direction]) for direction in directions]
         results[name] = r2, statistics.median(shares)
@@ -305,7 +297,7 @@ def grow_ours(rows: int) -> float:
 def grow_reference(rows: int) -> float:
     before = resident()
     xs, ys, held_out = stored(States(), rows)
-    pseudo_inverse(xs[0][~held_out], ys[0][~held_out])
+    pseudo_inverse(xs[:, 0][~held_out], ys[:, 0][~held_out])
     return resident() - before
 
 

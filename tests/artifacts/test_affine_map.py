@@ -80,10 +80,12 @@ def allowed(path: tuple[Any, ...], value: Any) -> bool:
         )
     if path[0] == "evidence":
         return value == []
-    if path[-1] == "all":  # a part says how many rows its moments have
-        return type(value) is int and value >= 0 and path[0] == "texts" or value >= 100
+    if path[-1] == "all":
+        return type(value) is int and value > 100
     if path[-1] in ("seed", "skipped", "shared_experts"):
         return type(value) is int and value >= 0
+    if path[-1] == "effective_rank":
+        return type(value) is float and 0 <= value <= 16
     if path[-1] == "held_out":
         return type(value) is int and 0 <= value <= 2
     if path[-1] in ("reason", "revision"):

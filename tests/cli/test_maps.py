@@ -94,7 +94,7 @@ def test_going_on_after_a_stop(given: tuple[Path, Path, Path], whole: Path, tmp_
     assert "go on from it with --resume" in run("map", *given, "-o", tmp_path / "bridge").error
     found = run("map", *given, "-o", tmp_path / "bridge", "--resume", "--json").json
     expected = AffineMap.from_pretrained(whole)
-    assert found["maps"][0]["r2"] == pytest.approx(expected.maps[0].r2, abs=1e-9)
+    assert found["maps"][0]["r2"] == pytest.approx(expected.maps[0].r2, abs=1e-6)
     assert not partial.exists()
     assert "starting at the first text" in run("map", *given, "-o", tmp_path / "b", "--resume").stderr
 

@@ -54,7 +54,8 @@ def test_any_chunks_give_the_sums_over_all_rows(units: int, chunk: int, seed: in
         found, expected = centred(moments, part), slowly(of, bool(part))
         assert moments.parts[part].rows == int((of.held_out == bool(part)).sum())
         for name, value in expected.items():
-            assert torch.allclose(found[name], value, rtol=1e-10, atol=1e-9), name
+            close = {"rtol": 1e-4, "atol": 1e-3} if part == HELD_OUT else {"rtol": 1e-10, "atol": 1e-9}
+            assert torch.allclose(found[name], value, **close), name
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])
@@ -64,8 +65,8 @@ def test_parts_merge_into_the_whole_control_included(first: int) -> None:
     one.merge(other)
     whole = moments_of(of)
     for name, tensor in whole.to_tensors().items():
-        # Sketches are products in float32.
-        close = {"rtol": 1e-5, "atol": 1e-2} if name.endswith("z") else {"rtol": 1e-12, "atol": 1e-9}
+        exact = name.startswith("fit") and not name.endswith("z")  # the others are products in float32
+        close = {"rtol": 1e-12, "atol": 1e-9} if exact else {"rtol": 1e-4, "atol": 1e-2}
         assert torch.allclose(one.to_tensors()[name], tensor, **close), name
 
 
@@ -81,7 +82,8 @@ def test_parts_about_other_centres_merge_too() -> None:
     for part in (FIT, HELD_OUT):
         found, expected = centred(one, part), slowly(of, bool(part))
         for name, value in expected.items():
-            assert torch.allclose(found[name], value, rtol=1e-10, atol=1e-9), name
+            close = {"rtol": 1e-4, "atol": 1e-3} if part == HELD_OUT else {"rtol": 1e-10, "atol": 1e-9}
+            assert torch.allclose(found[name], value, **close), name
     assert all(torch.equal(other.to_tensors()[name], tensor) for name, tensor in before.items())
 
 

@@ -33,7 +33,9 @@ def plain_solve(x: Tensor, y: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     mx, my, sx, sy = x.mean(0), y.mean(0), x.std(0, correction=0), y.std(0, correction=0)
     a, t = (x - mx) / sx, (y - my) / sy
     penalty = ridge * rows * float(torch.trace(a.T @ a) / rows) / d
-    design = torch.cat([torch.cat([a, torch.ones(rows, 1).double()], 1), penalty**0.5 * torch.eye(d, d + 1).double()])
+    design = torch.cat(
+        [torch.cat([a, torch.ones(rows, 1).double()], 1), penalty**0.5 * torch.eye(d, d + 1).double()]
+    )
     wanted = torch.cat([t, torch.zeros(d, y.shape[1]).double()])
     solution = torch.linalg.lstsq(design, wanted, driver="gelsd").solution
     weight = sy[:, None] * solution[:d].T / sx
@@ -88,7 +90,7 @@ def test_quality_and_ridge_are_those_of_predictions(seed: int) -> None:
     for source, target in ((0, 0), (1, 1)):
         found = fitting_of(moments, source).pair(target)
         by_ridge = [r2_by_rows(of, source, target, ridge) for ridge in RIDGES]
-        assert found.r2 == pytest.approx(max(by_ridge), abs=1e-9)
+        assert found.r2 == pytest.approx(max(by_ridge), abs=1e-5)  # judged in float32
         assert found.ridge == RIDGES[int(np.argmax(by_ridge))]
 
 
@@ -144,7 +146,7 @@ def test_effective_rank() -> None:
     x, y = of.part(False, 0, 0)
     standard = weight * x.std(0, correction=0) / y.std(0, correction=0)[:, None]
     singular = torch.linalg.svdvals(standard)
-    assert fitting.pair(0, (1e-8,)).effective_rank == pytest.approx(effective_rank(singular), rel=1e-6)
+    assert fitting.effective_rank(0, 1e-8) == pytest.approx(effective_rank(singular), rel=1e-6)
 
 
 def test_share_explained_is_a_squared_correlation() -> None:
@@ -157,6 +159,6 @@ def test_share_explained_is_a_squared_correlation() -> None:
     along = weight @ vector.double()
     along /= along.norm()
     expected = np.corrcoef((y @ along).numpy(), (x @ weight.T @ along).numpy())[0, 1] ** 2
-    assert held.share(weight, vector) == pytest.approx(expected, rel=1e-9)
+    assert held.share(weight, vector) == pytest.approx(expected, rel=1e-5)
     assert 0 < expected < 1
     assert held.share(weight, torch.zeros(5)) == 0

@@ -34,7 +34,7 @@ MAP = register(
     "an affine map",
     {1: {"source", "rows", "texts", "skipped", "alignment", "layers", "maps", "seed", "shard"}},
 )
-_TABLES = ("r2", "r2_control", "control_sd", "ridge", "effective_rank")
+_TABLES = ("r2", "r2_control", "control_sd", "ridge")
 _OF_SOURCES = ("source_rank", "condition")
 _OF_MAP = ("weight", "bias")
 _HELD_OUT = ("xx", "yx", "yy")
@@ -61,7 +61,14 @@ def save_affine_map(of: AffineMap, folder: str | Path, *, force: bool = False) -
         "skipped": of.skipped,
         "alignment": of.alignment,
         "layers": _layers(of),
-        "maps": [{"source": of_layer.source_layer, "target": layer} for layer, of_layer in of.maps.items()],
+        "maps": [
+            {
+                "source": of_layer.source_layer,
+                "target": layer,
+                "effective_rank": of_layer.effective_rank,
+            }
+            for layer, of_layer in of.maps.items()
+        ],
         "seed": of.seed,
         "shard": of.shard,
     }
@@ -176,7 +183,7 @@ def _maps(entries: Any, tensors: Tensors, sides: Sides, table: MapTable) -> dict
     shapes = {"xx": (ds, ds), "yx": (dt, ds), "yy": (dt, dt)}
     for number, entry in enumerate(entries):
         name = f"maps[{number}]"
-        exact_keys(entry, {"source", "target"}, name)
+        exact_keys(entry, {"source", "target", "effective_rank"}, name)
         source, target = (whole(entry[side], f"{name}.{side}") for side in ("source", "target"))
         if source not in sides.source_layers or target not in sides.target_layers or target in maps:
             raise ArtifactError(f"{name}: {source} → {target} is not a pair of the layers, each target once")
@@ -191,9 +198,16 @@ def _maps(entries: Any, tensors: Tensors, sides: Sides, table: MapTable) -> dict
             weight=_shaped(tensors, f"{start}weight", np.float64, (dt, ds)),
             bias=_shaped(tensors, f"{start}bias", np.float64, (dt,)),
             held_out=HeldOut(**held_out),
+            effective_rank=_rank(entry["effective_rank"], f"{name}.effective_rank", min(ds, dt)),
             **{name: float(getattr(table, name)[row, column]) for name in _TABLES},
         )
     return maps
+
+
+def _rank(value: Any, name: str, most: int) -> float:
+    if not isinstance(value, float) or not 0 <= value <= most + 1e-6:
+        raise ArtifactError(f"{name} is not a number from 0 to {most}")
+    return value
 
 
 def _moments(tensors: Tensors, sides: Sides, seed: int) -> JointMoments:

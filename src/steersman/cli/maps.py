@@ -236,7 +236,7 @@ def _table_for_json(table: MapTable) -> dict[str, Any]:
         "target_layers": list(table.target_layers),
         **{
             name: getattr(table, name).tolist()
-            for name in ("r2", "r2_control", "effective_rank", "source_rank", "condition")
+            for name in ("r2", "r2_control", "source_rank", "condition")
         },
     }
 

@@ -71,9 +71,9 @@ class LayerMap:
 
 @dataclass(frozen=True)
 class MapTable:
-    """Every pair of layers: float64 [source layers, target layers] `r2`, `r2_control`, `control_sd`, `ridge`
-    and `effective_rank` of the map; [source layers] `source_rank` (exp of the entropy of the eigenvalues of
-    the states' correlations) and `condition` (their largest over their smallest).
+    """Every pair of layers: float64 [source layers, target layers] `r2`, `r2_control`, `control_sd` and
+    `ridge`; [source layers] `source_rank` (exp of the entropy of the eigenvalues of the states' correlations)
+    and `condition` (their largest over their smallest).
     """
 
     source_layers: tuple[int, ...]
@@ -82,7 +82,6 @@ class MapTable:
     r2_control: Tensor
     control_sd: Tensor
     ridge: Tensor
-    effective_rank: Tensor
     source_rank: Tensor
     condition: Tensor
 

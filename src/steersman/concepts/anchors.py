@@ -171,7 +171,6 @@ class AnchorPair:
         control = torch.tensor([self._of_other_texts(generator) for _ in range(DRAWS)])
         self.r2_control, self.control_sd = float(control.mean()), float(control.std())
         self.standard = self._standard(self.ridge, self._source.fit)
-        self.effective_rank = effective_rank(torch.linalg.svdvals(self.standard))
         eigenvalues = torch.linalg.svdvals(self._source.fit) ** 2
         self.source_rank = effective_rank(eigenvalues)
         self.condition = min(float(eigenvalues.max() / eigenvalues.min().clamp(min=1e-300)), 1e16)
@@ -210,7 +209,7 @@ class AnchorPair:
             r2_control=self.r2_control,
             control_sd=self.control_sd,
             ridge=self.ridge,
-            effective_rank=self.effective_rank,
+            effective_rank=effective_rank(torch.linalg.svdvals(self.standard)),
             held_out=HeldOut(*((a.T @ b / len(x)).float() for a, b in ((x, x), (y, x), (y, y)))),
         )
 
@@ -229,7 +228,6 @@ def _table(
         r2_control=of("r2_control"),
         control_sd=of("control_sd"),
         ridge=of("ridge"),
-        effective_rank=of("effective_rank"),
         source_rank=of("source_rank")[:, 0],
         condition=of("condition")[:, 0],
     )

@@ -58,6 +58,9 @@ class Sides:
 class Moments:
     """Sums over the rows of one part, about the centres.
 
+    Fitted rows are multiplied in float64, since a solution rests on them; held-out rows and sketches, which
+    only judge it, chunk by chunk in float32. Either is added up in float64.
+
     x [Ls·ds], y [Lt·dt] and z [Lt·draws·columns] are sums; xx [Ls, ds, ds], xy [Ls·ds, Lt·dt], xz and yy
     [Lt, dt, dt] (held-out rows; else empty) sums of products, y2 and z2 of squares. All float64.
     """
@@ -94,21 +97,28 @@ class Moments:
         )
 
     def add(self, x: Tensor, y: Tensor, z: Tensor) -> None:
-        """Add rows from which the centres were taken away already: x and y float64, z float32."""
+        """Add rows from which the centres were taken away already: z float32; x and y float64."""
         self.rows += len(x)
         self.x += x.sum(0)
         self.y += y.sum(0)
         self.z += z.sum(0, dtype=torch.float64)
         self.y2 += (y * y).sum(0)
         self.z2 += (z * z).sum(0, dtype=torch.float64)
-        self.xy.addmm_(x.T, y)
-        self.xz += x.float().T @ z
+        if len(self.yy):
+            x, y = x.float(), y.float()
+        width = self.xx.shape[1]
         for layer, total in enumerate(self.xx):
-            block = x[:, layer * len(total) : (layer + 1) * len(total)]
-            total.addmm_(block.T, block)
+            place = slice(layer * width, (layer + 1) * width)
+            block = x[:, place]
+            _add_product(total, block, block)
+            self.xz[place] += block.float().T @ z
+            if len(self.yy):  # layer by layer, as float32 products take memory of their own
+                _add_product(self.xy[place], block, y)
+        if not len(self.yy):
+            self.xy.addmm_(x.T, y)
         for layer, total in enumerate(self.yy):
             block = y[:, layer * len(total) : (layer + 1) * len(total)]
-            total.addmm_(block.T, block)
+            _add_product(total, block, block)
 
     def move(self, dx: Tensor, dy: Tensor) -> None:
         """Take the sums about other centres: those of x and y less dx and dy (z keeps its own)."""
@@ -129,6 +139,14 @@ class Moments:
         for field in fields(self):
             if field.name != "rows":
                 getattr(self, field.name).add_(getattr(other, field.name))
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """Add one'other to a float64 total, multiplied in their own precision."""
+    if one.dtype == torch.float64:
+        total.addmm_(one.T, other)
+    else:
+        total += one.T @ other
 
 
 def _layers(totals: Tensor, at: Tensor, by: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -213,8 +231,10 @@ class JointMoments:
         if len(waiting[0]) > rows:
             # Of their own memory, so that what has entered can go.
             self._waiting[part].append(tuple(each[rows:].clone() for each in waiting))
-        x, y = (each[:rows].double() for each in waiting[:2])
-        self.parts[part].add(x - self.centres[0], y - self.centres[1], waiting[2][:rows])
+        z = waiting.pop()[:rows]
+        y = waiting.pop()[:rows] - self.centres[1]
+        x = waiting.pop()[:rows] - self.centres[0]
+        self.parts[part].add(x, y, z)
 
     def _sketch(self, y: Tensor) -> Tensor:
         """[rows, Lt · draws · columns], float32: a control has no need of more."""

@@ -58,15 +58,13 @@ class Pair:
     """How well a source layer explains a target layer.
 
     `r2` is 1 − ΣSS_res/ΣSS_tot over standardised dimensions, of held-out rows about the fitted rows' means;
-    `r2_control` and `control_sd` mean and spread of the same over rows paired between texts;
-    `effective_rank` of the standardised map, by its singular values.
+    `r2_control` and `control_sd` mean and spread of the same over rows paired between texts.
     """
 
     ridge: float
     r2: float
     r2_control: float
     control_sd: float
-    effective_rank: float
 
 
 def effective_rank(values: Tensor) -> float:
@@ -133,25 +131,28 @@ class Fitting:
         moments.flush()
         self._moments, self._inverse_y = moments, inverse[1]
         self.basis = source_basis(moments, index, inverse[0])
+        self._last: tuple[int, tuple[Tensor, Tensor, Tensor]] | None = None
 
     def pair(self, target: int, ridges: tuple[float, ...] = RIDGES) -> Pair:
         """How target layer number `target` is explained, with the ridge that does best on held-out rows."""
         fitted, held, total = self._products(target)
-        gram = (fitted @ fitted.T) * self.basis.held_out
+        gram = (fitted @ fitted.T).mul_(self.basis.held_out)
         cross = (fitted * held).sum(1)
         gains = self._gains(ridges)
         residual = total - 2 * gains @ cross + ((gains @ gram) * gains).sum(1)
         best = int(residual.argmin())
         control = self._control(target, gains[best])
-        kernel = (fitted @ fitted.T) * gains[best].outer(gains[best])
-        singular = torch.linalg.eigvalsh(kernel).clamp(min=0).sqrt()
         return Pair(
             ridge=ridges[best],
             r2=float(1 - residual[best] / total) if total > 0 else 0.0,
             r2_control=float(control.mean()),
             control_sd=float(control.std()),
-            effective_rank=effective_rank(singular),
         )
+
+    def effective_rank(self, target: int, ridge: float) -> float:
+        """exp of the entropy of the singular values of the standardised map."""
+        mapped = self._gains((ridge,))[0][:, None] * self._products(target)[0]
+        return effective_rank(torch.linalg.eigvalsh(mapped @ mapped.T).clamp(min=0).sqrt())
 
     def affine(self, target: int, ridge: float) -> tuple[Tensor, Tensor]:
         """W [dt, ds] and b [dt] for states as they are, not standardised."""
@@ -173,6 +174,11 @@ class Fitting:
 
     def _products(self, target: int) -> tuple[Tensor, Tensor, Tensor]:
         """U'S_xy of the fitted rows (over their number) and of held-out ones, [d, dt]; held-out ΣSS_tot."""
+        if self._last is None or self._last[0] != target:
+            self._last = target, self._new_products(target)
+        return self._last[1]
+
+    def _new_products(self, target: int) -> tuple[Tensor, Tensor, Tensor]:
         fit, held = self._moments.parts
         source, width = self.basis.index, self._moments.sides
         rows = slice(source * width.source_width, (source + 1) * width.source_width)

@@ -51,9 +51,10 @@ def solve(
     for number, source in enumerate(sides.source_layers):
         fitting = Fitting(moments, number, inverse)
         facts.append((fitting.basis.effective_rank, fitting.basis.condition))
-        pairs.append([fitting.pair(place) for place in range(len(sides.target_layers))])
+        pairs.append([])
         for place, target in enumerate(sides.target_layers):
-            found = pairs[-1][place]
+            found = fitting.pair(place)
+            pairs[-1].append(found)
             wanted = chosen_source in (None, source)
             if wanted and (target not in best or found.r2 > best[target][0]):
                 best[target] = found.r2, _layer_map(moments, fitting, source, place, found)
@@ -74,7 +75,7 @@ def _layer_map(moments: JointMoments, fitting: Fitting, source: int, place: int,
         r2_control=found.r2_control,
         control_sd=found.control_sd,
         ridge=found.ridge,
-        effective_rank=found.effective_rank,
+        effective_rank=fitting.effective_rank(place, found.ridge),
         held_out=replace(held_out, xx=held_out.xx.float(), yx=held_out.yx.float(), yy=held_out.yy.float()),
     )
 
@@ -92,7 +93,6 @@ def _table(
         r2_control=of("r2_control"),
         control_sd=of("control_sd"),
         ridge=of("ridge"),
-        effective_rank=of("effective_rank"),
         source_rank=torch.tensor([rank for rank, _ in facts], dtype=torch.float64),
         condition=torch.tensor([condition for _, condition in facts], dtype=torch.float64),
     )
