@@ -359,7 +359,8 @@ def test_states_that_are_no_numbers_or_all_the_same() -> None:
     with (
         Changed(half, 2, lambda states: states * 60000.0),
         pytest.raises(
-            ModelError, match=r"layer 2 .* in float16: right would be float16 overflows there; bfloat16"
+            ModelError,
+            match="layer 2 gives states that are not finite in float16, which overflows: bfloat16 or float32 is",
         ),
     ):
         fit_affine_map((half, read), big(), MANY[:40])

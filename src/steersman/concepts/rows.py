@@ -57,10 +57,8 @@ def _check_finite(states: Tensor, layers: Sequence[int], model: nn.Module) -> No
     finite = torch.isfinite(states).all(dim=-1).all(dim=0)
     if not bool(finite.all()):
         layer = layers[int((~finite).nonzero()[0])]
-        instead = (
-            "float16 overflows there; bfloat16 or float32" if states.dtype == torch.float16 else "float32"
-        )
+        dtype = str(states.dtype).removeprefix("torch.")
+        why = ", which overflows: bfloat16 or float32 is right" if dtype == "float16" else ""
         raise ModelError(
-            f"{type(model).__name__}: layer {layer} gives states that are not finite in "
-            f"{str(states.dtype).removeprefix('torch.')}: right would be {instead} (--dtype)"
+            f"{type(model).__name__}: layer {layer} gives states that are not finite in {dtype}{why} (--dtype)"
         )
