@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import every_family as e
 import family_table
+import streams
 from cli.command_line import run as cli
 from steersman import (
     ModelError,
@@ -28,17 +29,21 @@ from steersman import (
     detect_experts,
     read_architecture,
 )
-from steersman.models.architecture import find_routers
+from steersman.models.architecture import decoder_layers, find_routers
 from steersman.models.identity import weights_id
 
 REFUSED = {"doge"}
 """Types of which no router is steered: each needs a measured reason."""
+
+SEVERAL_STREAMS = {"deepseek_v4", "glm5_next", "hy_v4", "qwen4_exp", "qwen4_exp_text"}
+"""Types of which no vector is added to the residual stream: a token has more than one."""
 
 STORED = ("deepseek_v3", "ernie4_5_vl_moe", "granitemoe", "jamba", "mixtral", "qwen3_vl_moe", "zaya")
 """Types that are stored in different ways: singly, fused, two kinds of experts together."""
 
 ROWS, COLUMNS = 3, 7
 IDS = torch.randint(3, e.VOCABULARY, (ROWS, COLUMNS), generator=torch.Generator().manual_seed(1))
+VECTOR = torch.randn(e.WIDTH, generator=torch.Generator().manual_seed(5))
 STEERED = [name for name in e.MODEL_TYPES if name not in REFUSED]
 
 
@@ -143,7 +148,7 @@ def test_what_is_not_in_scope_is_untouched(model: nn.Module) -> None:
     layer = min(steerable(model))
     expert = int(usual_shares(model)[layer].argmin())
     plan = Steering.from_experts(model, {layer: [expert]}, scope="prompt")
-    for none in (0 * plan, Steering.from_experts(model)):
+    for none in (0 * (plan + vectors(model, "all")), Steering.from_experts(model)):
         with none.apply(model):
             assert torch.equal(run(model), base)
     with apply_rows(model, [None, plan, None], prompt_lengths=[COLUMNS, 4, COLUMNS]):
@@ -159,7 +164,7 @@ def test_what_is_not_in_scope_is_untouched(model: nn.Module) -> None:
 
 def test_everything_is_put_back(model: nn.Module) -> None:
     base, before = run(model), list(attributes(model))
-    plan = Steering.from_experts(model, {layer: [0] for layer in steerable(model)})
+    plan = Steering.from_experts(model, {layer: [0] for layer in steerable(model)}) + vectors(model, "all")
     with plan.apply(model):
         assert not torch.equal(run(model), base)
     assert list(attributes(model)) == before
@@ -255,14 +260,20 @@ def same_values(one: nn.Module, other: nn.Module) -> bool:
 
 
 def test_promise_while_generating(model: nn.Module) -> None:
-    """Left-padded prompts of two lengths, then decode steps from the model's own cache."""
-    layers = steerable(model)
-    plan = Steering.from_experts(model, activate={layer: [3] for layer in layers}, scope="answer")
+    """Left-padded prompts of two lengths, then decode steps from the model's own cache; of both levers, where
+    vectors can be added.
+    """
+    layers, added = steerable(model), vectors(model, "answer")
+    plan = Steering.from_experts(model, activate={layer: [3] for layer in layers}, scope="answer") + added
     mask = torch.ones(2, COLUMNS, dtype=torch.int64)
     mask[0, :3] = 0
     ids = IDS[:2].masked_fill(mask == 0, 0)
     forwards: list[dict[int, Tensor]] = []
-    with plan.apply(model) as receipt, e.watching(model) as seen:
+    with (
+        streams.watching(decoder_layers(model)) as stream,
+        plan.apply(model) as receipt,
+        e.watching(model) as seen,
+    ):
         decoder = model.get_decoder()
         handle = getattr(decoder, "model", decoder).register_forward_hook(
             lambda *_: forwards.append(dict(seen))
@@ -279,7 +290,21 @@ def test_promise_while_generating(model: nn.Module) -> None:
         for given in (last, forwards[1][layer], forwards[2][layer]):
             assert given.shape[0] == 2
             assert (given == 3).any(dim=-1).all()
-    assert receipt.tokens == {f"router:{layer}": 6 for layer in layers}
+    sites = [f"router:{layer}" for layer in layers] + [f"block_output:{streams.LAYER}"] * len(added.edits)
+    assert receipt.tokens == dict.fromkeys(sites, 6)
+    if added.edits:
+        last = torch.arange(COLUMNS).expand(2, -1) == COLUMNS - 1
+        streams.assert_added(stream, VECTOR, [last, *[torch.ones(2, 1, dtype=torch.bool)] * 2])
+
+
+def vectors(model: nn.Module, scope: str) -> Steering:
+    """A plan that adds a vector to the residual stream; an empty one where there is no one stream."""
+    given = {streams.LAYER: VECTOR}
+    if model.config.model_type in SEVERAL_STREAMS:
+        with pytest.raises(PlanError, match="4 residual streams between its layers"):
+            Steering.from_vectors(model, given)
+        return Steering.from_experts(model)
+    return Steering.from_vectors(model, given, strength=streams.STRENGTH, scope=scope)
 
 
 @pytest.mark.parametrize("name", ["jetmoe", "mistral4", "qwen3_vl_moe", "doge"])
@@ -340,6 +365,18 @@ def test_prompts_with_images(name: str) -> None:
         seen = e.chosen(model, lambda: model(**inputs))
     for layer in steerable(model):
         assert (seen[layer] == 3).any(dim=-1).tolist() == [True] * 10
+
+
+def test_vectors_where_experts_cannot_be_steered() -> None:
+    model = e.shared("doge")
+    streams.assert_steered(model, decoder_layers(model), e.VOCABULARY)
+
+
+def test_docs_name_the_types_of_several_streams() -> None:
+    line = (
+        family_table.PAGE.read_text(encoding="utf-8").partition("between the layers: ")[2].partition(" (")[0]
+    )
+    assert set(line.replace("`", "").split(", ")) == SEVERAL_STREAMS
 
 
 def test_at_least_48_types() -> None:
