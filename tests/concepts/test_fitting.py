@@ -360,7 +360,7 @@ def test_states_that_are_no_numbers_or_all_the_same() -> None:
         Changed(half, 2, lambda states: states * 60000.0),
         pytest.raises(
             ModelError,
-            match="layer 2 gives states that are not finite in float16, which overflows: bfloat16 or float32 is",
+            match="layer 2 gives states that are not finite in float16, which overflows: right is bfloat16",
         ),
     ):
         fit_affine_map((half, read), big(), MANY[:40])

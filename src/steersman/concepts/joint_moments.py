@@ -226,19 +226,27 @@ class JointMoments:
                 self._enter(part, CHUNK_ROWS)
 
     def _enter(self, part: int, rows: int) -> None:
-        waiting = [torch.cat(rows) for rows in zip(*self._waiting[part], strict=True)]
-        self._waiting[part].clear()
-        if len(waiting[0]) > rows:
-            # Of their own memory, so that what has entered can go.
-            self._waiting[part].append(tuple(each[rows:].clone() for each in waiting))
-        z = waiting.pop()[:rows]
-        y = waiting.pop()[:rows] - self.centres[1]
-        x = waiting.pop()[:rows] - self.centres[0]
-        self.parts[part].add(x, y, z)
+        """Add waiting rows, at most so many, to a part's sums."""
+        rows = min(rows, sum(len(piece[0]) for piece in self._waiting[part]))
+        x_columns, y_columns, z_columns = self.sides.columns
+        x = torch.empty((rows, x_columns), dtype=torch.float64)
+        y = torch.empty((rows, y_columns), dtype=torch.float64)
+        z = torch.empty((rows, z_columns))
+        done = 0
+        while done < rows:
+            piece = self._waiting[part].pop(0)
+            taken = min(len(piece[0]), rows - done)
+            for whole, some in zip((x, y, z), piece, strict=True):
+                whole[done : done + taken] = some[:taken]
+            if taken < len(piece[0]):
+                # Of their own memory, so that what has entered can go.
+                self._waiting[part].insert(0, tuple(some[taken:].clone() for some in piece))
+            done += taken
+        self.parts[part].add(x.sub_(self.centres[0]), y.sub_(self.centres[1]), z)
 
     def _sketch(self, y: Tensor) -> Tensor:
         """[rows, Lt · draws · columns], float32: a control has no need of more."""
-        scaled = ((y.flatten(1) - self.centres[1]) / self.scale).float()
+        scaled = y.flatten(1).float().sub(self.centres[1].float()).div_(self.scale.float())
         return (scaled.reshape(-1, self.sides.target_width) @ self._signs).reshape(len(y), -1)
 
     def _paired(self, z: Tensor, texts: Tensor, held_out: Tensor, unit: int) -> Tensor:

@@ -58,7 +58,7 @@ def _check_finite(states: Tensor, layers: Sequence[int], model: nn.Module) -> No
     if not bool(finite.all()):
         layer = layers[int((~finite).nonzero()[0])]
         dtype = str(states.dtype).removeprefix("torch.")
-        why = ", which overflows: bfloat16 or float32 is right" if dtype == "float16" else ""
+        why = ", which overflows: right is bfloat16 or float32 (--dtype)" if dtype == "float16" else ""
         raise ModelError(
-            f"{type(model).__name__}: layer {layer} gives states that are not finite in {dtype}{why} (--dtype)"
+            f"{type(model).__name__}: layer {layer} gives states that are not finite in {dtype}{why}"
         )
