@@ -1,4 +1,4 @@
-"""Tiny random models of transformers' decoder families without experts, and of those that cannot be steered."""
+"""Tiny random models of transformers' decoder families without experts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MODEL_TYPES = (
     "phi3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "mpt", "codegen", "gpt_bigcode",
     "cohere", "cohere2", "olmo2", "olmo_hybrid", "granite", "stablelm", "starcoder2", "glm4", "exaone4",
     "smollm3", "nemotron", "lfm2", "modernbert-decoder", "openai-gpt", "mamba", "mamba2", "falcon_mamba",
-    "recurrent_gemma", "bamba", "falcon_h1", "zamba", "zamba2", "apertus", "arcee", "biogpt", "bitnet", "ctrl",
-    "diffllama", "ernie4_5", "fuyu", "glm", "helium", "hunyuan_v1_dense", "internlm3", "jais2", "minicpm3",
-    "ministral", "mllama", "nanochat", "olmo", "olmo3", "persimmon", "phi4_multimodal", "seed_oss",
-    "vaultgemma", "xglm",
+    "recurrent_gemma", "bamba", "falcon_h1", "zamba", "zamba2", "apertus", "arcee", "biogpt", "bitnet",
+    "ctrl", "diffllama", "ernie4_5", "fuyu", "glm", "helium", "hunyuan_v1_dense", "internlm3", "jais2",
+    "minicpm3", "ministral", "mllama", "nanochat", "olmo", "olmo3", "persimmon", "phi4_multimodal",
+    "seed_oss", "vaultgemma", "xglm",
 )  # fmt: skip
 
 QUICK = (

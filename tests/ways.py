@@ -1,4 +1,6 @@
-"""One check for every way of running a model: against the plain model, the same plan, the same counts."""
+"""One check for every way of running a model: against the plain model, the same plans, the same counts and
+states.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 import families as f
 from steersman import ContrastPair, ContrastPairs, RoutingContrast, Steering, detect_experts, weights_id
+from steersman.concepts.states import block_outputs
 from steersman.models.architecture import read_architecture
 
 WAYS_FAMILIES = ("olmoe", "gpt_oss", "deepseek_v3")
@@ -23,12 +26,19 @@ ON, OFF = 5, 1
 """The expert that the plan activates in layer 1, and the one it deactivates in layer 2."""
 LAYERS = (1, 2)
 
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(5))
+"""What is added to layer 1's output."""
+
 IDS = f.token_ids(2, 7)
 WORDS = [f"w{number}" for number in range(f.VOCABULARY)]
 
 
 def plan_of(model: nn.Module) -> Steering:
     return Steering.from_experts(model, activate={1: [ON]}, deactivate={2: [OFF]})
+
+
+def vectors_of(model: nn.Module) -> Steering:
+    return Steering.from_vectors(model, {1: VECTOR}, strength=2.0, scope="answer")
 
 
 @functools.cache
@@ -100,7 +110,27 @@ def check_way(
         assert torch.equal(written(model), written(plain))
     assert receipt.tokens == {f"router:{layer}": IDS.numel() + 3 * len(IDS) for layer in LAYERS}
     assert torch.equal(logits(model), before)  # unsteered again, to the bit
+    check_vectors(plain, model, tolerance, **options)
     ours, theirs = counts(model), counts(plain)
     assert (ours.activations == theirs.activations).all()
     assert (ours.tokens == theirs.tokens).all()
+    assert torch.equal(logits(model), before)
+
+
+def check_vectors(plain: Any, model: Any, tolerance: float = 1e-5, **options: Any) -> None:
+    """The same for a plan of vectors, and for states that are read."""
+    before, base = logits(model), logits(plain)
+    plan = vectors_of(plain)
+    assert vectors_of(model).fingerprint == plan.fingerprint
+    with plan.apply(plain):
+        expected, answers = logits(plain), written(plain)
+    with plan.apply(model, **options) as receipt:
+        torch.testing.assert_close(logits(model), expected, atol=tolerance, rtol=0)
+        assert torch.equal(written(model), answers)
+    assert receipt.tokens == {"block_output:1": 5 * len(IDS)}  # of a forward, and of four new tokens
+    assert not torch.allclose(expected, base, atol=100 * tolerance, rtol=0)
+    assert torch.equal(logits(model), before)
+    ours, theirs = (block_outputs(each, [0, 1, 2], IDS.tolist()) for each in (model, plain))
+    for layer, states in theirs.items():
+        torch.testing.assert_close(ours[layer], states, atol=tolerance, rtol=0)
     assert torch.equal(logits(model), before)
