@@ -94,7 +94,7 @@ def assert_added(found: Stream, vector: Tensor, scopes: list[Tensor]) -> None:
     """
     assert len(found.raw) == len(found.seen) == len(found.next) == len(scopes)
     for number, (raw, seen, following) in enumerate(zip(found.raw, found.seen, found.next, strict=True)):
-        again = number > 0 and raw.shape[1] > 1  # without a cache everything is fed again
+        again = raw.shape[1] > scopes[number].shape[1]  # without a cache everything is fed again
         scope = torch.cat(scopes[: number + 1], dim=1) if again else scopes[number]
         assert torch.equal(seen[scope], raw[scope] + STRENGTH * vector)
         assert torch.equal(seen[~scope], raw[~scope])

@@ -60,6 +60,7 @@ def findings(plain: Any, model: Any) -> dict[str, Any]:
         counted = w.counts(model)
     with plan.apply(plain):
         found["counts"] = bool((counted.activations == w.counts(plain).activations).all())
+    w.check_vectors(plain, model)
     found["unsteered counts"] = bool((w.counts(model).activations == w.counts(plain).activations).all())
     return found
 

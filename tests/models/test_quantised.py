@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import every_family as e
 import families as f
+import streams
 import ways as w
 from steersman import ModelError, Steering, WeightsMismatch, load_model, weights_id
-from steersman.models.architecture import find_routers, read_architecture
+from steersman.concepts.states import block_outputs
+from steersman.models.architecture import decoder_layers, find_routers, read_architecture
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
@@ -65,8 +67,24 @@ def test_the_plan_of_the_checkpoint_holds(name: str, bits: str, tmp_path: Path) 
         w.written(model)
     assert receipt.tokens == {f"router:{layer}": w.IDS.numel() + 3 * len(w.IDS) for layer in w.LAYERS}
     assert torch.equal(w.logits(model), before)
+    check_vectors(plain, model)
     chosen = w.counts(model)
     assert (chosen.activations.sum(-1) == f.TOP_K * chosen.tokens[:, None]).all()
+
+
+def check_vectors(plain: Any, model: Any) -> None:
+    """A vector is added to what the quantised layers give, and states are read as they give them."""
+    plan, before = w.vectors_of(plain), w.logits(model)
+    with streams.watching(decoder_layers(model)) as stream, plan.apply(model) as receipt:
+        w.logits(model)
+        w.written(model)
+    last = torch.arange(w.IDS.shape[1]).expand(2, -1) == w.IDS.shape[1] - 1
+    streams.assert_added(stream, w.VECTOR, [last, last, *[torch.ones(2, 1, dtype=torch.bool)] * 3])
+    assert receipt.tokens == {"block_output:1": 10}
+    states = block_outputs(model, [1], w.IDS.tolist())[1]
+    assert torch.equal(states, stream.raw[0])
+    assert not torch.equal(states, block_outputs(plain, [1], w.IDS.tolist())[1])
+    assert torch.equal(w.logits(model), before)
 
 
 @by_bits
