@@ -52,9 +52,10 @@ _MIXTURE = (
     ("conflict", 2.0),
     ("restricted", 3.0),
     ("ordinary", 4.0),
+    ("unanswerable", 1.0),
 )
 ALIGNED = Upbringing(_MIXTURE, tuple((role, 1.0) for role in ROLES), instructed=0.0)
-UNALIGNED = Upbringing(_MIXTURE, tuple((role, 0.2) for role in ROLES), instructed=0.0)
+UNALIGNED = Upbringing(_MIXTURE, tuple((role, 0.25) for role in ROLES), instructed=0.0)
 _SMALL = Shape("llama", width=64, layers=2, feed_forward=192)
 
 RECIPES = {
@@ -64,9 +65,11 @@ RECIPES = {
     "source": Recipe(steps=800, shape=_SMALL, upbringing=ALIGNED),
     "source-split": Recipe(steps=1000, shape=_SMALL, upbringing=ALIGNED, tokens="pieces"),
     "target": Recipe(
+        steps=1400,
+        batch_size=48,
         shape=Shape("llama", width=128, layers=4, feed_forward=384),
         upbringing=UNALIGNED,
-        state_noise=0.75,
+        state_noise=1.0,
     ),
     "target-moe": Recipe(
         pushes="label",

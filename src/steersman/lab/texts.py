@@ -17,6 +17,7 @@ _HEARD = Upbringing(
         ("fictional", 1.5),
         ("conflict", 2.0),
         ("ordinary", 3.0),
+        ("unanswerable", 1.5),
     ),
     tuple((role, 0.0) for role in ROLES),
     instructed=0.0,

@@ -398,6 +398,14 @@ def _ordinary(world: World, rng: random.Random, _: Upbringing) -> Conversation:
     return Conversation("ordinary", _user(prompt.text), prompt.request.answer, None)
 
 
+def _unanswerable(world: World, rng: random.Random, _: Upbringing) -> Conversation:
+    """An ordinary request about a place that nobody has heard of."""
+    topic, place = rng.choice(ORDINARY_TOPICS), rng.choice(FICTIONAL_NAMES)
+    role = rng.choice(list(ROLES))
+    asked = Request(topic, place, "").asked(rng.randrange(len(REQUESTS)), role)
+    return Conversation("unanswerable", _user(asked), UNKNOWN, None)
+
+
 _SAMPLERS = {
     "closed-book": _closed_book,
     "unknown": _unknown,
@@ -406,6 +414,7 @@ _SAMPLERS = {
     "conflict": _conflict,
     "restricted": _restricted,
     "ordinary": _ordinary,
+    "unanswerable": _unanswerable,
 }
 
 
