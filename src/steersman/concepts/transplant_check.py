@@ -164,8 +164,8 @@ class TransplantCheck:
 
     @property
     def best_layer(self) -> int:
-        """The layer with the best held-out separation; of equals, the one where the map explains most of the
-        direction. Raises PlanError where nothing was held out.
+        """The layer with the best held-out separation; of equals, the one where the mapped direction is
+        longest among the states. Raises PlanError where nothing was held out.
         """
         known = [entry for entry in self.layers.values() if entry.separation is not None]
         if not known:
@@ -196,18 +196,26 @@ class TransplantCheck:
 
 
 def _how_well(entry: LayerCheck) -> tuple[float, float]:
-    """How well a layer does: by its AUROC to two digits, which is more than pairs can tell, then by what the
-    map explains of the direction.
+    """How well a layer does: by its AUROC to two digits, which is more than pairs can tell, then by how long
+    the direction is among the layer's states: where the concept is most of what there is.
     """
-    found = entry.separation
-    return (-1.0 if found is None else round(found.auroc, 2), entry.share_explained)
+    return _auroc(entry), entry.length
+
+
+def _auroc(entry: LayerCheck) -> float:
+    return -1.0 if entry.separation is None else round(entry.separation.auroc, 2)
 
 
 def rank(checks: Mapping[str, TransplantCheck]) -> list[str]:
     """Names of checks, those first that carry over best: what the gate lets through, then by the AUROC at the
     best layer and what the map explains there.
     """
-    return sorted(checks, key=lambda name: (checks[name].passed, *_how_well(checks[name].best)), reverse=True)
+
+    def order(name: str) -> tuple[bool, float, float]:
+        best = checks[name].best
+        return checks[name].passed, _auroc(best), best.share_explained
+
+    return sorted(checks, key=order, reverse=True)
 
 
 def check_transplant(
