@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import families as f
 import ways
 from steersman import (
     ArchitectureMismatch,
+    ModelError,
     PlanError,
     Steering,
     SteeringNotApplied,
@@ -413,6 +415,89 @@ def test_a_vector_beyond_float16_is_refused() -> None:
         logits(model)
 
 
+def test_a_vector_beyond_float16_is_refused_in_compiled_code() -> None:
+    torch._dynamo.reset()
+    model = tiny("llama").half()
+    compiled = torch.compile(model, backend=Graphs())
+    plan = Steering.from_vectors(model, {LAYER: torch.full((WIDTH,), 7e4)}, scope="all")
+    with pytest.raises(SteeringNotApplied, match="bfloat16 or float32"), plan.apply(compiled):
+        logits(compiled)
+    assert logits(compiled).isfinite().all()
+    torch._dynamo.reset()
+
+
+def test_a_layer_that_runs_twice_is_refused(model: nn.Module) -> None:
+    layer = decoder_layers(model)[2]
+    inner = layer.forward
+    plan = plan_for(model)
+    with plan.apply(model):
+        logits(model)
+        layer.forward = lambda *args, **kwargs: decoder_layers(model)[LAYER](inner(*args, **kwargs), **kwargs)
+        with pytest.raises(SteeringNotApplied, match="layer 1 runs twice"):
+            logits(model)
+        layer.forward = inner
+    layer.forward = lambda *args, **kwargs: decoder_layers(model)[LAYER](inner(*args, **kwargs), **kwargs)
+    with pytest.raises(ModelError, match="layer 1 ran twice"):
+        block_outputs(model, [LAYER], IDS.tolist())
+
+
+def test_hidden_states_that_a_model_gives_are_edited(model: nn.Module) -> None:
+    before = hidden_states(model)
+    with plan_for(model).apply(model):
+        during = hidden_states(model)
+    assert torch.equal(during[LAYER], before[LAYER])
+    torch.testing.assert_close(during[LAYER + 1], before[LAYER + 1] + 2.0 * VECTOR, rtol=0, atol=1e-6)
+    assert all(map(torch.equal, hidden_states(model), before))
+
+
+def hidden_states(model: Any) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        found: tuple[Tensor, ...] = model(IDS, output_hidden_states=True).hidden_states
+    return found
+
+
+def test_two_plans_in_two_threads(model: nn.Module) -> None:
+    plans = [plan_for(model, strength=strength, scope="answer") for strength in (3.0, -3.0)]
+    expected = [generated(model, plan) for plan in plans]
+    found: dict[int, list[Tensor]] = {0: [], 1: []}
+
+    def run(number: int) -> None:
+        found[number] += [generated(model, plans[number]) for _ in range(4)]
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not torch.equal(*expected)
+    for number, logits_of in found.items():
+        assert len(logits_of) == 4
+        assert all(torch.equal(each, expected[number]) for each in logits_of)
+
+
+def generated(model: Any, plan: Steering) -> Tensor:
+    """The scores of each step under a plan, [steps, rows, vocabulary]."""
+    with plan.apply(model) as receipt:
+        output = model.generate(
+            IDS, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+    assert receipt.tokens == {"block_output:1": 9}
+    return torch.stack(output.logits)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_autocast(name: str) -> None:
+    model = tiny(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        with watching(model) as found, plan_for(model, scope="answer").apply(model):
+            logits(model)
+        states = block_outputs(model, [LAYER], IDS.tolist())[LAYER]
+    assert found.positions == [[[False] * 5 + [True]] * 3]
+    expected = (found.raw[0][:, -1].float() + 2.0 * VECTOR).to(found.raw[0].dtype)
+    assert torch.equal(found.seen[0][:, -1], expected)
+    assert torch.equal(states, found.raw[0])
+
+
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_offloaded_layers(place: str, tmp_path: Any) -> None:
     accelerate = pytest.importorskip("accelerate")
@@ -474,4 +559,29 @@ def test_compiled_models(name: str, way: str) -> None:
         made.append(graphs.made)
     assert made[0] == made[1] == made[2]  # later plans of this form need no code of their own
     torch.testing.assert_close(logits(compiled), base, rtol=0, atol=1e-5)
+    read, plain = (block_outputs(each, [LAYER], IDS.tolist())[LAYER] for each in (compiled, tiny(name)))
+    torch.testing.assert_close(read, plain, rtol=0, atol=1e-5)
+    torch._dynamo.reset()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["llama", "olmoe"])
+def test_generated_code(name: str) -> None:
+    torch._dynamo.reset()
+    model = tiny(name)
+    compiled = torch.compile(model, fullgraph=True)
+    logits(compiled)
+    for options in (
+        {},
+        {"scope": "answer"},
+        {"operation": "project", "strength": 1.0},
+        {"strength": -1.0},
+    ):
+        plan = plan_for(model, **options)
+        with plan.apply(model):
+            expected = logits(model)
+        with plan.apply(compiled) as receipt:
+            torch.testing.assert_close(logits(compiled), expected, rtol=0, atol=1e-5)
+        assert receipt.tokens == {"block_output:1": 3 if options.get("scope") == "answer" else 18}
     torch._dynamo.reset()

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import families as f
 import ways as w
 from steersman import PlanError, SteeringNotApplied, WeightsMismatch, weights_id
+from steersman.concepts.states import block_outputs
 from steersman.models.architecture import find_routers, read_architecture
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -54,6 +55,26 @@ def test_steered_through_the_wrapper_and_through_the_model_inside(name: str) -> 
     assert torch.equal(w.logits(wrapped), before)
     assert (w.counts(wrapped).activations == w.counts(inside).activations).all()
     assert read_architecture(wrapped).id == read_architecture(f.shared(name)).id
+
+
+def test_vectors_and_states_are_those_of_the_adapted_model() -> None:
+    bare, wrapped = f.shared("olmoe"), of_attention("olmoe")
+    plan = w.vectors_of(wrapped)
+    with pytest.raises(WeightsMismatch, match="adapter default"), w.vectors_of(bare).apply(wrapped):
+        pass
+    with plan.apply(wrapped) as receipt:
+        through = w.written(wrapped)
+        assert torch.equal(w.written(wrapped.get_base_model()), through)
+    assert receipt.tokens == {"block_output:1": 2 * 4 * len(w.IDS)}
+    states, ids = block_outputs(wrapped, [1], w.IDS.tolist())[1], w.IDS.tolist()
+    plain = block_outputs(bare, [1], ids)[1]
+    assert not torch.equal(states, plain)
+    with plan.apply(wrapped):
+        edited = block_outputs(wrapped, [1], ids)[1]
+    torch.testing.assert_close(edited[:, -1], states[:, -1] + 2.0 * w.VECTOR, rtol=0, atol=1e-5)
+    assert torch.equal(edited[:, :-1], states[:, :-1])
+    with wrapped.disable_adapter():
+        assert torch.equal(block_outputs(wrapped, [1], ids)[1], plain)
 
 
 @by_family

@@ -155,12 +155,21 @@ class SteeredBlock(SteeredModule):
     # ------------------------------------------------------------ compiled code
 
     def publish(self, running: Pass | None, size: int, device: torch.device) -> None:
-        """Lay out the plan of a forward for compiled code, which cannot ask for it."""
+        """Lay out the plan of a forward for compiled code, which cannot ask for it.
+
+        Raises `SteeringNotApplied` where a vector overflows in a model of float16.
+        """
+        if running is not None and self._runs_in(torch.float16):  # compiled code does not look at numbers
+            table_of(running.program, self._layer, self._width, device).check(torch.float16)
         self._compiled.publish(running, self._layer, self._width, size, device)
 
     def withdraw(self) -> bool:
         """Take the plan away again; returns whether compiled code has followed it."""
         return self._compiled.withdraw()
+
+    def _runs_in(self, dtype: torch.dtype) -> bool:
+        parameters = () if self._module is None else self._module.parameters()
+        return next((p.dtype for p in parameters if p.is_floating_point()), None) is dtype
 
     def _run_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self._compiled
@@ -168,6 +177,8 @@ class SteeredBlock(SteeredModule):
             raise outside_of_forward("decoder layer")
         output = self._original(*args, **kwargs)
         states = state_of(output)
+        if states.dim() != 3 or states.shape[0] * states.shape[1] != state.index.shape[0]:
+            raise SteeringNotApplied(f"layer {self._layer} gives something else than one state a token")
         edited = state.run(states.reshape(-1, states.shape[-1])).view(states.shape)
         state.ran = True
         return _with_states(output, edited)
