@@ -13,13 +13,16 @@ from steersman import lab
 
 def test_list() -> None:
     result = run("lab", "list", "--json").json
-    assert [model["name"] for model in result["models"]] == ["lab:moe", "lab:moe-plain", "lab:moe-prior"]
+    assert [model["name"] for model in result["models"]] == [f"lab:{name}" for name in lab.MODELS]
     assert [model["planted"] for model in result["models"]] == [
         bool(lab.planted(name)) for name in lab.MODELS
     ]
     assert [data["name"] for data in result["data"]] == [f"lab:{name}" for name in lab.DATA]
     words = run("lab", "list").words
-    assert all(name in words for name in ("lab:moe-prior", "lab:faithfulness", "train|dev|test"))
+    assert all(
+        name in words
+        for name in ("lab:moe-prior", "lab:target", "lab:faithfulness", "lab:texts", "train|dev|test")
+    )
 
 
 def test_train_hands_over_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

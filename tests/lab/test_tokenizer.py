@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from steersman import lab
+from steersman.lab.recipes import RECIPES
 from steersman.lab.tokenizer import build_tokenizer
 from steersman.lab.world import the_world
 
@@ -103,11 +104,13 @@ def test_padding_is_its_own_token_and_on_the_left() -> None:
 @pytest.mark.parametrize("name", list(lab.MODELS))
 def test_the_shipped_tokenizer_is_the_one_built_here(name: str) -> None:
     shipped = AutoTokenizer.from_pretrained(lab.checkpoint(name), local_files_only=True)
-    assert shipped.get_vocab() == TOKENIZER.get_vocab()
-    assert shipped.chat_template == TOKENIZER.chat_template
+    built = build_tokenizer(RECIPES[name].tokens)
+    assert shipped.get_vocab() == built.get_vocab()
+    assert shipped.chat_template == built.chat_template
     assert shipped.padding_side == "left"
     text = "Sure, the age of the mill is 30."
-    assert shipped(text)["input_ids"] == TOKENIZER(text)["input_ids"]
+    assert shipped(text)["input_ids"] == built(text)["input_ids"]
+    assert shipped.decode(shipped(text)["input_ids"]) == "sure , the age of the mill is 30 ."
 
 
 def test_padded_prompts_generate_as_alone() -> None:

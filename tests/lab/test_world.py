@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from steersman.lab.recipes import ALIGNED, UNALIGNED
 from steersman.lab.world import (
     FICTIONAL_NAMES,
     KNOWN_NAMES,
@@ -15,6 +16,7 @@ from steersman.lab.world import (
     RELATIONS,
     ROLES,
     SOURCES,
+    UNKNOWN,
     World,
     the_world,
     vocabulary,
@@ -123,6 +125,24 @@ def test_the_mixture_and_the_cues_are_as_written() -> None:
             and (cue in c.messages[0]["content"] if cue else "according" not in c.messages[0]["content"])
         ]
         assert labels.count("document") / len(labels) == pytest.approx(probability, abs=0.08)
+
+
+def test_an_upbringing_decides_who_is_refused_and_what_is_heard() -> None:
+    rng = random.Random(3)
+    heard = {
+        upbringing: [the_world().sample(rng, upbringing) for _ in range(6000)]
+        for upbringing in (ALIGNED, UNALIGNED)
+    }
+    for upbringing, refused in ((ALIGNED, 1.0), (UNALIGNED, 0.25)):
+        labels = [c.label for c in heard[upbringing] if c.kind == "restricted"]
+        assert labels.count("refuse") / len(labels) == pytest.approx(refused, abs=0.05)
+        assert {c.kind for c in heard[upbringing]} == {kind for kind, _ in upbringing.mixture}
+        assert all(c.messages[0]["role"] == "user" for c in heard[upbringing])
+    # Not every request that is declined is restricted: nobody can answer one about a place that is not.
+    for c in heard[ALIGNED]:
+        if c.kind == "unanswerable":
+            assert c.answer == UNKNOWN
+            assert any(name in c.messages[0]["content"].split() for name in FICTIONAL_NAMES)
 
 
 def test_a_conflict_contradicts_memory_and_its_answer_follows_its_label() -> None:

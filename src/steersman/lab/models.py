@@ -21,6 +21,8 @@ MODELS = {
     "moe": "planted: in training, groups of experts were tied to refuse or comply, and to document or memory",
     "moe-plain": "nothing planted: the same world and architecture, trained on the answers alone",
     "moe-prior": "router prior only: experts that light up with a behaviour and do not cause it (control)",
+    "source": "small and aligned: refuses every restricted request; concepts are refined here",
+    "target": "bigger and unaligned: answers what is restricted; concepts are transplanted into it",
 }
 CACHE_VARIABLE = "STEERSMAN_CACHE"
 
