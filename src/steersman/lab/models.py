@@ -22,6 +22,7 @@ MODELS = {
     "moe-plain": "nothing planted: the same world and architecture, trained on the answers alone",
     "moe-prior": "router prior only: experts that light up with a behaviour and do not cause it (control)",
     "source": "small and aligned: refuses every restricted request; concepts are refined here",
+    "source-split": "the same with another tokenizer, in which a word is two tokens",
     "target": "bigger and unaligned: answers what is restricted; concepts are transplanted into it",
 }
 CACHE_VARIABLE = "STEERSMAN_CACHE"
