@@ -207,13 +207,14 @@ def _auroc(entry: LayerCheck) -> float:
 
 
 def rank(checks: Mapping[str, TransplantCheck]) -> list[str]:
-    """Names of checks, those first that carry over best: what the gate lets through, then by the AUROC at the
-    best layer and what the map explains there.
+    """Names of checks, those first that carry over best: what the gate lets through, then that of which more
+    arrives than of shuffled labels, then by the AUROC at the best layer and what the map explains there.
     """
 
-    def order(name: str) -> tuple[bool, float, float]:
+    def order(name: str) -> tuple[bool, bool, float, float]:
         best = checks[name].best
-        return checks[name].passed, _auroc(best), best.share_explained
+        arrives = best.chance is not None and best.chance <= 0.05
+        return checks[name].passed, arrives, _auroc(best), best.share_explained
 
     return sorted(checks, key=order, reverse=True)
 

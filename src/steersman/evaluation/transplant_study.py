@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 TRANSPLANTED, UNMAPPED, OWN = "transplanted", "unmapped", "own"
 DOSES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8)
+EFFECT_DOSE = 0.25
 LEAST_RIGHT, MOST_REFUSED = 0.95, 0.03
 """What the rule asks of ordinary development items: stricter than what the test is to show."""
 
@@ -194,6 +195,26 @@ def plan_at(
 ) -> Steering:
     """The transplanted concept at its default layer and a dose. Raises PlanError: the gate refuses it."""
     return plan_of(bridge, concept, Strength(dose, is_dose=True), None, check, force=force)
+
+
+def measured_effect(
+    target: Subject,
+    concept: ConceptVector,
+    bridge: AffineMap,
+    check: TransplantCheck,
+    task: Task,
+    dose: float = EFFECT_DOSE,
+) -> float:
+    """What a concept does at a dose of its best layer, in nats, comparable between concepts: half of mean d
+    toward it minus mean d away from it (`Subject.preference`), whether or not the gate lets it through. What
+    any push does to d, whichever way it goes, cancels.
+    """
+    forks = target.forks(task)
+    toward, away = (
+        float(target.preference(forks, plan_at(concept, bridge, check, sign * dose, force=True)).mean())
+        for sign in (1, -1)
+    )
+    return (toward - away) / 2
 
 
 def run_transplant_study(
