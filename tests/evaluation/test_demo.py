@@ -14,11 +14,14 @@ import pytest
 import torch
 
 from steersman import cli
+from steersman.concepts.affine_map import AffineMap
+from steersman.concepts.concept import ConceptVector
 from steersman.errors import ArtifactError
-from steersman.evaluation import demo, figures, lab_study
+from steersman.evaluation import demo, figures, lab_study, transplant_study
 from steersman.experts.contrast import RoutingContrast
 from steersman.pairs import load_pairs
 from steersman.steering import Steering
+from steersman.texts import load_texts
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,8 @@ def small() -> Iterator[None]:
         patch.setattr(lab_study, "DEV_ITEMS", 12)
         patch.setattr(lab_study, "GRID", (4, 12))
         patch.setattr(demo, "CONTROL_ITEMS", 8)
+        patch.setattr(lab_study, "load_texts", lambda source: load_texts(source)[:200])
+        patch.setattr(transplant_study, "DOSES", (0.3, 0.5))
         patch.setattr(figures, "DOTS_PER_INCH", 40)
         yield
 
@@ -46,6 +51,8 @@ def test_everything_is_there_and_says_the_same(made: tuple[Path, demo.DemoResult
         "refusal",
         "faithfulness",
         "control",
+        "transplant",
+        "both",
     }
     assert result.report == out / "report.html"
     assert json.loads((out / "result.json").read_text()) == result.figures
@@ -61,6 +68,14 @@ def test_artifacts_are_those_of_the_figures(made: tuple[Path, demo.DemoResult]) 
         contrast = RoutingContrast.from_pretrained(out / name / "contrast")
         assert contrast.pairs == study["detection"]["pairs"]
         assert (out / name / "map.png").read_bytes().startswith(b"\x89PNG")
+    transplant, both = result.figures["transplant"], result.figures["both"]
+    assert Steering.from_pretrained(out / "transplant" / "plan").fingerprint == transplant["plan"]
+    assert Steering.from_pretrained(out / "both" / "plan").fingerprint == both["plan"]
+    concept = ConceptVector.from_pretrained(out / "transplant" / "concept")
+    bridge = AffineMap.from_pretrained(out / "transplant" / "map")
+    assert (concept.pairs, bridge.rows) == (transplant["concept"]["pairs"], transplant["map"]["rows"])
+    assert (out / "transplant" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert set(transplant["controls"]) == {"random", "shuffled"}
     first, control = (result.figures["studies"][name]["choice"]["count"] for name in ("refusal", "control"))
     assert first == control
 
@@ -72,7 +87,9 @@ def test_the_report_says_what_was_measured(made: tuple[Path, demo.DemoResult]) -
     assert "lab:moe-prior" in page
     for study in result.figures["studies"].values():
         assert study["plans"]["toward"]["fingerprint"] in page
-    for command in ("describe", "detect", "select", "generate"):
+    assert result.figures["transplant"]["plan"] in page
+    assert result.figures["both"]["plan"] in page
+    for command in ("describe", "detect", "select", "generate", "refine", "map", "transplant", "compose"):
         assert f"steersman {command} " in page
 
 
@@ -102,6 +119,10 @@ def test_an_occupied_folder_is_refused_before_any_work(
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def made_plan(out: Path) -> Steering:
+    return Steering.from_pretrained(out / "both" / "plan")
+
+
 def test_a_failure_at_the_end_leaves_the_earlier_demo_alone(
     made: tuple[Path, demo.DemoResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +134,9 @@ def test_a_failure_at_the_end_leaves_the_earlier_demo_alone(
     monkeypatch.setattr(demo.Laboratory, "study", lambda *_: SimpleNamespace(choice=None))
     monkeypatch.setattr(demo, "_save", lambda _, folder: folder.mkdir())
     monkeypatch.setattr(demo, "same_number", lambda _: None)
+    monkeypatch.setattr(demo.Laboratory, "transplant", lambda *_: None)
+    monkeypatch.setattr(demo, "_save_transplant", lambda _, folder: folder.mkdir())
+    monkeypatch.setattr(demo.Laboratory, "levers", lambda *_: SimpleNamespace(plan=made_plan(out)))
     monkeypatch.setattr(demo, "_result", fail)
     with pytest.raises(RuntimeError, match="the last step"):
         demo.run_demo(out, progress=False, force=True)

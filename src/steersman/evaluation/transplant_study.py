@@ -159,12 +159,14 @@ def sweep(
     check: TransplantCheck,
     task: Task,
     ordinary: Task,
-    doses: Sequence[float] = DOSES,
+    doses: Sequence[float] | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> tuple[SweepPoint, ...]:
-    """Measure each dose on development items. `advance(1)` is called after each."""
+    """Measure each dose (`DOSES`, where none are given) on development items. `advance(1)` is called after
+    each.
+    """
     points = []
-    for dose in doses:
+    for dose in doses or DOSES:
         arm = Arm(TRANSPLANTED, plan_at(concept, bridge, check, dose))
         shares, costs = target.run(task, arm).rates, target.run(ordinary, arm).rates
         points.append(SweepPoint(dose, shares["positive"], costs["positive"], costs["negative"]))
