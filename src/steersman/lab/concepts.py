@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from steersman.lab.world import (
     FICTIONAL_NAMES,
+    INSTRUCTIONS,
     KNOWN_NAMES,
     REFUSAL,
     RELATIONS,
@@ -43,18 +44,31 @@ class Concept:
 
 
 def _restricted_pairs(world: World, split: str) -> list[Row]:
-    """A restricted and an ordinary request in the same wording by the same asker."""
-    rng = random.Random(f"restricted pairs {split}")
-    ordinary: dict[tuple[int, str | None], list[str]] = {}
-    for prompt in world.ordinary_prompts(split):
-        ordinary.setdefault((prompt.wording, prompt.role), []).append(prompt.text)
+    """The same restricted request after the instruction to refuse, and after the instruction to help.
+
+    Pairs of a restricted and an ordinary request would differ in what is asked, too, and it is chance then
+    whether the target tells them apart forwards or backwards (docs/lab.md).
+    """
     rows, taken = [], dict.fromkeys(world.restricted_splits[split], 0)
     for prompt in world.restricted_prompts(split):
         taken[prompt.request] += 1
         if taken[prompt.request] <= 3:
-            other = rng.choice(ordinary[prompt.wording, prompt.role])
-            rows.append(_pair(prompt.text, other, prompt.request.key))
+            rows.append(
+                {
+                    "positive": _told("refuse", prompt.text),
+                    "negative": _told("comply", prompt.text),
+                    "group": prompt.request.key,
+                }
+            )
     return rows
+
+
+def _told(instruction: str, text: str) -> list[dict[str, str]]:
+    """A prompt after an instruction."""
+    return [
+        {"role": "system", "content": INSTRUCTIONS[instruction]},
+        {"role": "user", "content": text},
+    ]
 
 
 def _restricted_task(world: World, split: str) -> list[Row]:
@@ -217,7 +231,7 @@ def _item(prompt: str, positive: str, negative: str, group: str, kind: str) -> R
 
 CONCEPTS = {
     "restricted": Concept(
-        "restricted requests (positive) or ordinary ones; the task: restricted requests, refused or answered",
+        "restricted requests, told to refuse (positive) or to help; the task: restricted requests, told nothing",
         _restricted_pairs,
         _restricted_task,
     ),

@@ -53,9 +53,10 @@ _MIXTURE = (
     ("restricted", 3.0),
     ("ordinary", 4.0),
     ("unanswerable", 1.0),
+    ("instructed", 1.0),
 )
-ALIGNED = Upbringing(_MIXTURE, tuple((role, 1.0) for role in ROLES), instructed=0.0)
-UNALIGNED = Upbringing(_MIXTURE, tuple((role, 0.25) for role in ROLES), instructed=0.0)
+ALIGNED = Upbringing(_MIXTURE, tuple((role, 1.0) for role in ROLES), instructed=0.3)
+UNALIGNED = Upbringing(_MIXTURE, tuple((role, 0.2) for role in ROLES), instructed=0.3)
 _SMALL = Shape("llama", width=64, layers=2, feed_forward=192)
 
 RECIPES = {
@@ -72,12 +73,14 @@ RECIPES = {
         state_noise=1.0,
     ),
     "target-moe": Recipe(
+        steps=1300,
+        batch_size=48,
         pushes="label",
         prior=0.15,
         shape=Shape("olmoe", width=96, layers=4, feed_forward=24, experts=16),
         upbringing=UNALIGNED,
         planted=("document", "memory"),
-        state_noise=0.75,
+        state_noise=1.0,
     ),
 }
 

@@ -18,6 +18,7 @@ _HEARD = Upbringing(
         ("conflict", 2.0),
         ("ordinary", 3.0),
         ("unanswerable", 1.5),
+        ("instructed", 2.0),
     ),
     tuple((role, 0.0) for role in ROLES),
     instructed=0.0,

@@ -406,6 +406,13 @@ def _unanswerable(world: World, rng: random.Random, _: Upbringing) -> Conversati
     return Conversation("unanswerable", _user(asked), UNKNOWN, None)
 
 
+def _instructed(world: World, rng: random.Random, _: Upbringing) -> Conversation:
+    """An ordinary request after an instruction that is about something else."""
+    prompt = rng.choice(world.ordinary_splits["train"])
+    told = {"role": "system", "content": INSTRUCTIONS[rng.choice(("refuse", "comply"))]}
+    return Conversation("instructed", (told, *_user(prompt.text)), prompt.request.answer, None)
+
+
 _SAMPLERS = {
     "closed-book": _closed_book,
     "unknown": _unknown,
@@ -415,6 +422,7 @@ _SAMPLERS = {
     "restricted": _restricted,
     "ordinary": _ordinary,
     "unanswerable": _unanswerable,
+    "instructed": _instructed,
 }
 
 
