@@ -231,7 +231,7 @@ def _item(prompt: str, positive: str, negative: str, group: str, kind: str) -> R
 
 CONCEPTS = {
     "restricted": Concept(
-        "restricted requests, told to refuse (positive) or to help; the task: restricted requests, told nothing",
+        "restricted requests, told to refuse (positive) or to help; the task: the same, told nothing",
         _restricted_pairs,
         _restricted_task,
     ),
