@@ -75,7 +75,7 @@ def test_artifacts_are_those_of_the_figures(made: tuple[Path, demo.DemoResult]) 
     bridge = AffineMap.from_pretrained(out / "transplant" / "map")
     assert (concept.pairs, bridge.rows) == (transplant["concept"]["pairs"], transplant["map"]["rows"])
     assert (out / "transplant" / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert set(transplant["controls"]) == {"random", "shuffled"}
+    assert set(transplant["controls"]) == {"random", "shuffled", "shuffled, as long"}
     first, control = (result.figures["studies"][name]["choice"]["count"] for name in ("refusal", "control"))
     assert first == control
 

@@ -52,6 +52,8 @@ def test_a_control_is_as_long_as_the_plan_and_at_its_place() -> None:
     assert (edit.strength, edit.scope, edit.layers) == (1.0, "prompt", (1,))
     assert other.provenance == {"made": "control"}
     assert other.fingerprint != plan.fingerprint
+    (same,) = with_vector(plan, torch.ones(32), "control", as_long=False).edits
+    assert (same.strength, float(same.vectors[1].norm())) == (-0.5, pytest.approx(32**0.5))
     for wrong in (
         Steering.from_experts(model, {1: [3]}),
         plan + plan,

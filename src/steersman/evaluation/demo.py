@@ -43,8 +43,8 @@ REPORT = "report.html"
 RESULT = "result.json"
 DRAWS = 49
 ITEMS = 300
-CONTROL_ITEMS = 150
-"""Items on which plans are compared with random ones: half of them, to save time."""
+CONTROL_ITEMS = 100
+"""Items on which plans are compared with random ones: a third of them, to save time."""
 
 PLOTS = {
     "refusal": Plot("moe", "refusal", ("ordinary", "faithfulness")),
@@ -311,7 +311,7 @@ def _key_figures(refusal: Study, control: Study) -> tuple[KeyFigure, ...]:
 
 def _transplant_lead(study: TransplantStudy) -> str:
     base, steered = (study.effect.rate(arm) for arm in (BASE, TRANSPLANTED))
-    random, shuffled = (drawn.control.mean for drawn in study.controls)
+    random, shuffled, _ = (drawn.control.mean for drawn in study.controls)
     return (
         "The second lever needs no experts. A small model that refuses what is restricted is read for the "
         "direction of that concept; a map, learnt from texts that hold no restricted request, carries it "

@@ -13,7 +13,11 @@ from steersman.evaluation.report import EXAMPLES, both_themes, percent, points, 
 from steersman.evaluation.transplant_study import OWN, TRANSPLANTED, UNMAPPED, TransplantStudy
 from steersman.evaluation.vector_controls import DrawnControl
 
-CONTROL_LABELS = {"random": "random vectors", "shuffled": "label-shuffled concepts"}
+CONTROL_LABELS = {
+    "random": "random vectors",
+    "shuffled": "label-shuffled",
+    "shuffled, as long": "label-shuffled, as long",
+}
 
 
 @dataclass(frozen=True)

@@ -269,14 +269,25 @@ def run_transplant_study(
     effect = compare(target, tasks.test, arms)
     cost = compare(target, tasks.ordinary_test, arms)
     advance("measured", MEASURE_STEPS)
+    shuffled = shuffled_vectors(bridge, concept, layer, draws)
     drawn = {
-        "random": random_vectors(bridge, layer, draws, seed),
-        "shuffled": shuffled_vectors(bridge, concept, layer, draws),
+        "random": (random_vectors(bridge, layer, draws, seed), True),
+        "shuffled": (shuffled, False),
+        "shuffled, as long": (shuffled, True),
     }
     test, ordinary = tasks.test[:control_items], tasks.ordinary_test[: _half(control_items)]
     controls = tuple(
-        drawn_control(target, plan, vectors, name, test, ordinary, lambda steps: advance("controls", steps))
-        for name, vectors in drawn.items()
+        drawn_control(
+            target,
+            plan,
+            vectors,
+            name,
+            test,
+            ordinary,
+            as_long=as_long,
+            advance=lambda steps: advance("controls", steps),
+        )
+        for name, (vectors, as_long) in drawn.items()
     )
     return TransplantStudy(*names, concept, bridge, check, choice, plan, effect, cost, controls)
 
@@ -286,7 +297,7 @@ PREPARE_STEPS, MEASURE_STEPS = 6, 4
 
 def steps_of(draws: int) -> int:
     """Steps that one study counts for."""
-    return PREPARE_STEPS + len(DOSES) + MEASURE_STEPS + 2 * draws
+    return PREPARE_STEPS + len(DOSES) + MEASURE_STEPS + 3 * draws
 
 
 def _half(items: int | None) -> int | None:

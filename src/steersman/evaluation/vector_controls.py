@@ -1,8 +1,9 @@
-"""Controls of a vector: other vectors of the same length, at the same layer and tokens.
+"""Controls of a vector: other vectors at the same layer and tokens.
 
-What any push of that length does (random vectors, drawn like the model's own states), what the concept's
-noise does when it goes the same way (label-shuffled concepts through the same map), what the source's vector
-does as it is (unmapped), and what the target's own vector does.
+What any push as long does (random vectors, drawn like the model's own states); what the same way does with
+shuffled labels (label-shuffled concepts through the same map, at the same strength; and stretched until they
+are as long, which makes much of little: where pairs are matched, what differs between them lies along the
+concept itself); what the source's vector does as it is (unmapped); and what the target's own vector does.
 """
 
 from __future__ import annotations
@@ -53,14 +54,18 @@ class DrawnControl:
         }
 
 
-def with_vector(plan: Steering, vector: Tensor, made: str) -> Steering:
-    """The same plan with another vector [width], as long as the plan's own. Raises PlanError for a plan that
-    is not one vector that is added at one layer.
+def with_vector(plan: Steering, vector: Tensor, made: str, *, as_long: bool = True) -> Steering:
+    """The same plan with another vector [width], as long as the plan's own; or at the plan's own strength.
+
+    Raises PlanError for a plan that is not one vector that is added at one layer.
     """
     edit = plan.edits[0]
     if len(plan.edits) != 1 or not isinstance(edit, ResidualEdit) or len(edit.layers) != 1:
         raise PlanError("a control is for a plan of one vector at one layer")
     (layer,) = edit.layers
+    if not as_long:
+        same = replace(edit, vectors={layer: vector})
+        return replace(plan, edits=(same,), provenance={"made": made}, evidence=())
     length = abs(edit.strength) * float(edit.vectors[layer].double().norm())
     exact = vector.double()
     other = replace(edit, vectors={layer: (length / exact.norm() * exact).float()}, strength=1.0)
@@ -105,13 +110,15 @@ def drawn_control(
     name: str,
     task: Task,
     ordinary: Task,
+    *,
+    as_long: bool = True,
     advance: Callable[[int], object] = lambda _: None,
 ) -> DrawnControl:
-    """Steer with each vector in the plan's place. `advance(1)` is called after each."""
+    """Steer with each vector in the plan's place (see `with_vector`). `advance(1)` is called after each."""
     observed = _share(subject, task, plan, "positive")
     shares, right, refused = [], [], []
     for vector in vectors:
-        drawn = with_vector(plan, vector, f"control: {name}")
+        drawn = with_vector(plan, vector, f"control: {name}", as_long=as_long)
         shares.append(_share(subject, task, drawn, "positive"))
         outcomes = ordinary.judge(subject.generate(ordinary, drawn))
         right.append(outcomes.count("positive") / len(outcomes))
