@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 import families
 from steersman import Architecture, ExpertEdit, PlanError, Router, Steering, compose
-from steersman.edits import SCOPES, effective_strengths
+from steersman.edits import SCOPES, ResidualEdit, effective_strengths
 from steersman.steering import canonical_json
 
 ARCHITECTURE = Architecture(
@@ -279,3 +281,23 @@ def test_from_experts() -> None:
         with pytest.raises(PlanError, match="expert 5 of layer 1 is given the size"):
             Steering.from_experts(model, {1: {5: size}})
     assert Steering.from_experts(model).edits == ()
+
+
+@pytest.mark.parametrize(
+    ("vectors", "words"),
+    [
+        (None, "vectors are a NoneType: right is {layer: direction}"),
+        ([[1.0, 2.0]], "vectors are a list: right is {layer: direction}"),
+        ({1: [1 + 2j, 0]}, "layer 1: its vector cannot be read (its numbers are complex)"),
+    ],
+)
+def test_what_is_no_vector(vectors: Any, words: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(words)):
+        ResidualEdit(vectors)
+
+
+def test_whole_numbers_beyond_every_float() -> None:
+    with pytest.raises(PlanError, match="strength inf is not a finite number"):
+        ResidualEdit({1: [1.0]}, strength=10**400)
+    with pytest.raises(PlanError, match="cannot be scaled by 1000"):
+        plan({1: {0: 1.0}}) * 10**400

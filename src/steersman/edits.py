@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,6 +93,27 @@ class ExpertEdit:
         }
 
 
+class Vectors(Mapping[int, "Tensor"]):
+    """{layer: vector} of an edit, to be read: every look gives a copy, so that what is done to one in place
+    leaves the plan, and the fingerprint it is known by, as they were.
+    """
+
+    def __init__(self, own: Mapping[int, Tensor]) -> None:
+        self._own = dict(own)
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return self._own[layer].clone()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def __repr__(self) -> str:
+        return repr(self._own)
+
+
 @dataclass(frozen=True, eq=False)
 class ResidualEdit:
     """Vectors in the residual stream, at the outputs of decoder layers.
@@ -101,8 +122,9 @@ class ResidualEdit:
     (h·v̂) v̂ with 0 ≤ strength ≤ 1, which at 1 takes the direction out (ablation, arXiv 2406.11717). Computed
     in float32 and returned in the model's dtype. Strength 0 leaves the model as it is.
 
-    Vectors may be torch tensors, numpy arrays or lists; they are kept as float32 tensors on the CPU. Raises
-    `PlanError` where one is zero, not finite or not one-dimensional.
+    Vectors may be torch tensors, numpy arrays or lists; they are kept as float32 tensors on the CPU, and
+    copies of them given out (`Vectors`). Raises `PlanError` where one is zero, not finite or not
+    one-dimensional.
     """
 
     vectors: Mapping[int, Tensor]
@@ -118,11 +140,13 @@ class ResidualEdit:
         strength = _number(self.strength)
         if self.operation == "project" and not 0 <= strength <= 1:
             raise PlanError(f"project has strength {strength:g}: it must lie between 0 and 1")
+        if not isinstance(self.vectors, Mapping):
+            raise PlanError(f"vectors are a {type(self.vectors).__name__}: right is {{layer: direction}}")
         named = sorted((_whole(layer, "layer"), vector) for layer, vector in self.vectors.items())
         ordered = {layer: _vector(layer, vector, strength) for layer, vector in named}
         if len(ordered) != len(named):
             raise PlanError("a layer is named twice")
-        object.__setattr__(self, "vectors", ordered)
+        object.__setattr__(self, "vectors", Vectors(ordered))
         object.__setattr__(self, "strength", strength)
 
     def __mul__(self, factor: float) -> ResidualEdit:
@@ -178,6 +202,8 @@ def _number(strength: Any) -> float:
         value = float(strength)
     except (TypeError, ValueError):
         raise PlanError(f"strength {strength!r} is not a number") from None
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value):
         raise PlanError(f"strength {value} is not a finite number")
     return value + 0.0  # -0.0 becomes 0.0: one number, one fingerprint
@@ -188,7 +214,10 @@ def _vector(layer: int, given: Any, strength: float) -> Tensor:
     import torch  # only plans that hold vectors wait for it
 
     try:
-        vector = torch.as_tensor(given).detach().to("cpu", torch.float32, copy=True).contiguous()
+        read = torch.as_tensor(given).detach()
+        if read.is_complex():
+            raise TypeError("its numbers are complex")
+        vector = read.to("cpu", torch.float32, copy=True).contiguous()
     except (TypeError, ValueError, RuntimeError) as error:
         raise PlanError(f"layer {layer}: its vector cannot be read ({_first_line(error)})") from None
     if vector.dim() != 1 or not vector.numel():

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -246,7 +246,7 @@ class Steering:
     def __mul__(self, factor: object) -> Steering:
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
-        if not math.isfinite(factor):
+        if not abs(factor) <= sys.float_info.max:
             raise PlanError(f"a steering cannot be scaled by {factor}")
         edits = tuple(edit * factor for edit in self.edits)
         return replace(

@@ -26,7 +26,7 @@ from steersman import (
     apply_rows,
 )
 from steersman.concepts.states import block_outputs
-from steersman.models.architecture import decoder_layers
+from steersman.models.architecture import decoder_config, decoder_layers
 
 _SIZES = {"vocab_size": f.VOCABULARY, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 _LLAMA = {
@@ -585,3 +585,23 @@ def test_generated_code(name: str) -> None:
             torch.testing.assert_close(logits(compiled), expected, rtol=0, atol=1e-5)
         assert receipt.tokens == {"block_output:1": 3 if options.get("scope") == "answer" else 18}
     torch._dynamo.reset()
+
+
+def test_vectors_changed_in_place_leave_a_plan_as_it_was(model: nn.Module) -> None:
+    given = torch.randn(decoder_config(model).hidden_size)
+    plan = Steering.from_vectors(model, {1: given}, scope="all")
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        with plan.apply(model) as receipt:
+            expected = model(ids).logits
+        given.mul_(100)
+        with plan.apply(model) as again:
+            plan.edits[0].vectors[1].mul_(100)  # before the first forward, when it is laid out
+            found = model(ids).logits
+            plan.edits[0].vectors[1].numpy().fill(7)
+            later = model(ids).logits
+    assert torch.equal(found, expected)
+    assert torch.equal(later, expected)
+    assert plan.fingerprint == receipt.fingerprint == again.fingerprint
+    with pytest.raises(TypeError):
+        plan.edits[0].vectors[1] = given
