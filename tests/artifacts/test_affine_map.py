@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from concepts.mapped import big, small, texts
-from steersman import AffineMap, ArtifactError, fit_affine_map
+from steersman import AffineMap, Architecture, ArtifactError, fit_affine_map
 from steersman.concepts.affine_map import LayerMap
 from test_artifacts import OTHERS, at, opened, paths_in, refused, seal
 
@@ -158,3 +158,17 @@ def test_a_part_is_no_whole_and_the_other_way(tmp_path: Path) -> None:
     refused(AffineMap.from_pretrained, tmp_path / "whole", "tensors of moments are missing")
     seal(tmp_path / "whole", {**manifest, "shard": "3/2"})
     refused(AffineMap.from_pretrained, tmp_path / "whole", "right is I/N")
+
+
+@pytest.mark.parametrize("side", ["source", None])
+def test_widths_that_no_tensor_has_are_refused_before_memory_is_asked_for(
+    side: str | None, tmp_path: Path
+) -> None:
+    fit_affine_map(small(), big(), texts(60), shard="1/2", batch_size=4).save_pretrained(tmp_path / "p")
+    manifest, _ = opened(tmp_path / "p")
+    facts = manifest if side is None else manifest[side]
+    facts["architecture"]["hidden_size"] = 10**8
+    layers = tuple(None for _ in facts["architecture"]["layers"])
+    facts["model"]["architecture_id"] = Architecture("llama", 10**8, layers).id
+    seal(tmp_path / "p", manifest)
+    refused(AffineMap.from_pretrained, tmp_path / "p", "is torch.float64")

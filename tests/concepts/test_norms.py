@@ -47,3 +47,10 @@ def test_what_is_no_norm_is_refused() -> None:
         NormHistogram(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least 0"):
         NormHistogram(torch.full((8192,), -1))
+
+
+def test_more_than_there_can_be_is_refused() -> None:
+    counts = NormHistogram().to_tensor()
+    counts[:3] = 2**62  # whose sum is beyond int64
+    with pytest.raises(ValueError, match="more than there can be"):
+        NormHistogram.from_tensor(counts)

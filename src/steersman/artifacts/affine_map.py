@@ -100,7 +100,7 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
             layer: NormHistogram.from_tensor(torch.from_numpy(take(tensors, f"norms.{layer}", np.int64, 1)))
             for layer in sides.target_layers
         }
-        seed = whole(manifest["seed"], "seed")
+        seed = whole(manifest["seed"], "seed", most=2**63 - 1)
         made_from = mapping(manifest["made_from"], "made_from")
         exact_keys(made_from, {"from"}, "made_from")
         if not isinstance(made_from["from"], list):

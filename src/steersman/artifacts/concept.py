@@ -152,7 +152,7 @@ def _separation(given: Any, layers: list[int], *, measured: bool) -> dict[int, S
 
 
 def _interval(entry: Any, layer: int) -> Separation:
-    numbers = isinstance(entry, list) and all(isinstance(value, float | int) for value in entry)
+    numbers = isinstance(entry, list) and all(type(value) in (float, int) for value in entry)
     if not numbers or len(entry) != 3 or not 0 <= entry[1] <= entry[0] <= entry[2] <= 1:
         raise ArtifactError(f"separation of layer {layer} is not an AUROC with its interval")
     return Separation(*map(float, entry))

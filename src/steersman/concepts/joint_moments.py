@@ -79,9 +79,17 @@ class Moments:
     @classmethod
     def zeros(cls, sides: Sides, *, with_yy: bool) -> Moments:
         """No rows yet."""
+        shapes = cls.shapes(sides, with_yy=with_yy)
+        return cls(
+            rows=0, **{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        )
+
+    @staticmethod
+    def shapes(sides: Sides, *, with_yy: bool) -> dict[str, tuple[int, ...]]:
+        """The shape of each sum."""
         x, y, z = sides.columns
         ds, dt = sides.source_width, sides.target_width
-        shapes: dict[str, tuple[int, ...]] = {
+        return {
             "x": (x,),
             "y": (y,),
             "z": (z,),
@@ -92,9 +100,6 @@ class Moments:
             "y2": (y,),
             "z2": (z,),
         }
-        return cls(
-            rows=0, **{name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-        )
 
     def add(self, x: Tensor, y: Tensor, z: Tensor) -> None:
         """Add rows from which the centres were taken away already: z float32; x and y float64."""
@@ -295,17 +300,20 @@ class JointMoments:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], sides: Sides, seed: int) -> JointMoments:
         """Moments as they were. Raises ValueError where a tensor is missing or of another shape."""
-        made = cls(sides, seed)
-        empty = made.to_tensors()
-        if set(tensors) not in (set(empty), {*empty, "centre.x", "centre.y", "scale"}):
-            raise ValueError("tensors of moments are missing, or there are others")
         x, y, _ = sides.columns
-        expected = {name: tuple(tensor.shape) for name, tensor in empty.items()}
-        expected |= {"centre.x": (x,), "centre.y": (y,), "scale": (y,)}
+        begun: dict[str, tuple[int, ...]] = {"centre.x": (x,), "centre.y": (y,), "scale": (y,)}
+        expected: dict[str, tuple[int, ...]] = {"rows": (2,)}
+        for part_name, with_yy in (("fit", False), ("held_out", True)):
+            shapes = Moments.shapes(sides, with_yy=with_yy)
+            expected |= {f"{part_name}.{name}": shape for name, shape in shapes.items()}
+        if set(tensors) not in (set(expected), {*expected, *begun}):
+            raise ValueError("tensors of moments are missing, or there are others")
+        expected |= begun
         for name, tensor in tensors.items():
             dtype = torch.int64 if name == "rows" else torch.float64
             if tuple(tensor.shape) != expected[name] or tensor.dtype != dtype:
                 raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not {list(expected[name])}")
+        made = cls(sides, seed)  # only now: what is read says how large it is
         if "scale" in tensors:
             made._centres, made.scale = (tensors["centre.x"], tensors["centre.y"]), tensors["scale"]
         rows: list[Any] = tensors["rows"].tolist()

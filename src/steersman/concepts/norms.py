@@ -26,6 +26,8 @@ class NormHistogram:
             counts = torch.zeros(BINS, dtype=torch.int64)
         if counts.dtype != torch.int64 or counts.shape != (BINS,) or bool((counts < 0).any()):
             raise ValueError(f"a histogram of norms has {BINS} int64 counts of at least 0")
+        if float(counts.double().sum()) >= 2.0**53:
+            raise ValueError("a histogram of norms counts more than there can be")
         self._counts = counts.cpu().clone()
 
     def add(self, norms: Tensor) -> None:
