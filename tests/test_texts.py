@@ -92,3 +92,8 @@ def test_nothing_in_python() -> None:
         load_texts(values)
     with pytest.raises(PairsError, match="text 1: neither a text nor messages"):
         load_texts([3])  # type: ignore[list-item]
+
+
+def test_an_empty_text_is_said_as_one() -> None:
+    with pytest.raises(PairsError, match="text 2 is empty; right is one text a line"):
+        load_texts(["a", " "])

@@ -54,7 +54,8 @@ def load_texts(source: str | Path | Iterable[str | Mapping[str, Any] | list[dict
 
     Files have one a line: the text itself, `{"text": text}` or `{"messages": [{"role", "content"}, …]}`; in
     `.jsonl` and `.json` every line is JSON. The lab: `"lab:texts/train"`, or `"lab:refusal/train"`, both
-    sides of its pairs, each once (`train` where no split is named). In Python: texts, chats, or the objects of a file.
+    sides of its pairs, each once (`train` where no split is named). In Python: texts, chats, or the objects
+    of a file.
 
     Raises PairsError that names file and line.
     """
@@ -111,6 +112,8 @@ def _content(value: Any, where: str) -> Content:
         value = content
     if not isinstance(value, str | list) or value == []:
         raise PairsError(f"{where}: neither a text nor messages; {RIGHT}")
+    if isinstance(value, str) and not value.strip():
+        raise PairsError(f"{where} is empty; {RIGHT}")
     content = value
     check_content(content, where)
     return content

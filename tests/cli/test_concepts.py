@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cli.command_line import run
 from concepts import twins
+from experts.test_counting import tokenizer
 from steersman import AffineMap, ConceptVector, ContrastPairs, Steering
 from steersman.artifacts import read_manifest
+from steersman.concepts.fitting import fit_affine_map
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = run("refine", folder / "source", folder / f"{name}.jsonl", "-o", folder / name)
         assert done.status == 0, done.stderr
     from steersman import load_model
-    from steersman.concepts.fitting import fit_affine_map
 
     names = folder / "source", folder / "target"
     fitted = fit_affine_map(*(load_model(str(name), device="cpu") for name in names), twins.texts())
@@ -262,3 +264,22 @@ def test_pairs_that_have_changed_are_not_looked_with(place: Path, tmp_path: Path
     file.unlink()
     assert "the concept's pairs cannot be read again" in run(*command).error
     assert run(*command, "--pairs", place / "words.jsonl").status == 0
+
+
+def test_parts_of_maps_and_targets_without_a_name(place: Path, tmp_path: Path) -> None:
+    bridge = AffineMap.from_pretrained(place / "bridge")
+    nameless = replace(bridge, target=replace(bridge.target, model=""))
+    nameless.save_pretrained(tmp_path / "nameless")
+    found = run("transplant", "--check", place / "words", tmp_path / "nameless").error
+    assert found == "the map's target has no name to open it by: give --target MODEL"
+    hostile = replace(bridge, target=replace(bridge.target, model="\x1b]0;a\x07/none"))
+    hostile.save_pretrained(tmp_path / "hostile")
+    assert "\x1b" not in run("transplant", "--check", place / "words", tmp_path / "hostile").error
+    models = twins.source(), twins.target()
+    part = fit_affine_map(
+        *((model, tokenizer()) for model in models), twins.texts(), shard="1/2", batch_size=4
+    )
+    part.save_pretrained(tmp_path / "part")
+    for options in (("--check",), ("-o", tmp_path / "s", "--strength", 1)):
+        found = run("transplant", place / "words", tmp_path / "part", *options).error
+        assert found == "this is part 1/2 of a map: merge all parts first"

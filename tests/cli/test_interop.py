@@ -236,3 +236,11 @@ def test_what_vectors_cannot_say_is_refused(
     out.write_bytes(out.read_bytes()[:-1])
     assert "out.gguf: damaged" in run("import", out, "--model", tiny, "-o", tmp_path / "plan").error
     assert not (tmp_path / "plan").exists()
+
+
+def test_an_export_into_what_it_reads_is_refused(vector: Path) -> None:
+    before = {file.name: file.read_bytes() for file in vector.iterdir()}
+    for name in ("tensors.safetensors", "new.gguf"):
+        found = run("export", vector, "--format", "gguf", "-o", vector / name, "--force").error
+        assert "lies in what the command reads" in found
+    assert {file.name: file.read_bytes() for file in vector.iterdir()} == before

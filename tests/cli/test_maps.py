@@ -126,3 +126,20 @@ def test_texts_that_will_not_do(given: tuple[Path, Path, Path], whole: Path, tmp
     assert "is a folder; TEXTS is a file" in run("map", *given[:2], tmp_path, "-o", tmp_path / "m").error
     assert "no such file" in run("map", *given[:2], tmp_path / "none", "-o", tmp_path / "m").error
     assert "is not empty" in run("map", *given, "-o", whole).error
+
+
+def test_pictures_where_none_can_be(given: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "r2.png").mkdir()
+    options = ("-o", tmp_path / "m", "--force", "--heatmap")
+    assert "r2.png: is a folder; a plot is a file" in run("map", *given, *options, tmp_path / "r2.png").error
+    (tmp_path / "m").mkdir()
+    inside = run("map", *given, *options, tmp_path / "m/r2.png").error
+    assert "an artifact's folder holds nothing else" in inside
+    assert [entry.name for entry in tmp_path.iterdir() if any(entry.iterdir())] == []
+
+
+def test_too_few_texts_leave_nothing_behind(given: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    file = tmp_path / "few.jsonl"
+    file.write_text('"ban bar bas bat"\n"kin kir"\n')
+    assert f"{file}: 1 rows to fit" in run("map", *given[:2], file, "-o", tmp_path / "m").error
+    assert list(tmp_path.iterdir()) == [file]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from concepts.mapped import big, gpt2, rotated, small, texts, tokenizer
+from concepts.mapped import big, gpt2, llama, rotated, small, texts, tokenizer
 from steersman import AffineMap, ModelError, PairsError
 from steersman.concepts.anchors import anchor_map, encode_anchors
 
@@ -60,3 +60,19 @@ def test_what_does_not_fit_is_said() -> None:
         encode_anchors(*small(), ANCHORS[:3])
     with pytest.raises(ModelError, match="layer 3 does not exist"):
         encode_anchors(*small(), ANCHORS, [3])
+
+
+def test_states_that_are_all_the_same_and_options_that_are_none() -> None:
+    model, read = llama(seed=5), tokenizer()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    flat, varied = encode_anchors(model, read, ANCHORS), encode_anchors(*small(), ANCHORS)
+    with pytest.raises(ModelError, match="states of the target's layer 0 are the same at every anchor"):
+        anchor_map(varied, flat)
+    with pytest.raises(ModelError, match="states of the source's layer 0 are the same at every anchor"):
+        anchor_map(flat, varied)
+    with pytest.raises(PairsError, match="batch_size is 0"):
+        encode_anchors(*small(), ANCHORS, batch_size=0)
+    with pytest.raises(PairsError, match="at least one layer"):
+        encode_anchors(*small(), ANCHORS, [])

@@ -425,3 +425,43 @@ def test_vectors_of_another_space_are_refused() -> None:
         found.map_vector(0, torch.ones(24))
     with pytest.raises(PlanError, match="no target layer 7: it has 0, 1"):
         found.share_explained(7, torch.ones(16))
+
+
+def test_what_is_given_in_the_wrong_place(tmp_path: Path) -> None:
+    (model, read), found = small(), fit_affine_map(small(), big(), MANY)
+    for given in (model, (read, model), (model, read, MANY)):
+        with pytest.raises(ModelError, match=r"no \(model, tokenizer\): give both, in this order"):
+            fit_affine_map(given, big(), MANY)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="a str is no concept"):
+        fit_affine_map(small(), big(), MANY, concept="refusal")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="a AffineMap is no concept"):
+        found.transplant(found, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(PairsError, match="seed is 1180591620717411303424"):
+        fit_affine_map(small(), big(), MANY, seed=2**70)
+
+
+def test_progress_that_leads_nowhere_is_not_kept(tmp_path: Path) -> None:
+    few, partial = ["ban bar bas bat", "kin kir"], tmp_path / "m.partial"
+    with pytest.raises(PairsError, match="texts: 1 rows to fit and 3 held out are too few for a map"):
+        fit_affine_map(small(), big(), few, checkpoint=partial)
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("change", ["nan", "whole", "narrow"])
+def test_kept_states_that_are_damaged(change: str, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    fit_affine_map(small(), big(), MANY[:40], source_states=tmp_path)
+    for file in tmp_path.glob("states-*"):
+        with safe_open(str(file), framework="pt") as stored:
+            metadata = stored.metadata()
+        tensors = load_file(file)
+        if change == "narrow":
+            tensors["layer.0"] = tensors["layer.0"][:, :3].contiguous()
+        else:
+            wrong = {"nan": lambda t: t * math.nan, "whole": lambda t: t.long()}[change]
+            tensors = {name: wrong(tensor) for name, tensor in tensors.items()}
+        save_file(tensors, file, metadata=metadata)
+    with pytest.raises(ArtifactError, match=r"states-\d+.safetensors: damaged"):
+        fit_affine_map(small(), big(), MANY[:40], source_states=tmp_path)

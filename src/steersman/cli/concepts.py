@@ -98,7 +98,7 @@ def refine(
       steersman refine lab:source pairs.jsonl -o concept --position target_mean --plot layers.png
     """
     require_free(output, force)
-    check_plot(plot, force)
+    check_plot(plot, force, output)
     if Path(pairs).is_dir():
         raise PairsError(f"{pairs}: is a folder; PAIRS is a file or lab:NAME, and the order is MODEL PAIRS")
     from steersman import load_pairs, refine_concept
@@ -171,12 +171,16 @@ def steer(
     put_out(result, as_json, lambda: steered_in_words(result))
 
 
-def check_plot(plot: Path | None, force: bool) -> None:
-    """Raise ArtifactError where a plot cannot be written, before the work."""
+def check_plot(plot: Path | None, force: bool, output: Path | None = None) -> None:
+    """Raise ArtifactError where a plot cannot be written, or lies in the artifact's folder."""
     if plot is None:
         return
+    if output is not None and plot.resolve().parent == output.resolve():
+        raise ArtifactError(f"{plot}: an artifact's folder holds nothing else; write the plot elsewhere")
     if plot.suffix not in (".png", ".svg"):
         raise ArtifactError(f"{plot}: a plot is written as .png or .svg")
+    if plot.is_dir():
+        raise ArtifactError(f"{plot}: is a folder; a plot is a file")
     if plot.exists() and not force:
         raise ArtifactError(f"{plot}: the file exists; name another, or --force to replace it")
     if not plot.absolute().parent.is_dir():

@@ -14,6 +14,7 @@ from typing import TextIO
 
 import click
 
+from steersman.cli.output import harmless
 from steersman.errors import SteersmanError
 
 PACKAGE = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def reported(run: Callable[[], object]) -> int:
         if explanation is None:
             traceback.print_exception(error)
             return BUG
-        print(f"steersman: error: {_one_line(explanation)}", file=sys.stderr)
+        print(f"steersman: error: {harmless(_one_line(explanation))}", file=sys.stderr)
         if isinstance(error, OSError):
             _drop_stdout()
         return USER_ERROR
@@ -117,4 +118,4 @@ def _show_own_warnings(
     """One line for our own warnings; those of the libraries below are for developers."""
     for_developers = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
     if str(PACKAGE) in filename and not for_developers:
-        print(f"steersman: warning: {_one_line(str(message))}", file=sys.stderr)
+        print(f"steersman: warning: {harmless(_one_line(str(message)))}", file=sys.stderr)

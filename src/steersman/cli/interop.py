@@ -171,6 +171,8 @@ def export(steering: Path, form: str, output: Path, model: str | None, force: bo
     if model is not None and form != "lm-eval":
         raise click.UsageError("--model goes with --format lm-eval", click.get_current_context())
     plan = Steering.from_pretrained(steering)
+    if output.resolve().parent == steering.resolve():
+        raise ArtifactError(f"{output}: lies in what the command reads; write to another folder")
     if form == "lm-eval":
         _export_lm_eval(plan, output, model, force)
     else:

@@ -119,7 +119,7 @@ def map_(
       steersman map small big texts.jsonl -o part-2 --shard 2/8
     """
     require_free(output, force)
-    check_heatmap(heatmap, shard, force)
+    check_heatmap(heatmap, shard, force, output)
     if Path(texts).is_dir():
         raise PairsError(
             f"{texts}: is a folder; TEXTS is a file or lab:NAME, and the order is SOURCE TARGET TEXTS"
@@ -180,11 +180,11 @@ def _layers(asked: Any) -> tuple[int, ...] | None:
     return None if asked in (None, "all") else asked
 
 
-def check_heatmap(path: Path | None, shard: str | None, force: bool) -> None:
+def check_heatmap(path: Path | None, shard: str | None, force: bool, output: Path | None = None) -> None:
     """Raise before any work where a picture cannot be drawn, or its place is taken."""
     if path is not None and shard is not None:
         raise ArtifactError(f"{path}: a part has no R² to draw; show --heatmap draws the merged map")
-    check_plot(path, force)
+    check_plot(path, force, output)
 
 
 def _save(found: AffineMap, output: Path, heatmap: Path | None, force: bool) -> None:
@@ -234,10 +234,7 @@ def _table_for_json(table: MapTable) -> dict[str, Any]:
     return {
         "source_layers": list(table.source_layers),
         "target_layers": list(table.target_layers),
-        **{
-            name: getattr(table, name).tolist()
-            for name in ("r2", "r2_control", "source_rank", "condition")
-        },
+        **{name: getattr(table, name).tolist() for name in ("r2", "r2_control", "source_rank", "condition")},
     }
 
 

@@ -16,6 +16,7 @@ from steersman.cli.options import (
     scope_option,
 )
 from steersman.cli.output import in_columns, put_out, require_free
+from steersman.errors import ModelError
 
 if TYPE_CHECKING:
     from steersman import AffineMap, ConceptVector
@@ -96,6 +97,8 @@ def transplant(
     for concept in read.values():  # before a model is opened
         check_source(bridge, concept)
         mapped_layers(bridge, concept, layers)
+    if not (target or bridge.model) and not (force and layers is not None and not pairs):
+        raise ModelError("the map's target has no name to open it by: give --target MODEL")
     revision = revision if target else revision or bridge.revision
     model = ModelChoice(target or bridge.model, device, dtype, revision)
     options = {"layers": layers, "batch_size": batch_size, "truncate": truncate, "progress": True}

@@ -78,6 +78,10 @@ def encode_anchors(
     side = Side((model, tokenizer), late=False, options=None)
     chosen = side.layers if layers is None else tuple(layers)
     check_layers(chosen, len(side.layers))
+    if not chosen or batch_size < 1:
+        raise PairsError(
+            "name at least one layer" if not chosen else f"batch_size is {batch_size}: give 1 or more"
+        )
     read = load_texts(texts)
     held_out = torch.tensor([is_held_out(text.content) for text in read])
     if min(int(held_out.sum()), int((~held_out).sum())) < 2:
@@ -112,13 +116,15 @@ def encode_anchors(
 def anchor_map(source: AnchorEncoder, target: AnchorEncoder, *, seed: int = 0) -> AffineMap:
     """The map between two encoded models by way of their anchors, judged on the anchors that are held out.
 
-    Raises ModelError where they were encoded with other anchors.
+    Raises ModelError where they were encoded with other anchors, or states are the same at all of them.
     """
     if source.made_from["sha256"] != target.made_from["sha256"]:
         raise ModelError(
             f"the models were encoded with other anchors ({source.made_from['name']} and "
             f"{target.made_from['name']}): encode both with the same texts"
         )
+    for side, encoder in (("source", source), ("target", target)):
+        _check_varies(encoder, side)
     pairs = {
         (one, other): AnchorPair(source.states[one], target.states[other], source.held_out, seed)
         for one in source.states
@@ -144,6 +150,16 @@ def anchor_map(source: AnchorEncoder, target: AnchorEncoder, *, seed: int = 0) -
         made_from=(source.made_from,),
         seed=seed,
     )
+
+
+def _check_varies(encoder: AnchorEncoder, side: str) -> None:
+    for layer, states in encoder.states.items():
+        for part in (states[~encoder.held_out], states[encoder.held_out]):
+            if bool((part == part[0]).all()):
+                raise ModelError(
+                    f"the states of the {side}'s layer {layer} are the same at every anchor: nothing can be "
+                    "mapped; give texts that differ, or leave the layer out"
+                )
 
 
 class _Standard:

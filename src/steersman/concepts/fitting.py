@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.aligned_texts import AlignedText, AlignedTexts
 from steersman.concepts.alignment import Reader, Rows
+from steersman.concepts.concept import ConceptVector
 from steersman.concepts.joint_moments import JointMoments, Sides
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.opening import Opened, Side
@@ -24,13 +25,10 @@ from steersman.concepts.rows import Ints, RowStates, rows_of_states, states_of_t
 from steersman.concepts.solving import choose_source, solve
 from steersman.concepts.state_store import StateStore
 from steersman.concepts.states import check_layers
-from steersman.errors import ModelError, PairsError, WeightsMismatch
-from steersman.progress import Arrays, Progress
+from steersman.errors import ModelError, PairsError, PlanError, WeightsMismatch
+from steersman.progress import Arrays, Progress, discard
 from steersman.shards import Shard
 from steersman.texts import Texts, load_texts
-
-if TYPE_CHECKING:
-    from steersman.concepts.concept import ConceptVector
 
 MOST_BYTES = 8 << 30
 """What moments may take in memory."""
@@ -75,7 +73,8 @@ def fit_affine_map(
         source_states: A folder that keeps the source's states, and gives them again for the next target.
         batch_size: Texts in one forward.
         shard: `"I/N"`: read part I of N. `merge_affine_maps` of all N parts is the result of one run.
-        checkpoint: A folder to save progress in, at most a fiftieth of the time. It is yours to remove.
+        checkpoint: A folder to save progress in, at most a fiftieth of the time. It is yours to remove; where
+            all was read and no map can be made of it, it is gone.
         resume: Go on from what is saved in `checkpoint`, if anything is; otherwise that is an error.
         progress: Show progress bars on stderr.
         seed: Of the control's pairings.
@@ -88,8 +87,9 @@ def fit_affine_map(
             the moments of so many layers do not fit into memory.
         WeightsMismatch: the concept is of other weights than the source.
         ArtifactError: saved progress or states are damaged, not wanted, or of another run.
+        PlanError: what is given as the concept is none.
     """
-    _check_options(rows, batch_size)
+    _check_options(rows, batch_size, seed, concept)
     part = None if shard is None else Shard.parse(shard)
     read = load_texts(texts)
     models = Side(source, sequential, source_options), Side(target, sequential, target_options)
@@ -129,18 +129,27 @@ def fit_affine_map(
         shard=None if part is None else str(part),
     )
     if part is None:
-        found = _solved(found, state.moments, chosen, progress)
+        try:
+            found = _solved(found, state.moments, chosen, progress)
+        except (PairsError, ModelError) as error:
+            if checkpoint is not None:  # whoever went on from it would come here again
+                discard(checkpoint)
+            raise type(error)(f"{read.name}: {error}") from None
     for which, side in zip(("source", "target"), models, strict=True):
         if side.opened is not None:
             found.remember(which, *side.opened)
     return found
 
 
-def _check_options(rows: str, batch_size: int) -> None:
+def _check_options(rows: str, batch_size: int, seed: int, concept: object) -> None:
     if rows not in ("boundaries", "last"):
         raise PairsError(f"rows={rows!r} is unknown: use 'boundaries' or 'last'")
     if batch_size < 1:
         raise PairsError(f"batch_size is {batch_size}: give 1 or more")
+    if not 0 <= seed < 2**63:
+        raise PairsError(f"seed is {seed}: give 0 to 2^63 − 1")
+    if concept is not None and not isinstance(concept, ConceptVector):
+        raise PlanError(f"a {type(concept).__name__} is no concept: give a ConceptVector")
 
 
 def _sides(

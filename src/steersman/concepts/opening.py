@@ -13,12 +13,19 @@ from transformers import PreTrainedTokenizerBase
 
 from steersman.concepts.affine_map import MappedModel
 from steersman.concepts.alignment import Reader
+from steersman.errors import ModelError
 from steersman.models.architecture import decoder_config, read_architecture
 from steersman.models.identity import model_name, weights_id
 from steersman.models.loading import load_model, load_structure, load_tokenizer
 from steersman.models.reading import evaluating
 
 Opened = tuple[nn.Module, PreTrainedTokenizerBase]
+
+
+def check_opened(given: Any, what: str) -> None:
+    """Raise ModelError where something else is given than a model with its tokenizer."""
+    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], nn.Module):
+        raise ModelError(f"the {what} is no (model, tokenizer): give both, in this order, or a name")
 
 
 class Side:
@@ -46,6 +53,7 @@ class Side:
                 self.opened = load_model(model, **self._options)
                 structure, self.tokenizer = self.opened
         else:
+            check_opened(model, "model")
             self.opened = model
             structure, self.tokenizer = model
         name, commit = model_name(structure)

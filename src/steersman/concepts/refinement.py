@@ -78,7 +78,7 @@ def refine_concept(
         ModelError: a layer does not exist, or gives states that are not finite.
         PairsError: a pair cannot be encoded, or at every layer both sides of all pairs have the same state.
     """
-    _check_options(position, method, shuffles, batch_size)
+    _check_options(position, method, shuffles, batch_size, seed)
     source = pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)
     count = len(decoder_layers(model))
     chosen = tuple(range(count)) if layers is None or layers == "all" else tuple(sorted(set(layers)))
@@ -125,12 +125,14 @@ def refine_concept(
         )
 
 
-def _check_options(position: str, method: str, shuffles: int, batch_size: int) -> None:
+def _check_options(position: str, method: str, shuffles: int, batch_size: int, seed: int) -> None:
     for name, value, known in (("position", position, POSITIONS), ("method", method, METHODS)):
         if value not in known:
             raise PairsError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
     if batch_size < 1:
         raise PairsError(f"batch_size is {batch_size}: give 1 or more")
+    if seed < 0:
+        raise PairsError(f"seed is {seed}: give 0 or more")
     if not 0 <= shuffles <= MOST_SHUFFLES:
         raise PairsError(f"shuffles is {shuffles}: give 0 to {MOST_SHUFFLES}; 99 tell the 95th percentile")
 

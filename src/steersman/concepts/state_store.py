@@ -101,8 +101,10 @@ class StateStore:
         except (OSError, SafetensorError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"{file}: damaged ({reason}); remove the file and start again") from None
-        if any(len(part) != end - start for part in parts):
+        if any(part.shape != parts[0].shape or len(part) != end - start for part in parts):
             raise ArtifactError(f"{file}: damaged (tokens are missing); remove the file and start again")
+        if any(not part.is_floating_point() or not bool(torch.isfinite(part).all()) for part in parts):
+            raise ArtifactError(f"{file}: damaged (no finite numbers); remove the file and start again")
         return torch.stack(parts, dim=1)
 
     def _save(self, chunk: int, states: Tensor) -> None:

@@ -25,9 +25,17 @@ from transformers import PreTrainedTokenizerBase
 
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.concept import ConceptVector
+from steersman.concepts.opening import check_opened
 from steersman.concepts.pair_states import PairStates, read_pairs
 from steersman.concepts.separation import Separation, auroc, separation
-from steersman.errors import ArchitectureMismatch, ModelError, PairsError, PlanError, WeightsMismatch
+from steersman.errors import (
+    ArchitectureMismatch,
+    ArtifactError,
+    ModelError,
+    PairsError,
+    PlanError,
+    WeightsMismatch,
+)
 from steersman.models.architecture import read_architecture
 from steersman.models.identity import model_name, weights_id
 from steersman.models.loading import load_model
@@ -63,6 +71,8 @@ class LayerCheck:
         at_source: How well the concept separates held-out pairs in its own model, at `source_layer`.
         share_explained: What the map explains of the mapped direction (`AffineMap.share_explained`).
         length: ‖Wv‖ / median ‖h‖ there: what strength 1 adds, as a dose.
+        gap: û·δ / median ‖h‖, û = Wv/‖Wv‖, the mean over held-out pairs: how far apart their sides lie along
+            the direction, as a dose.
     """
 
     layer: int
@@ -75,6 +85,7 @@ class LayerCheck:
     at_source: Separation | None
     share_explained: float
     length: float
+    gap: float
 
     @property
     def threshold(self) -> float | None:
@@ -140,6 +151,7 @@ class LayerCheck:
             "source_high": None if source is None else source.high,
             "share_explained": self.share_explained,
             "length": self.length,
+            "gap": self.gap,
         }
 
 
@@ -199,24 +211,24 @@ def _how_well(entry: LayerCheck) -> tuple[float, float]:
     """How well a layer does: by its AUROC to two digits, which is more than pairs can tell, then by how long
     the direction is among the layer's states: where the concept is most of what there is.
     """
-    return _auroc(entry), entry.length
-
-
-def _auroc(entry: LayerCheck) -> float:
-    return -1.0 if entry.separation is None else round(entry.separation.auroc, 2)
+    return _digits(entry.separation), entry.length
 
 
 def rank(checks: Mapping[str, TransplantCheck]) -> list[str]:
-    """Names of checks, those first that carry over best: what the gate lets through, then that of which more
-    arrives than of shuffled labels, then by the AUROC at the best layer and what the map explains there.
+    """Names of checks, those first that carry over best: what the gate lets through; then by how well the
+    source tells the pairs apart, and how well the target (AUROC, to two digits, at the best layer); then by
+    how far apart they lie in the target, which still tells where an AUROC is 1.
     """
 
-    def order(name: str) -> tuple[bool, bool, float, float]:
+    def order(name: str) -> tuple[bool, float, float, float]:
         best = checks[name].best
-        arrives = best.chance is not None and best.chance <= 0.05
-        return checks[name].passed, arrives, _auroc(best), best.share_explained
+        return checks[name].passed, _digits(best.at_source), _digits(best.separation), best.gap
 
     return sorted(checks, key=order, reverse=True)
+
+
+def _digits(found: Separation | None) -> float:
+    return -1.0 if found is None else round(found.auroc, 2)
 
 
 def check_transplant(
@@ -316,6 +328,7 @@ def _check_layer(
         arrives = float((scores[:, 0] - scores[:, 1]).mean())
         if len(concept.shuffled):
             shuffled = _of_shuffled(states, layer, carried(concept.shuffled[:, place]), rows)
+    length = float(mapped.double().norm()) / bridge.norms[layer].median
     return LayerCheck(
         layer=layer,
         source_layer=source_layer,
@@ -326,7 +339,8 @@ def _check_layer(
         shuffled_carried=tuple(np.sort(shuffled[:, 1]).tolist()),
         at_source=concept.separation[source_layer],
         share_explained=float(bridge.share_explained(layer, vector)),
-        length=float(mapped.double().norm()) / bridge.norms[layer].median,
+        length=length,
+        gap=arrives / (length * bridge.norms[layer].median ** 2) if length > 0 else 0.0,
     )
 
 
@@ -370,7 +384,11 @@ def _one_in_twenty(count: int) -> int:
 
 
 def check_source(bridge: AffineMap, concept: ConceptVector) -> None:
-    """Raise where a concept is of another model than a map's source."""
+    """Raise where a concept is of another model than a map's source, or the map is a part of one."""
+    if not isinstance(concept, ConceptVector):
+        raise PlanError(f"a {type(concept).__name__} is no concept: give a ConceptVector")
+    if bridge.shard is not None:
+        raise ArtifactError(f"this is part {bridge.shard} of a map: merge all parts first")
     source = bridge.source
     if concept.architecture.id != source.architecture.id:
         raise ArchitectureMismatch(
@@ -461,6 +479,7 @@ def _open_target(bridge: AffineMap, target: Target | None) -> tuple[nn.Module, P
     if isinstance(target, str):
         return load_model(target)
     if target is not None:
+        check_opened(target, "target")
         return target
     if (alive := bridge._target) is not None:
         return alive
