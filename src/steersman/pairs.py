@@ -691,9 +691,7 @@ def _target_span(
         roles = [message["role"] for message in content]
         for role in ("assistant", "user"):
             if role in roles:
-                return message_span(
-                    tokenizer, content, len(roles) - 1 - roles[::-1].index(role), text, where
-                )
+                return message_span(tokenizer, content, len(roles) - 1 - roles[::-1].index(role), text, where)
     return 0, len(text)
 
 
