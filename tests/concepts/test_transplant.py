@@ -168,6 +168,7 @@ def layer_check(
         "at_source": None,
         "share_explained": 0.5,
         "length": 1.0,
+        "gap": 0.5,
     }
     return LayerCheck(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -198,10 +199,10 @@ def test_where_any_direction_separates_what_is_carried_decides() -> None:
     assert layer_check(0.85, 0.87, reachable=0.86).passed  # no AUROC of so few clusters could exceed 0.87
 
 
-def test_the_best_layer_separates_best_and_of_equals_the_direction_is_longest() -> None:
+def test_the_best_layer_separates_best_and_of_equals_is_where_the_direction_is_longest() -> None:
     one, two, three = (
         layer_check(0.9, 0.6, layer=0, length=0.2),
-        layer_check(0.9, 0.6, layer=1, length=0.7),
+        layer_check(0.903, 0.6, layer=1, length=0.7),  # two digits are all that pairs can tell
         layer_check(0.8, 0.1, layer=2, length=0.9),
     )
     assert check_of(one, two, three).best_layer == 1
@@ -210,14 +211,17 @@ def test_the_best_layer_separates_best_and_of_equals_the_direction_is_longest() 
 
 
 def test_ranking_puts_what_passes_first_and_noise_last() -> None:
+    source = Separation(0.8, 0.7, 0.9)
     checks = {
         "noise": check_of(layer_check(0.4, 0.58)),
         "weak": check_of(layer_check(0.7, 0.6)),
-        "explained": check_of(layer_check(0.898, 0.6, share_explained=0.6)),
+        "far apart": check_of(layer_check(0.898, 0.6, gap=0.6)),
         "strong": check_of(layer_check(0.9, 0.6)),
+        "lost on the way": check_of(layer_check(0.4, 0.58, at_source=source)),
         "unknown": check_of(layer_check(0.9, 0.6, separation=None)),
     }
-    assert rank(checks) == ["explained", "strong", "weak", "noise", "unknown"]
+    order = ["far apart", "strong", "weak", "lost on the way", "noise", "unknown"]
+    assert rank(checks) == order
 
 
 # Bad input --------------------------------------------------------------------------------------------------

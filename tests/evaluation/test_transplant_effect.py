@@ -93,11 +93,15 @@ def test_the_check_knows_beforehand_what_carries_over(rooms: dict[int, Laborator
     for seed, room in rooms.items():
         source, target = room.subject("source"), room.subject("target")
         opened = (target.model, target.tokenizer)
-        bridge = fit_affine_map(
-            (source.model, source.tokenizer), opened, load_texts("lab:texts"), batch_size=64
-        )
         for name in CONCEPTS:
             concept = refine_concept(source.model, source.tokenizer, f"lab:{name}/train", batch_size=64)
+            bridge = fit_affine_map(
+                (source.model, source.tokenizer),
+                opened,
+                load_texts("lab:texts"),
+                concept=concept,
+                batch_size=64,
+            )
             key = f"{name}@{seed}"
             checks[key] = check_transplant(
                 bridge, concept, opened, load_pairs(f"lab:{name}/test"), batch_size=64
