@@ -201,9 +201,9 @@ def test_where_any_direction_separates_what_is_carried_decides() -> None:
 
 def test_the_best_layer_separates_best_and_of_equals_is_where_the_direction_is_longest() -> None:
     one, two, three = (
-        layer_check(0.9, 0.6, layer=0, length=0.2),
+        replace(layer_check(0.9, 0.6, layer=0), length=0.2),
         layer_check(0.903, 0.6, layer=1, length=0.7),  # two digits are all that pairs can tell
-        layer_check(0.8, 0.1, layer=2, length=0.9),
+        replace(layer_check(0.8, 0.1, layer=2), length=0.9),
     )
     assert check_of(one, two, three).best_layer == 1
     with pytest.raises(PlanError, match="so none are held out; give pairs of other groups"):
