@@ -10,7 +10,7 @@ import torch
 
 import families as f
 from cli.command_line import run
-from steersman import Steering, compose
+from steersman import Steering, compose, load_model
 
 
 @pytest.fixture
@@ -74,3 +74,24 @@ def test_conflicts_are_summed_where_asked(plans: dict[str, Path], tmp_path: Path
     given = (plans["in"], plans["out"], "-o", tmp_path / "sum", "--on-conflict", "sum", "--json")
     assert run("compose", *given).json["activated"] == []
     assert Steering.from_pretrained(tmp_path / "sum").strengths == {1: {5: 0.0}}
+
+
+def test_generate_says_what_each_lever_changed(tmp_path: Path) -> None:
+    model, _ = load_model("lab:target-moe")
+    both = Steering.from_experts(model, {1: [3]}) + Steering.from_vectors(model, {2: torch.ones(96)})
+    both.save_pretrained(tmp_path / "both")
+    words = run(
+        "generate",
+        "lab:target-moe",
+        "--steering",
+        tmp_path / "both",
+        "--prompt",
+        "tell me the height of the mill .",
+    ).words
+    found = re.search(
+        r"routing changed at (\d+) of (\d+) places, states changed at (\d+) of (\d+) places", words
+    )
+    assert found
+    routed, of_routed, moved, of_moved = map(int, found.groups())
+    assert 0 < routed <= of_routed
+    assert 0 < moved == of_moved < of_routed

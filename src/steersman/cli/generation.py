@@ -279,9 +279,23 @@ def _item_in_words(item: dict[str, Any]) -> str:
     lines.append(_labelled("steered", item["steered"]))
     if "base" in item:
         lines.append(_labelled("answers", "identical" if item["base"] == item["steered"] else "differ"))
-    changed, tokens = (sum(item["receipt"][key].values()) for key in ("changed", "tokens"))
-    lines.append(_labelled("receipt", f"routing changed at {changed} of {tokens} places (tokens × layers)"))
+    lines.append(_labelled("receipt", _receipt_in_words(item["receipt"])))
     return "\n".join(lines)
+
+
+_CHANGED = {"router": "routing", "block_output": "states"}
+"""What an edit at a point changes."""
+
+
+def _receipt_in_words(receipt: dict[str, Any]) -> str:
+    """At how many places what was changed, by the kind of site: "routing changed at 8 of 40 places"."""
+    parts = []
+    for point, what in _CHANGED.items():
+        sites = [site for site in receipt["tokens"] if site.partition(":")[0] == point]
+        changed, tokens = (sum(receipt[key][site] for site in sites) for key in ("changed", "tokens"))
+        if sites:
+            parts.append(f"{what} changed at {changed} of {tokens} places")
+    return f"{', '.join(parts) or 'nothing planned'} (tokens × layers)"
 
 
 def _labelled(label: str, text: str) -> str:
