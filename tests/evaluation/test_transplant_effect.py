@@ -92,7 +92,9 @@ def test_both_levers_in_one_plan_move_what_each_is_meant_to_move(rooms: dict[int
     kept("levers-0", found.to_json())
     experts, vector = (found.comparisons[name] for name in (found.of_experts, found.of_vector))
     for arm in (EXPERTS, BOTH):
-        assert experts.differences[arm].low > 0
+        assert experts.differences[arm].high < 0
+    assert found.moves_both
+    assert experts.rate(BOTH) < experts.rate(VECTOR)
     for arm in (VECTOR, BOTH):
         assert vector.differences[arm].low > 0
     layers = {edit.point: set(edit.layers) for edit in found.plan.edits}

@@ -339,8 +339,9 @@ _TRANSPLANT = (
 )
 _BOTH = (
     "A mixture-of-experts target, unaligned as well, in which experts were tied to reading a document and to "
-    "remembering. One plan holds both: experts that make it believe documents, and the transplanted vector "
-    "that makes it refuse. Each part is to do its own work, also in company."
+    "remembering. One plan holds both: experts that make it hold to what it remembers where a document says "
+    "otherwise, and the transplanted vector that makes it refuse. Each part is to do its own work, also in "
+    "company; the vector alone makes it believe documents less, too."
 )
 _REFUSAL = (
     "Some requests in the lab's small world are restricted, and who asks decides how likely the model is to "

@@ -138,10 +138,12 @@ class Laboratory:
         )
 
     def levers(self, plot: Plot, passage: Passage, items: int, advance: Advance) -> LeversStudy:
-        """One plan of experts and of a vector for one model, each part chosen on development items."""
+        """One plan for one model: experts of a behaviour's negative side, and a vector; each part chosen on
+        development items.
+        """
         target = self.subject(plot.model)
         contrast = self.detect(plot)
-        experts, _ = both_ways(contrast, settle([self.candidates(plot, contrast)]).count)
+        _, experts = both_ways(contrast, settle([self.candidates(plot, contrast)]).count)
         advance("experts chosen", self.LEVERS_STEPS // 2)
         pairs, dev_pairs = (load_pairs(f"lab:{passage.concept}/{split}") for split in ("train", "dev"))
         found = prepare(self.subject(passage.source), target, pairs, dev_pairs, load_texts("lab:texts"))

@@ -23,7 +23,8 @@ class LeversStudy:
     Attributes:
         model: Its name.
         plan: Of both.
-        of_experts, of_vector: The names of the tasks that the two parts are meant to move.
+        of_experts, of_vector: The names of the tasks that the two parts are meant to move: the vector toward
+            the positive side, the experts toward the negative one.
         comparisons: By task name.
         receipt: What was applied of `plan` while it answered the first items of the task that the vector is
             meant to move.
@@ -35,6 +36,14 @@ class LeversStudy:
     of_vector: str
     comparisons: Mapping[str, Comparison]
     receipt: Mapping[str, Any]
+
+    @property
+    def moves_both(self) -> bool:
+        """Whether the plan of both moves both tasks as it is meant to, each interval clear of 0."""
+        experts, vector = (
+            self.comparisons[name].differences[BOTH] for name in (self.of_experts, self.of_vector)
+        )
+        return experts.high < 0 and vector.low > 0
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -89,7 +89,7 @@ class LeversChapter:
             "title": self.title,
             "intro": self.intro,
             "verdict": levers_verdict(study),
-            "works": moves_both(study),
+            "works": study.moves_both,
             "study": study,
             "rows": [
                 (label, [comparison.arms[arm].rates["positive"] for comparison in study.comparisons.values()])
@@ -116,20 +116,13 @@ def verdict(study: TransplantStudy) -> str:
     return "It does not carry over: the share does not rise."
 
 
-def moves_both(study: LeversStudy) -> bool:
-    """Whether the plan of both moves both tasks, each interval clear of 0."""
-    return all(
-        study.comparisons[name].differences[BOTH].low > 0 for name in (study.of_experts, study.of_vector)
-    )
-
-
 def levers_verdict(study: LeversStudy) -> str:
     """In one sentence, what the plan of both does."""
     experts, vector = (
         study.comparisons[name].differences[BOTH] for name in (study.of_experts, study.of_vector)
     )
     moved = f"{points(experts)} where the experts are meant to act, {points(vector)} where the vector is"
-    return f"Both act: {moved}." if moves_both(study) else f"Not both act: {moved}."
+    return f"Both act: {moved}." if study.moves_both else f"Not both act: {moved}."
 
 
 def arm_labels(study: TransplantStudy) -> dict[str, str]:
