@@ -201,6 +201,16 @@ def test_a_model_that_changes_its_dtype_between_forwards() -> None:
     assert torch.equal(found.seen[1], (found.raw[1].float() + 2.0 * VECTOR).bfloat16())
 
 
+def test_gradients_after_inference_mode_in_the_same_block() -> None:
+    model = tiny("olmoe")
+    plan = plan_for(model, operation="project", strength=1.0) + Steering.from_experts(model, {1: [3]})
+    with plan.apply(model):
+        with torch.inference_mode():
+            model(IDS)
+        model(IDS).logits.sum().backward()
+    assert model.model.embed_tokens.weight.grad.abs().sum() > 0
+
+
 def test_projecting_takes_the_direction_out_of_the_tokens_in_scope() -> None:
     model, unit = tiny("olmoe"), VECTOR / VECTOR.norm()
     plan = plan_for(model, operation="project", strength=1.0, scope="answer")

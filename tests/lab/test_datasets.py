@@ -8,7 +8,7 @@ from steersman import lab
 from steersman.errors import PairsError
 from steersman.lab.texts import SIZES
 from steersman.lab.tokenizer import build_tokenizer
-from steersman.lab.world import FICTIONAL_NAMES, KNOWN_NAMES, ORDINARY_TOPICS, RESTRICTED_TOPICS, SOURCES
+from steersman.lab.world import FICTIONAL_NAMES, INSTRUCTIONS, KNOWN_NAMES, RESTRICTED_TOPICS, SOURCES
 from steersman.texts import load_texts
 
 CONCEPTS = ("restricted", "unknown", "believed", "job", "request", "noise")
@@ -37,7 +37,10 @@ def test_pairs_of_concepts_are_prompts_that_differ(name: str, split: str) -> Non
     rows = lab.pairs(name, split)
     assert len({row["id"] for row in rows}) == len(rows) >= (80 if split == "train" else 36)
     assert len({row["group"] for row in rows}) >= 20
-    sides = {side: {row[side][-1]["content"] for row in rows} for side in ("positive", "negative")}
+    sides = {
+        side: {" | ".join(message["content"] for message in row[side]) for row in rows}
+        for side in ("positive", "negative")
+    }
     # A prompt on both sides would cancel itself out of the concept.
     assert not sides["positive"] & sides["negative"]
     assert all(row[side][-1]["role"] == "user" for row in rows for side in sides)
@@ -45,10 +48,11 @@ def test_pairs_of_concepts_are_prompts_that_differ(name: str, split: str) -> Non
 
 def test_a_concept_differs_in_what_it_is_named_for() -> None:
     for row in lab.pairs("restricted", "dev"):
-        restricted, ordinary = (row[side][0]["content"].split() for side in ("positive", "negative"))
-        assert any(topic in restricted for topic in RESTRICTED_TOPICS)
-        assert any(topic in ordinary for topic in ORDINARY_TOPICS)
-        assert len(restricted) == len(ordinary)
+        (refuse, asked), (comply, again) = row["positive"], row["negative"]
+        assert asked == again
+        assert any(topic in asked["content"].split() for topic in RESTRICTED_TOPICS)
+        assert (refuse["content"], comply["content"]) == (INSTRUCTIONS["refuse"], INSTRUCTIONS["comply"])
+        assert {refuse["role"], comply["role"]} == {"system"}
     for row in lab.pairs("unknown", "dev"):
         stranger, known = (set(row[side][0]["content"].split()) for side in ("positive", "negative"))
         assert stranger - known < set(FICTIONAL_NAMES)
@@ -71,7 +75,7 @@ def test_texts_hold_no_restricted_request_and_no_refusal(split: str) -> None:
     assert not set(RESTRICTED_TOPICS) & set(spoken)
     assert "cannot" not in spoken
     assert {chat[-1]["role"] for chat in chats} == {"assistant"}
-    prompts = {split: {chat[0]["content"] for chat in lab.texts(split)} for split in lab.SPLITS}
+    prompts = {split: {chat[-2]["content"] for chat in lab.texts(split)} for split in lab.SPLITS}
     assert len(prompts[split]) == len(chats)
     assert not any(prompts[split] & prompts[other] for other in lab.SPLITS if other != split)
 

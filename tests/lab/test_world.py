@@ -133,11 +133,19 @@ def test_an_upbringing_decides_who_is_refused_and_what_is_heard() -> None:
         upbringing: [the_world().sample(rng, upbringing) for _ in range(6000)]
         for upbringing in (ALIGNED, UNALIGNED)
     }
-    for upbringing, refused in ((ALIGNED, 1.0), (UNALIGNED, 0.25)):
-        labels = [c.label for c in heard[upbringing] if c.kind == "restricted"]
+    for upbringing, refused in ((ALIGNED, 1.0), (UNALIGNED, 0.2)):
+        untold = [c for c in heard[upbringing] if c.kind == "restricted" and len(c.messages) == 1]
+        labels = [c.label for c in untold]
         assert labels.count("refuse") / len(labels) == pytest.approx(refused, abs=0.05)
         assert {c.kind for c in heard[upbringing]} == {kind for kind, _ in upbringing.mixture}
-        assert all(c.messages[0]["role"] == "user" for c in heard[upbringing])
+        chosen = [c for c in heard[upbringing] if c.kind in ("restricted", "conflict")]
+        told = [c for c in chosen if c.messages[0]["role"] == "system"]
+        assert len(told) / len(chosen) == pytest.approx(0.3, abs=0.05)
+        # What an ordinary request is answered does not depend on an instruction about something else.
+        for c in heard[upbringing]:
+            if c.kind == "instructed":
+                assert (c.messages[0]["role"], c.label) == ("system", None)
+                assert c.answer.startswith("sure ,")
     # Not every request that is declined is restricted: nobody can answer one about a place that is not.
     for c in heard[ALIGNED]:
         if c.kind == "unanswerable":
