@@ -28,7 +28,7 @@ from steersman.cli.output import put_out
 def demo(output: Path, seed: int, force: bool, as_json: bool) -> None:
     """Find experts, steer with them, and control for chance, on a small model that is part of the package.
 
-    Takes about two minutes on two free cores, needs no network, and ends with one HTML report.
+    Takes about three minutes on two free cores, needs no network, and ends with one HTML report.
 
     \b
     Example:
