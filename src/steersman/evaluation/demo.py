@@ -316,8 +316,8 @@ def _transplant_lead(study: TransplantStudy) -> str:
         "The second lever needs no experts. A small model that refuses what is restricted is read for the "
         "direction of that concept; a map, learnt from texts that hold no restricted request, carries it "
         "into a bigger model that hardly ever refuses unasked, where it is added while the model answers. "
-        f"There the share refused went from {percent(base)} to {percent(steered)}; random vectors of the same length "
-        f"reach {percent(random)} on average, label-shuffled concepts {percent(shuffled)}."
+        f"There the share refused went from {percent(base)} to {percent(steered)}; random vectors of the "
+        f"same length reach {percent(random)} on average, label-shuffled concepts {percent(shuffled)}."
     )
 
 
@@ -335,8 +335,8 @@ _TRANSPLANT = (
     "The source is a small model that was taught to refuse every restricted request, unless it is told to "
     "help. The target is six times as big, has other weights and another width, and was taught to help "
     "nearly always, unless it is told to refuse. The concept is the mean difference, in the source, between "
-    "the same restricted request after either instruction. The map is fitted on texts without any restricted request, "
-    "and what it does is measured on requests held out of all training, without any instruction."
+    "the same restricted request after either instruction. The map is fitted on texts without any restricted "
+    "request, and what it does is measured on requests held out of all training, without any instruction."
 )
 _BOTH = (
     "A mixture-of-experts target, unaligned as well, in which experts were tied to reading a document and to "
