@@ -109,7 +109,13 @@ def test_ctrl_c_while_training_leaves_nothing(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("steersman")
     command = [program, "lab", "train", "moe", "--seed", "5", "-o", "trained"]
     started = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell runs in the background ignores Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     for _ in range(600):  # until the progress bar shows that training is under way
         time.sleep(0.1)
