@@ -13,6 +13,10 @@ class PairsError(SteersmanError, ValueError):
     """Contrast pairs that cannot be read, rendered or located in their text."""
 
 
+class JudgeError(SteersmanError, RuntimeError):
+    """A judge that cannot be had: a server that does not answer, a classifier that cannot be opened."""
+
+
 class ModelError(SteersmanError, ValueError):
     """A model or tokenizer that cannot be opened, or lacks what the task needs."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -22,12 +22,23 @@ if TYPE_CHECKING:
     from steersman.steering import Steering
 
 
+ArmKind = Literal["base", "steered", "reversed", "strength", "prompt", "prompt+steered", "model", "cell"]
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One condition: a name, and the plan that the model runs under (None: as it is)."""
+    """One condition: a name, and the plan that the model runs under (None: as it is).
+
+    `system` is an instruction before each prompt, `template` what stands around it ("{prompt}" is its place),
+    `other` the name of another model that is asked instead.
+    """
 
     name: str
     steering: Steering | None
+    kind: ArmKind = "steered"
+    system: str | None = None
+    template: str | None = None
+    other: str | None = None
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,27 @@ def encode_fork(tokenizer: PreTrainedTokenizerBase, item: Item) -> Fork:
     text, add_special = render(tokenizer, item.content)
     prompt = _ids(tokenizer, text, add_special)
     answers = [item.positive, item.negative or ""]
-    glue = "" if not text or text[-1].isspace() or not isinstance(item.content, str) else " "
+    glue = _glue(text, item.content)
     positive, negative = (_ids(tokenizer, text + glue + answer, add_special) for answer in answers)
     shared = _common(positive, negative)
     if shared >= min(len(positive), len(negative)):
         raise PairsError(f"{item.id}: the answers of the two sides begin the same and one of them ends there")
     return Fork(positive[:shared], min(len(prompt), shared), positive[shared], negative[shared])
+
+
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, content: Content, answer: str
+) -> tuple[tuple[int, ...], int]:
+    """Token ids of a prompt with an answer after it, and how many of them are prompt.
+
+    Raises PairsError where the answer adds no token.
+    """
+    text, add_special = render(tokenizer, content)
+    prompt = _ids(tokenizer, text, add_special)
+    whole = _ids(tokenizer, text + _glue(text, content) + answer, add_special)
+    if whole == prompt[: len(whole)]:
+        raise PairsError(f"the answer {answer!r} adds no token to its prompt")
+    return whole, max(_common(prompt, whole), 1)
 
 
 def batches(
@@ -86,6 +101,11 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if isinstance(found, int):
             return found
     return 0
+
+
+def _glue(text: str, content: Content) -> str:
+    """What stands between a prompt and its answer: nothing after a chat's generation prompt."""
+    return "" if not text or text[-1].isspace() or not isinstance(content, str) else " "
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, add_special: bool) -> tuple[int, ...]:

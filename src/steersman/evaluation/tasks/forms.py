@@ -1,0 +1,12 @@
+"""All forms of tasks that are part of the package: importing this registers them."""
+
+from __future__ import annotations
+
+from steersman.evaluation.tasks import lab
+
+FORMS = (lab,)
+"""The modules, one for each form."""
+
+
+def register() -> None:
+    """Nothing more to do: the import has registered them."""

@@ -1,0 +1,100 @@
+"""What a task is: prompts, and how what a model makes of them is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+from steersman.errors import PairsError
+from steersman.evaluation.judges.verdict import Judge, Outcome
+from steersman.evaluation.measures.answers import Answers
+from steersman.evaluation.measures.measure import Measure
+from steersman.pairs import Content
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt and what either side would answer.
+
+    `negative` is None where only right or wrong counts. `kind` is the category by which rates are broken
+    down. Where answers are chosen from `options`, `correct` are the places of those that are right. `facts`
+    is what a measure or judge of its own reads (accepted wordings, constraints, a reference).
+    """
+
+    id: str
+    group: str
+    content: Content
+    positive: str
+    negative: str | None
+    kind: str
+    options: tuple[str, ...] = ()
+    correct: tuple[int, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a task measures: what a model on its positive side does, and the sides' names.
+
+    `measure` is how: by default greedy answers and `judge`.
+    """
+
+    title: str
+    does: str
+    positive: str
+    negative: str
+    judge: Judge
+    measure: Measure | None = None
+
+
+class Task(Sequence[Item]):
+    """Items of one behaviour, with the judge that says which side a generated text is on."""
+
+    def __init__(self, name: str, items: Iterable[Item], behaviour: Behaviour) -> None:
+        self.name = name
+        self.behaviour = behaviour
+        self._items = tuple(items)
+        if not self._items:
+            raise PairsError(f"{name}: the task has no items")
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Task: ...
+    def __getitem__(self, index: int | slice) -> Item | Task:
+        if isinstance(index, slice):
+            return Task(self.name, self._items[index], self.behaviour)
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    @property
+    def groups(self) -> list[str]:
+        """The group of each item: items of one group are not independent."""
+        return [item.group for item in self._items]
+
+    @property
+    def measure(self) -> Measure:
+        """How what a model does with the items is measured."""
+        return self.behaviour.measure or Answers(self.behaviour.judge)
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether every item has an answer for either side, so that the two can be compared."""
+        return all(item.negative is not None for item in self._items)
+
+    def judged_by(self, judge: Judge) -> Task:
+        """The same items, answered and judged by another judge."""
+        if self.behaviour.measure is not None and not isinstance(self.behaviour.measure, Answers):
+            raise PairsError(f"{self.name}: this task is not judged, so --judge has nothing to do")
+        measure = None if self.behaviour.measure is None else replace(self.behaviour.measure, judge=judge)
+        return Task(self.name, self._items, replace(self.behaviour, judge=judge, measure=measure))
+
+    def judge(self, texts: Sequence[str]) -> list[Outcome]:
+        """The side of each generated text: one text per item, in their order."""
+        return [verdict.outcome or "neither" for verdict in self.behaviour.judge.judge(self._items, texts)]

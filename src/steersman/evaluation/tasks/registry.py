@@ -1,0 +1,76 @@
+"""The tasks that are known, by the form of what they are read from, and how one is opened by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from steersman.errors import PairsError
+from steersman.evaluation.judges.verdict import Judge
+from steersman.evaluation.tasks.item import Task
+
+ENTRY_POINTS = "steersman.tasks"
+"""Packages add forms by entry points of this group: name = form, value = a `Form`."""
+
+
+class Form(Protocol):
+    """Opens a task of one form: from what follows "FORM:", which is a file or a data set's name."""
+
+    def __call__(self, place: str, *, limit: int | None) -> Task:
+        """The first `limit` items (None: all). Raises PairsError that names file, line and field."""
+        ...
+
+
+_FORMS: dict[str, tuple[Form, str]] = {}
+
+
+def task_form(name: str, about: str) -> Callable[[Form], Form]:
+    """Register a function that opens tasks written `name:PLACE`; `about` is one line for lists."""
+
+    def register(form: Form) -> Form:
+        _FORMS[name] = (form, about)
+        return form
+
+    return register
+
+
+def known_forms() -> dict[str, str]:
+    """Form → one line, those that other packages add included."""
+    _load()
+    return {name: about for name, (_, about) in _FORMS.items()}
+
+
+def load_task(source: str, *, limit: int | None = None, judge: Judge | None = None) -> Task:
+    """Open a task: `lab:NAME[/train|dev|test]`, `FORM:PLACE`, or a JSONL file of the form `jsonl`.
+
+    Args:
+        source: Its name.
+        limit: The first so many items.
+        judge: Instead of the task's own.
+
+    Raises PairsError for an unknown form, a file that is not there, and a row that lacks a field.
+    """
+    _load()
+    name, colon, place = source.partition(":")
+    if not colon or (name not in _FORMS and Path(source).is_file()):
+        name, place = "jsonl", source
+    if name not in _FORMS:
+        raise PairsError(
+            f"{source}: no such task; right is lab:NAME[/train|dev|test], a .jsonl file, or FORM:PLACE with "
+            f"FORM one of {', '.join(_FORMS)}"
+        )
+    form, _ = _FORMS[name]
+    task = form(place, limit=limit)
+    return task if judge is None else task.judged_by(judge)
+
+
+def _load() -> None:
+    """Register our own forms, then those of other packages that are not ours by name."""
+    from steersman.evaluation.tasks import forms
+
+    forms.register()
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in _FORMS:
+            _FORMS[entry.name] = (entry.load(), f"from {entry.value}")
