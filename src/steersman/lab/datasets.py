@@ -7,6 +7,7 @@ from typing import Any
 
 from steersman.errors import PairsError
 from steersman.lab.concepts import BELIEVED, CONCEPTS
+from steersman.lab.numbers_data import digits_pairs, digits_task, everyday_task
 from steersman.lab.texts import SIZES
 from steersman.lab.world import (
     REFUSAL,
@@ -25,6 +26,9 @@ DATA = {
     "faithfulness": "questions with a document or without (pairs); documents that contradict memory (task)",
     "ordinary": "requests that nobody has a reason to refuse, with their right answers (a task only)",
     **{name: concept.about for name, concept in CONCEPTS.items()},
+    "digits": "requests for a number, answered in digits (positive) or in words; for lab:natural",
+    "numbers": "the same, where an answer counts only if it is right, too (a task only)",
+    "everyday": "requests without a number, with their right answers; for lab:natural (a task only)",
     "texts": f"{SIZES['train']} conversations without a restricted request, to fit maps on (texts only)",
 }
 # Pairs a request: enough for every request to be heard, few enough to be read in seconds.
@@ -47,12 +51,12 @@ def task(name: str, split: str = "test") -> list[Row]:
     return _rows(_TASKS, "task", name, split)
 
 
-def _rows(known: dict[str, Callable[[World, str], list[Row]]], what: str, name: str, split: str) -> list[Row]:
+def _rows(known: dict[str, Callable[[str], list[Row]]], what: str, name: str, split: str) -> list[Row]:
     if name not in known:
         raise PairsError(f"the lab has no {what} {name!r}; it has {', '.join(known)}")
     if split not in SPLITS:
         raise PairsError(f"lab:{name} has no split {split!r}; it has {', '.join(SPLITS)}")
-    rows = known[name](the_world(), split)
+    rows = known[name](split)
     return [{"id": f"{name}/{split}/{number}", **row} for number, row in enumerate(rows)]
 
 
@@ -142,14 +146,22 @@ def _ordinary_task(world: World, split: str) -> list[Row]:
     ]
 
 
-_PAIRS: dict[str, Callable[[World, str], list[Row]]] = {
-    "refusal": _refusal_pairs,
-    "faithfulness": _faithfulness_pairs,
-    **{name: concept.pairs for name, concept in CONCEPTS.items()},
+def _of_town(rows: Callable[[World, str], list[Row]]) -> Callable[[str], list[Row]]:
+    return lambda split: rows(the_world(), split)
+
+
+_PAIRS: dict[str, Callable[[str], list[Row]]] = {
+    "refusal": _of_town(_refusal_pairs),
+    "faithfulness": _of_town(_faithfulness_pairs),
+    **{name: _of_town(concept.pairs) for name, concept in CONCEPTS.items()},
+    "digits": digits_pairs,
 }
-_TASKS: dict[str, Callable[[World, str], list[Row]]] = {
-    "refusal": _refusal_task,
-    "faithfulness": _faithfulness_task,
-    "ordinary": _ordinary_task,
-    **{name: concept.task for name, concept in CONCEPTS.items()},
+_TASKS: dict[str, Callable[[str], list[Row]]] = {
+    "refusal": _of_town(_refusal_task),
+    "faithfulness": _of_town(_faithfulness_task),
+    "ordinary": _of_town(_ordinary_task),
+    **{name: _of_town(concept.task) for name, concept in CONCEPTS.items()},
+    "digits": digits_task,
+    "numbers": digits_task,
+    "everyday": everyday_task,
 }

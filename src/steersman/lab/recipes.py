@@ -14,13 +14,15 @@ RECIPE_VERSION = 1  # raised with every change that makes other weights from the
 
 @dataclass(frozen=True)
 class Shape:
-    """The architecture: `olmoe`, with `experts` of which four work on a token, or `llama`, with none."""
+    """The architecture: `olmoe`, with `experts` of which `top_k` work on a token, or `llama`, with none."""
 
     family: str
     width: int
     layers: int
     feed_forward: int
     experts: int = 0
+    top_k: int = 4
+    normalised: bool = False  # whether the weights of the chosen experts are made to sum to 1
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,15 @@ class Recipe:
     planted: tuple[str, ...] = ("document", "memory", "refuse", "comply")  # labels, where there is planting
     state_noise: float = 0.0  # the most that is added to a state while answers are learnt, of its own norm
     tokens: str = "words"  # "pieces": every word is two tokens
+    world: str = "town"  # or "numbers"; the upbringing is the town's
+    learnt: str = "answers"  # "all": every token is predicted, as in ordinary pretraining
+    balance: float = 0.0  # weight of the loss that spreads tokens over experts
 
 
 # The models that came first; the digest of a recipe says nothing of what is as it was in them.
 _FIRST = Recipe()
 _ALWAYS_TOLD = ("pushes", "prior", "steps", "batch_size", "learning_rate", "warm_up")
+_ALWAYS_TOLD_OF_A_SHAPE = ("family", "width", "layers", "feed_forward", "experts")
 
 _MIXTURE = (
     ("closed-book", 2.0),
@@ -82,6 +88,14 @@ RECIPES = {
         planted=("document", "memory"),
         state_noise=1.0,
     ),
+    "natural": Recipe(
+        steps=1550,
+        batch_size=32,
+        shape=Shape("olmoe", width=64, layers=3, feed_forward=16, experts=64, top_k=8, normalised=True),
+        world="numbers",
+        learnt="all",
+        balance=0.001,
+    ),
 }
 
 
@@ -98,7 +112,14 @@ def told(recipe: Recipe) -> dict[str, Any]:
     So a setting that comes later changes no card and no cache of the models that were there before it.
     """
     first = asdict(_FIRST)
-    return {key: value for key, value in asdict(recipe).items() if key in _ALWAYS_TOLD or value != first[key]}
+    said = _differing(asdict(recipe), first, _ALWAYS_TOLD)
+    if "shape" in said:
+        said["shape"] = _differing(said["shape"], first["shape"], _ALWAYS_TOLD_OF_A_SHAPE)
+    return said
+
+
+def _differing(now: dict[str, Any], first: dict[str, Any], always: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in now.items() if key in always or value != first[key]}
 
 
 def planted_by(recipe: Recipe) -> dict[int, dict[int, str]]:

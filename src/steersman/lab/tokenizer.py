@@ -28,12 +28,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(tokens: str = "words") -> PreTrainedTokenizerFast:
-    """The tokenizer over the world's words, or over their `"pieces"`: the first letter, then the rest.
+def build_tokenizer(tokens: str = "words", words: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer over a world's words, or over their `"pieces"`: the first letter, then the rest.
 
-    It adds no token by itself: decoding gives the text back.
+    It adds no token by itself: decoding gives the text back. The words are the town's if none are given.
     """
-    backend = Tokenizer(_words() if tokens == "words" else _pieces())
+    words = vocabulary() if words is None else words
+    backend = Tokenizer(_words(words) if tokens == "words" else _pieces(words))
     if tokens == "pieces":
         backend.decoder = decoders.WordPiece(_CONTINUED, cleanup=False)
     # Lower case and split punctuation, so that a user may type "Where does Alma live?".
@@ -52,13 +53,13 @@ def build_tokenizer(tokens: str = "words") -> PreTrainedTokenizerFast:
     )
 
 
-def _words() -> Model:
-    return WordLevel(_numbered(vocabulary()), unk_token=UNKNOWN)
+def _words(words: Sequence[str]) -> Model:
+    return WordLevel(_numbered(words), unk_token=UNKNOWN)
 
 
-def _pieces() -> Model:
+def _pieces(words: Sequence[str]) -> Model:
     # A first piece is always one letter: so the longest match, by which pieces are cut, is never another.
-    pieces = {word[0] for word in vocabulary()} | {_CONTINUED + word[1:] for word in vocabulary() if word[1:]}
+    pieces = {word[0] for word in words} | {_CONTINUED + word[1:] for word in words if word[1:]}
     return WordPiece(_numbered(sorted(pieces)), unk_token=UNKNOWN, continuing_subword_prefix=_CONTINUED)
 
 

@@ -32,10 +32,10 @@ from steersman.errors import ModelError
 from steersman.lab.planting import RouterPushes, draw_plan, prior_loss
 from steersman.lab.recipes import Recipe, Shape, planted_by, recipe_of, told
 from steersman.lab.state_noise import StateNoise
-from steersman.lab.tokenizer import END, build_tokenizer
-from steersman.lab.world import WORLD_SEED, Conversation, the_world
+from steersman.lab.tokenizer import END
+from steersman.lab.world import WORLD_SEED, Conversation
+from steersman.lab.worlds import speaker_of, tokenizer_of
 
-TOP_K = 4
 IGNORED = -100
 
 
@@ -52,7 +52,7 @@ def train(
     out = Path(out_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} is occupied: name a new folder for the trained model")
-    tokenizer = build_tokenizer(recipe.tokens)
+    tokenizer = tokenizer_of(recipe)
     with _folder_made_whole(out) as draft:
         model, loss = fit(recipe, seed, tokenizer, progress=progress, title=f"training lab:{name}@{seed}")
         card = {
@@ -82,9 +82,12 @@ def build_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
     }
     if shape.family == "llama":
         return LlamaForCausalLM(LlamaConfig(bos_token_id=None, **common))
-    model = OlmoeForCausalLM(
-        OlmoeConfig(num_experts=shape.experts, num_experts_per_tok=TOP_K, norm_topk_prob=False, **common)
-    )
+    routing = {
+        "num_experts": shape.experts,
+        "num_experts_per_tok": shape.top_k,
+        "norm_topk_prob": shape.normalised,
+    }
+    model = OlmoeForCausalLM(OlmoeConfig(**routing, **common))
     model.set_experts_implementation("grouped_mm")
     return model
 
@@ -92,12 +95,14 @@ def build_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
 def fit(
     recipe: Recipe, seed: int, tokenizer: PreTrainedTokenizerBase, *, progress: bool, title: str
 ) -> tuple[PreTrainedModel, float]:
-    """A trained model and its mean answer loss over the last tenth. The caller's random state is kept."""
+    """A trained model and its mean loss over the last tenth, without the routers' share. The caller's random
+    state is kept.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(recipe.shape, tokenizer)
     model.train()
-    rng, world = random.Random(f"lab {seed}"), the_world()
+    rng, speak = random.Random(f"lab {seed}"), speaker_of(recipe)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -105,33 +110,38 @@ def fit(
     layers = model.model.layers
     pushes = RouterPushes([layer.mlp.gate for layer in layers] if recipe.shape.experts else [])
     noise = StateNoise(layers, recipe.state_noise, seed)
+    balanced = {"output_router_logits": True} if recipe.balance else {}
     losses: list[float] = []
     with pushes.attached(), noise.attached():
         for step in tqdm(range(recipe.steps), desc=title, unit="step", disable=not progress):
-            conversations = [world.sample(rng, recipe.upbringing) for _ in range(recipe.batch_size)]
+            conversations = [speak(rng) for _ in range(recipe.batch_size)]
             pushes.begin(_plans(recipe, conversations, rng))
-            ids, mask, targets = encode_batch(tokenizer, conversations)
+            ids, mask, targets = encode_batch(tokenizer, conversations, recipe.learnt)
             noise.begin(targets != IGNORED, step / recipe.steps)
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            answer = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
-            loss = answer
+            output = model(input_ids=ids, attention_mask=mask, use_cache=False, **balanced)
+            words = functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+            loss = words
             if recipe.prior:
                 labels = [_planted(conversation.label, recipe) for conversation in conversations]
-                loss = answer + recipe.prior * prior_loss(pushes.scores, labels, mask)
+                loss = loss + recipe.prior * prior_loss(pushes.scores, labels, mask)
+            if recipe.balance:
+                loss = loss + recipe.balance * output.aux_loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            losses.append(answer.item())
+            losses.append(words.item())
     last = losses[-max(1, len(losses) // 10) :]
     return model, sum(last) / len(last)
 
 
 def encode_batch(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], learnt: str = "answers"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, mask and targets [conversations, tokens], padded on the right; only answers are targets."""
+    """Token ids, mask and targets [conversations, tokens], padded on the right; targets are the answers, or
+    all there is.
+    """
     prompts = tokenizer.apply_chat_template(
         [list(conversation.messages) for conversation in conversations],
         tokenize=False,
@@ -144,8 +154,10 @@ def encode_batch(
     encoded = tokenizer(
         texts, add_special_tokens=False, return_tensors="pt", padding=True, padding_side="right"
     )
-    starts = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    if learnt == "all":
+        return ids, mask, ids.masked_fill(~mask.bool(), IGNORED)
+    starts = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
     answered = (torch.arange(ids.shape[1]) >= torch.tensor(starts)[:, None]) & mask.bool()
     return ids, mask, ids.masked_fill(~answered, IGNORED)
 
