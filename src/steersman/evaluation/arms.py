@@ -68,11 +68,13 @@ class Subject:
         *,
         batch_size: int = 64,
         max_new_tokens: int = 16,
+        match: Literal["weights", "architecture"] = "weights",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
+        self.match: Literal["weights", "architecture"] = match
 
     def run(self, task: Task, arm: Arm) -> ArmResult:
         """Answer every item of a task under an arm, and judge the answers."""
@@ -87,7 +89,7 @@ class Subject:
         rows = [encode_prompt(self.tokenizer, item.content) for item in task]
         texts = [""] * len(rows)
         for batch in self._batches(rows):
-            with _applied(self.model, steering):
+            with self._applied(steering):
                 answers = self._answers(batch)
             found = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
             for index, text in zip(batch.indices, found, strict=True):
@@ -99,7 +101,7 @@ class Subject:
         """What is applied of a plan while the model answers a task, batch by batch, added up."""
         total: dict[str, int] = {}
         for batch in self._batches([encode_prompt(self.tokenizer, item.content) for item in task]):
-            with steering.apply(self.model) as receipt:
+            with steering.apply(self.model, match=self.match) as receipt:
                 self._answers(batch)
             for site, count in receipt.tokens.items():
                 total[site] = total.get(site, 0) + count
@@ -119,7 +121,7 @@ class Subject:
         found = np.zeros(len(forks))
         for batch in self._batches([fork.ids for fork in forks]):
             chosen = [forks[index] for index in batch.indices]
-            with _applied(self.model, steering, [fork.prompt_length for fork in chosen]):
+            with self._applied(steering, [fork.prompt_length for fork in chosen]):
                 logits = self._last_logits(batch)
             sides = torch.tensor([[fork.positive, fork.negative] for fork in chosen], device=logits.device)
             # The normaliser of the softmax is the same for both tokens and cancels.
@@ -152,10 +154,9 @@ class Subject:
     def _batches(self, rows: Sequence[Sequence[int]]) -> list[Batch]:
         return list(batches(rows, self.batch_size, pad_id(self.tokenizer), self.model.device))
 
-
-def _applied(
-    model: PreTrainedModel, steering: Steering | None, prompt_lengths: list[int] | None = None
-) -> AbstractContextManager[object]:
-    if steering is None or not steering.edits:
-        return nullcontext()
-    return steering.apply(model, prompt_lengths=prompt_lengths)
+    def _applied(
+        self, steering: Steering | None, prompt_lengths: list[int] | None = None
+    ) -> AbstractContextManager[object]:
+        if steering is None or not steering.edits:
+            return nullcontext()
+        return steering.apply(self.model, match=self.match, prompt_lengths=prompt_lengths)

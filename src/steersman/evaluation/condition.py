@@ -214,7 +214,8 @@ class Condition:
         if plan is None:
             yield
             return
-        with plan.apply(self.subject.model, prompt_lengths=prompt_lengths) as receipt:
+        match = self.subject.match
+        with plan.apply(self.subject.model, match=match, prompt_lengths=prompt_lengths) as receipt:
             yield
         for site, tokens in receipt.tokens.items():
             self.receipt[site] = self.receipt.get(site, 0) + tokens

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
@@ -82,6 +83,25 @@ class Mean(_Figures):
     standard_error: float
     count: int
     groups: int
+
+
+@dataclass(frozen=True)
+class MeanDifference(_Figures):
+    """Mean of a number under the second condition minus its mean under the first, over the same items.
+
+    Interval and p-value are those of a cluster-robust t test of the items' differences; NaN where there are
+    fewer than two groups.
+    """
+
+    difference: float
+    low: float
+    high: float
+    level: float
+    standard_error: float
+    count: int
+    groups: int
+    p: float
+    test: str
 
 
 @dataclass(frozen=True)
@@ -174,6 +194,57 @@ def clustered_mean(values: ArrayLike, groups: Groups | None = None, *, level: fl
     return Mean(mean, mean - half, mean + half, level, error, x.size, clusters)
 
 
+def mean_difference(
+    first: ArrayLike, second: ArrayLike, groups: Groups | None = None, *, level: float = LEVEL
+) -> MeanDifference:
+    """Mean of `second` − `first`, numbers [n] of the same items (see `clustered_mean` for the error)."""
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    _require(a.shape == b.shape, f"paired values differ in length: {a.size} and {b.size}")
+    found = clustered_mean(b - a, groups, level=level)
+    return MeanDifference(
+        difference=found.mean,
+        low=found.low,
+        high=found.high,
+        level=level,
+        standard_error=found.standard_error,
+        count=found.count,
+        groups=found.groups,
+        p=_t_test(found),
+        test="t test over groups" if found.groups < found.count else "paired t test",
+    )
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """p-values adjusted for how many there are (Holm 1979); those that do not exist stay None."""
+    known = [place for place, value in enumerate(values) if value is not None and not math.isnan(value)]
+    adjusted: list[float | None] = [None] * len(values)
+    if known:
+        found = multipletests([values[place] for place in known], method="holm")[1]
+        for place, value in zip(known, found, strict=True):
+            adjusted[place] = float(value)
+    return adjusted
+
+
+def detectable_difference(
+    count: float, discordant: float = 0.0, *, level: float = LEVEL, power: float = 0.8
+) -> float:
+    """The smallest difference of paired rates that a two-sided test on `count` items finds with some power.
+
+    By the sample size of McNemar's test (Connor, Biometrics 43, 1987): δ√n = z_α√ψ + z_β√(ψ − δ²), where ψ,
+    the share of items on which the conditions differ, is `discordant` or, where that is less, δ itself (all
+    items that change change the same way). 1 where even that is too little.
+    """
+    _require(count > 0 and 0 <= discordant <= 1, "a detectable difference needs items and a share of them")
+    alpha, beta = stats.norm.ppf((1 + level) / 2), stats.norm.ppf(power)
+
+    def excess(delta: float) -> float:
+        share = max(discordant, delta)
+        needed = alpha * math.sqrt(share) + beta * math.sqrt(max(share - delta**2, 0.0))
+        return float(delta * math.sqrt(count) - needed)
+
+    return 1.0 if excess(1.0) <= 0 else float(optimize.brentq(excess, 1e-9, 1.0, xtol=1e-9))
+
+
 def random_control(observed: float, draws: ArrayLike) -> RandomControl:
     """p = (1 + #{D_random ≥ D}) / (B + 1): the share of plans, this one counted, that do at least as much.
 
@@ -188,6 +259,15 @@ def random_control(observed: float, draws: ArrayLike) -> RandomControl:
     spread = float(values.std(ddof=1)) if values.size > 1 else math.nan
     p = (1 + at_least) / (values.size + 1)
     return RandomControl(float(observed), tuple(values.tolist()), at_least, p, float(values.mean()), spread)
+
+
+def _t_test(found: Mean) -> float:
+    """Two-sided p of a mean of 0."""
+    if found.groups < 2:
+        return math.nan
+    if found.standard_error == 0:
+        return 1.0 if found.mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(found.mean) / found.standard_error, found.groups - 1))
 
 
 def _wilson(successes: int, count: int, effective: float, level: float, method: str) -> Rate:

@@ -1,0 +1,172 @@
+"""What an evaluation has so far: one line a finished batch, on disk as soon as it is there.
+
+A folder with run.json (what is being run) and batches.jsonl. A line holds a batch's key, its content and
+the sha256 of both; a line that a kill has torn is dropped, and its batch is run again. So whatever is
+finished is never run twice, and what comes out at the end is the same with and without a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from steersman.errors import ArtifactError
+from steersman.steering import canonical_json, sha256_of
+
+RUN, BATCHES = "run.json", "batches.jsonl"
+FORMAT = "steersman-evaluation-progress"
+
+Entry = dict[str, Any]
+
+
+class RunStore:
+    """The finished batches of one run, in memory and, where there is a folder, on disk.
+
+    Args:
+        folder: Where; None keeps nothing on disk.
+        run: What is being run, as plain data: batches of another run are refused.
+        resume: Go on from what is there; otherwise anything there is an error.
+
+    Raises:
+        ArtifactError: batches are there and not wanted, are of another run, or the folder is another's.
+    """
+
+    def __init__(self, folder: Path | None, run: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder = folder
+        self.run: dict[str, Any] = json.loads(canonical_json(run))
+        self.resumed = 0
+        self._entries: dict[str, Entry] = {}
+        if folder is None:
+            return
+        present = _present(folder)
+        if RUN in present and not resume:
+            raise unwanted(folder)
+        if RUN in present:
+            self._check_run()
+            self._entries = dict(_lines(folder / BATCHES))
+            self.resumed = len(self._entries)
+        else:
+            self._begin()
+
+    def get(self, key: str) -> Entry | None:
+        """A finished batch; None where it has not been run."""
+        return self._entries.get(key)
+
+    def put(self, key: str, content: Entry) -> Entry:
+        """Keep a finished batch; returns it as it will be read again."""
+        entry: Entry = json.loads(json.dumps(content, allow_nan=False))
+        self._entries[key] = entry
+        if self.folder is not None:
+            append(self.folder / BATCHES, key, entry)
+        return entry
+
+    def _begin(self) -> None:
+        folder = self.folder
+        if folder is None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / BATCHES).write_bytes(b"")
+            draft = folder / f"{RUN}.new"
+            draft.write_text(json.dumps({"format": FORMAT, "run": self.run}, indent=1), encoding="utf-8")
+            draft.replace(folder / RUN)
+        except OSError as error:
+            raise ArtifactError(f"{folder}: cannot be written ({error.strerror})") from None
+
+    def _check_run(self) -> None:
+        path = Path(str(self.folder)) / RUN
+        try:
+            saved = json.loads(path.read_bytes())
+            run = dict(saved["run"])
+            if saved["format"] != FORMAT:
+                raise ValueError(f"its format is {saved['format']!r}")
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"{path}: damaged ({reason}); --force discards it and starts again") from None
+        different = sorted(
+            name for name in {*run, *self.run} - {"created"} if run.get(name) != self.run.get(name)
+        )
+        if different:
+            raise ArtifactError(
+                f"{self.folder}: progress of another evaluation, which differs in {', '.join(different)}; "
+                "--force discards it and starts again"
+            )
+        self.run = run
+
+
+def append(path: Path, key: str, entry: Entry) -> None:
+    """Add a line and see to it that it is on disk. Raises ArtifactError where it cannot be written."""
+    line = json.dumps({"key": key, "entry": entry, "sha256": sha256_of([key, entry])}, allow_nan=False)
+    try:
+        with path.open("ab") as stream:
+            stream.write(line.encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Entry]]:
+    """The whole lines of a file; what follows the first that is not is cut off."""
+    whole = 0
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+    for line in content.splitlines(keepends=True):
+        read = _read(line)
+        if read is None:
+            break
+        whole += len(line)
+        yield read
+    if whole < len(content):
+        with path.open("r+b") as stream:
+            stream.truncate(whole)
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """The whole lines of a file, by key."""
+    return dict(_lines(path))
+
+
+def _read(line: bytes) -> tuple[str, Entry] | None:
+    try:
+        found = json.loads(line)
+        key, entry = found["key"], found["entry"]
+        intact = line.endswith(b"\n") and found["sha256"] == sha256_of([key, entry])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return (str(key), dict(entry)) if intact else None
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether progress is there to go on from."""
+    return (folder / RUN).is_file()
+
+
+def discard(folder: Path) -> None:
+    """Remove saved progress, if there is any. Raises ArtifactError where other files are there."""
+    _present(folder)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def unwanted(folder: Path) -> ArtifactError:
+    """Progress is there that nobody asked for."""
+    return ArtifactError(
+        f"{folder}: progress of an earlier run is there: go on from it with --resume (in Python "
+        "resume=True), or discard it with --force"
+    )
+
+
+def _present(folder: Path) -> set[str]:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ArtifactError(f"{folder}: is not a folder, and progress is to be saved there")
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if foreign := sorted(names - {RUN, f"{RUN}.new", BATCHES}):
+        raise ArtifactError(f"{folder}: holds other files ({foreign[0]}), and progress is to be saved there")
+    return names
