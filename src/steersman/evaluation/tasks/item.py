@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 from steersman.errors import PairsError
@@ -11,6 +11,7 @@ from steersman.evaluation.judges.verdict import Judge, Outcome
 from steersman.evaluation.measures.answers import Answers
 from steersman.evaluation.measures.measure import Measure
 from steersman.pairs import Content
+from steersman.steering import sha256_of
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Task(Sequence[Item]):
     def groups(self) -> list[str]:
         """The group of each item: items of one group are not independent."""
         return [item.group for item in self._items]
+
+    @property
+    def sha256(self) -> str:
+        """Hex sha256 of the items: whatever decides what is asked and what is right."""
+        return sha256_of([asdict(item) for item in self._items])
 
     @property
     def measure(self) -> Measure:
