@@ -79,10 +79,30 @@ class RateRow:
     side: Literal["positive", "negative", "neutral"] = "neutral"
 
 
+@dataclass(frozen=True)
+class Whisker:
+    """One row of numbers with intervals: `note` is what stands beside it; None where there is no interval."""
+
+    label: str
+    value: float
+    interval: tuple[float, float] | None
+    note: str
+    side: Literal["positive", "negative", "neutral"] = "neutral"
+
+
 def heatmap(
-    contrast: Contrast, steering: Plan | None, path: str | Path | None = None, *, theme: Theme = "light"
+    contrast: Contrast,
+    steering: Plan | None,
+    path: str | Path | None = None,
+    *,
+    theme: Theme = "light",
+    measure: str = "risk difference",
+    ranked: int = 0,
 ) -> bytes:
     """The risk difference of every expert, layers down and experts across; planned experts outlined.
+
+    `measure` names what the numbers are where they are another measure of experts; the `ranked` largest (by
+    size) bear their rank.
 
     Activated experts have a solid outline and an upward triangle, deactivated ones a dashed outline and a
     downward one. Cells without a number (a layer with fewer experts) are grey and hatched. Returns the PNG,
@@ -115,10 +135,11 @@ def heatmap(
     axes.set_xlabel("expert")
     axes.set_ylabel("layer")
     marked = _outline(axes, contrast, steering, colours, cell) if steering is not None else (0, 0)
-    title = _map_title(*marked) if steering is not None else "Risk difference"
+    _ranks(axes, difference, ranked, colours, cell)
+    title = _map_title(*marked) if steering is not None else measure.capitalize()
     axes.set_title(title, loc="left", fontsize=10, color=colours.ink)
     bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.04, aspect=14)
-    bar.set_label("negative ←  risk difference  → positive", color=colours.ink, fontsize=8)
+    bar.set_label(f"negative ←  {measure}  → positive", color=colours.ink, fontsize=8)
     bar.ax.tick_params(colors=colours.ink, labelsize=8)
     bar.outline.set_edgecolor(colours.faint)
     return picture(figure, path)
@@ -126,19 +147,39 @@ def heatmap(
 
 def rates(rows: Sequence[RateRow], path: str | Path | None = None, *, theme: Theme = "light") -> bytes:
     """Share on the positive side by arm, each a point with its Wilson interval and its number."""
+    return whiskers([_of_rate(row) for row in rows], path, theme=theme, share=True)
+
+
+def _of_rate(row: RateRow) -> Whisker:
+    found = row.rate
+    note = f"{100 * found.rate:.0f} %  [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return Whisker(row.label, found.rate, (found.low, found.high), note, row.side)
+
+
+def whiskers(
+    rows: Sequence[Whisker],
+    path: str | Path | None = None,
+    *,
+    theme: Theme = "light",
+    share: bool = False,
+    title: str = "",
+) -> bytes:
+    """Numbers with their intervals, one below the other on one axis; 0 to 100 % where they are shares."""
     colours = PALETTES[theme]
     figure, axes = canvas(7.6, 0.9 + 0.42 * len(rows), colours)
     shades = {"positive": colours.positive, "negative": colours.negative, "neutral": colours.neutral}
     markers = {"positive": ">", "negative": "<", "neutral": "o"}
     for place, row in enumerate(rows):
         colour = shades[row.side]
-        axes.plot([row.rate.low, row.rate.high], [place, place], color=colour, linewidth=3, alpha=0.45)
+        if row.interval is not None:
+            axes.plot(row.interval, [place, place], color=colour, linewidth=3, alpha=0.45)
         axes.plot(
-            row.rate.rate, place, markers[row.side], color=colour, markersize=9, markeredgecolor=colours.paper
+            row.value, place, markers[row.side], color=colour, markersize=9, markeredgecolor=colours.paper
         )
         axes.annotate(
-            f"{100 * row.rate.rate:.0f} %  [{100 * row.rate.low:.0f}, {100 * row.rate.high:.0f}]",
-            (1.03, place),
+            row.note,
+            (1.03 if share else 1.02, place),
+            xycoords="data" if share else ("axes fraction", "data"),
             va="center",
             annotation_clip=False,
             color=colours.ink,
@@ -146,8 +187,10 @@ def rates(rows: Sequence[RateRow], path: str | Path | None = None, *, theme: The
         )
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(-0.015, 1.015)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    if share:
+        axes.set_xlim(-0.015, 1.015)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(title)
     axes.grid(axis="x", color=colours.faint, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -251,6 +294,22 @@ def _outline(
                 markeredgewidth=0.7,
             )
     return counts[0], counts[1]
+
+
+def _ranks(axes: Axes, values: NDArray[np.float64], count: int, colours: Palette, cell: float) -> None:
+    """Number the cells with the largest values, in their upper left corners."""
+    order = np.argsort(-np.abs(values), axis=None, kind="stable")  # nan comes last
+    for rank, place in enumerate(order[: min(count, int(np.isfinite(values).sum()))], 1):
+        row, column = np.unravel_index(place, values.shape)
+        axes.annotate(
+            str(rank),
+            (float(column) - 0.42, float(row) - 0.42),
+            ha="left",
+            va="top",
+            color=colours.ink,
+            fontsize=max(3.5, 19 * cell),
+            fontweight="bold",
+        )
 
 
 def _map_title(activated: int, deactivated: int) -> str:
