@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from steersman.errors import (
         ArchitectureMismatch,
         ArtifactError,
+        JudgeError,
         ModelError,
         PairsError,
         PlanError,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
         SteersmanError,
         WeightsMismatch,
     )
+    from steersman.evaluation.evaluate import evaluate
+    from steersman.evaluation.result import Evaluation
     from steersman.experts.contrast import RoutingContrast, merge_contrasts
     from steersman.experts.counting import detect_experts
     from steersman.experts.profile import ExpertProfile
@@ -61,6 +64,7 @@ _HOME = {
     "steersman.errors": (
         "ArchitectureMismatch",
         "ArtifactError",
+        "JudgeError",
         "ModelError",
         "PairsError",
         "PlanError",
@@ -68,6 +72,8 @@ _HOME = {
         "SteersmanError",
         "WeightsMismatch",
     ),
+    "steersman.evaluation.evaluate": ("evaluate",),
+    "steersman.evaluation.result": ("Evaluation",),
     "steersman.experts.contrast": ("RoutingContrast", "merge_contrasts"),
     "steersman.experts.counting": ("detect_experts",),
     "steersman.experts.profile": ("ExpertProfile",),
@@ -98,8 +104,10 @@ __all__ = [
     "ConceptVector",
     "ContrastPair",
     "ContrastPairs",
+    "Evaluation",
     "ExpertEdit",
     "ExpertProfile",
+    "JudgeError",
     "LayerCheck",
     "ModelError",
     "PairsError",
@@ -121,6 +129,7 @@ __all__ = [
     "describe_experts",
     "detect_experts",
     "encode_anchors",
+    "evaluate",
     "export_ds4",
     "export_easysteer",
     "export_gguf",

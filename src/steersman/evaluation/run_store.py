@@ -1,6 +1,6 @@
 """What an evaluation has so far: one line a finished batch, on disk as soon as it is there.
 
-A folder with run.json (what is being run) and batches.jsonl. A line holds a batch's key, its content and
+A folder with manifest.json (what is being run) and batches.jsonl. A line holds a batch's key, its content and
 the sha256 of both; a line that a kill has torn is dropped, and its batch is run again. So whatever is
 finished is never run twice, and what comes out at the end is the same with and without a kill.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from steersman.errors import ArtifactError
 from steersman.steering import canonical_json, sha256_of
 
-RUN, BATCHES = "run.json", "batches.jsonl"
+RUN, BATCHES = "manifest.json", "batches.jsonl"
 FORMAT = "steersman-evaluation-progress"
 
 Entry = dict[str, Any]
@@ -141,11 +141,6 @@ def _read(line: bytes) -> tuple[str, Entry] | None:
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return (str(key), dict(entry)) if intact else None
-
-
-def is_saved(folder: Path) -> bool:
-    """Whether progress is there to go on from."""
-    return (folder / RUN).is_file()
 
 
 def discard(folder: Path) -> None:

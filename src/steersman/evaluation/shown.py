@@ -5,25 +5,37 @@ how far each token was from what the unsteered model expected.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from steersman.evaluation.comparison import BASE, changed_words
 from steersman.evaluation.condition import Condition
+from steersman.evaluation.controlling import Once
 from steersman.evaluation.measures.measure import Measured
+from steersman.evaluation.result import number
 from steersman.evaluation.tasks import Task
 
 
 def shown_items(
-    task: Task, noted: Mapping[str, Sequence[Measured]], conditions: Mapping[str, Condition], count: int
+    once: Once,
+    task: Task,
+    noted: Mapping[str, Sequence[Measured]],
+    conditions: Mapping[str, Condition],
+    count: int,
 ) -> list[dict[str, Any]]:
-    """`count` items as JSON, those on which arms differ first, one a group before a second one of any."""
+    """`count` items as JSON, those on which arms differ first, one a group before a second one of any.
+
+    Tokens are compared with what the unsteered model expected for the plain arms, not for cells.
+    """
     places = _ranked(task, noted)[:count]
+    base = conditions[BASE]
     shifts = {
-        arm: _shifts(task, places, noted[arm], conditions[arm], conditions[BASE])
-        for arm in noted
-        if arm != BASE
+        arm: once(
+            f"{task.name}|shown|{arm}",
+            partial(_shifts, task, places, noted[arm], condition, base),
+        )
+        for arm, condition in conditions.items()
+        if arm != BASE and condition.arm.kind != "cell"
     }
     return [
         {
@@ -32,7 +44,7 @@ def shown_items(
             "kind": task[place].kind,
             "prompt": task[place].content,
             "answers": {
-                arm: _answer(found[place], noted[BASE][place], shifts.get(arm, {}).get(place))
+                arm: _answer(found[place], noted[BASE][place], shifts.get(arm, {}).get(str(place)))
                 for arm, found in noted.items()
             },
         }
@@ -40,27 +52,31 @@ def shown_items(
     ]
 
 
-def _answer(found: Measured, base: Measured, tokens: list[tuple[str, float]] | None) -> dict[str, Any]:
+def _answer(found: Measured, base: Measured, tokens: list[list[Any]] | None) -> dict[str, Any]:
     return {
         "text": found.text,
         "outcome": found.outcome,
-        "scores": {name: _number(value) for name, value in found.scores.items()},
+        "scores": {name: number(value) for name, value in found.scores.items()},
         "why": found.why,
         "words": [[word.text, word.changed] for word in changed_words(base.text, found.text)],
-        "tokens": None if tokens is None else [[piece, round(shift, 6)] for piece, shift in tokens],
+        "tokens": tokens,
     }
 
 
 def _shifts(
     task: Task, places: Sequence[int], noted: Sequence[Measured], condition: Condition, base: Condition
-) -> dict[int, list[tuple[str, float]]]:
+) -> dict[str, Any]:
     """Place → tokens with their divergence; empty where the texts are not the model's own words, or it reads
     them in other tokens than the base.
     """
     if not task.measure.sides or not same_tokens(condition, base):
         return {}
     contents, texts = [task[place].content for place in places], [noted[place].text for place in places]
-    return dict(zip(places, condition.token_shifts(contents, texts, base), strict=True))
+    found = condition.token_shifts(contents, texts, base)
+    return {
+        str(place): [[piece, round(shift, 6)] for piece, shift in tokens]
+        for place, tokens in zip(places, found, strict=True)
+    }
 
 
 def same_tokens(first: Condition, second: Condition) -> bool:
@@ -82,7 +98,3 @@ def _ranked(task: Task, noted: Mapping[str, Sequence[Measured]]) -> list[int]:
         (others if task[place].group in seen else firsts).append(place)
         seen.add(task[place].group)
     return firsts + others
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -147,7 +147,7 @@ class Context(AbstractContextManager[Receipt]):
             raise PlanError("this block has been opened before: call apply again for another one")
         for plan in self.plans:
             if plan is not None:
-                _check_model(plan, model, self.match)
+                check_model(plan, model, self.match)
         self.thread = threading.get_ident()
         self._attachment = Attachment.open(model, self)
         return self.receipt
@@ -181,7 +181,7 @@ class Context(AbstractContextManager[Receipt]):
             warnings.warn(message, stacklevel=3)  # answers may end at once: that is no error
 
 
-def _check_model(steering: Steering, model: nn.Module, match: Match) -> None:
+def check_model(steering: Steering, model: nn.Module, match: Match) -> None:
     architecture = read_architecture(model)
     if architecture.id != steering.architecture_id:
         raise ArchitectureMismatch(

@@ -1,0 +1,386 @@
+"""Commands of evaluation: evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from steersman.cli.failures import resumable
+from steersman.cli.options import (
+    ModelChoice,
+    SteeringChoice,
+    SteeringType,
+    batch_size_option,
+    force_option,
+    json_option,
+    model_options,
+    output_option,
+    seed_option,
+)
+from steersman.cli.output import in_columns, put_out
+from steersman.errors import PairsError, PlanError
+from steersman.pairs import parse_json, read_text
+
+if TYPE_CHECKING:
+    from steersman import Evaluation, Steering
+
+
+class StrengthsType(click.ParamType[tuple[float, ...]]):
+    """Reads numbers such as ``0.25,0.5,0.75``."""
+
+    name = "strengths"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            found = (float("nan"),)
+        if not all(abs(strength) < 1e6 for strength in found):  # also false for NaN
+            self.fail(f"{value!r}: right are numbers such as 0.25,0.5,0.75", parameter, context)
+        return found
+
+
+@click.command()
+@model_options
+@output_option("the evaluation")
+@click.option("--task", "tasks", multiple=True, required=True, metavar="TASK", help="What is steered for.")
+@click.option("--side", "sides", multiple=True, metavar="TASK", help="What steering may cost.")
+@click.option(
+    "--steering",
+    "steerings",
+    type=SteeringType(),
+    multiple=True,
+    metavar="[NAME=]PATH[@STRENGTH]",
+    help="A saved steering; each is an arm.",
+)
+@click.option("--reverse", is_flag=True, help="Also each steering with its signs changed.")
+@click.option(
+    "--reversed",
+    "backs",
+    type=SteeringType(),
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="The steering of the other direction (of steering NAME), saved by select --reverse.",
+)
+@click.option(
+    "--instruction",
+    metavar="TEXT",
+    help="The prompt baseline: this system prompt, without steering and with.",
+)
+@click.option(
+    "--other", "others", multiple=True, metavar="NAME=MODEL", help="Another model that is asked, unsteered."
+)
+@click.option(
+    "--strengths",
+    type=StrengthsType(),
+    default=(),
+    metavar="X,Y,…",
+    help="A dose-response: each steering times these.",
+)
+@click.option(
+    "--attacks",
+    metavar="FILE",
+    help='Templates around the prompt, one a line: {"name": …, "template": "… {prompt} …"}.',
+)
+@click.option("--defences", metavar="FILE", help='System prompts, one a line: {"name": …, "system": …}.')
+@click.option(
+    "--random",
+    "draws",
+    type=click.IntRange(min=0),
+    default=19,
+    show_default=True,
+    metavar="B",
+    help="Random plans of the same shape that each steering is compared with.",
+)
+@click.option(
+    "--control-items",
+    type=click.IntRange(min=2),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="On the first N items.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N items of each task.")
+@click.option("--judge", metavar="JUDGE", help="Instead of the tasks' own.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="At most so many tokens an answer, where the task does not say.",
+)
+@click.option(
+    "--shown",
+    type=click.IntRange(min=0),
+    default=24,
+    show_default=True,
+    metavar="N",
+    help="Items of each task that the report shows.",
+)
+@click.option(
+    "--contrast",
+    type=click.Path(path_type=Path),
+    metavar="C",
+    help="Risk differences for the report's map of experts.",
+)
+@click.option(
+    "--screen",
+    type=click.Path(path_type=Path),
+    metavar="C",
+    help="Causal effects for the report's map of experts.",
+)
+@click.option(
+    "--match",
+    type=click.Choice(["weights", "architecture"]),
+    default="weights",
+    show_default=True,
+    help="Take only the weights that the steering was made for, or any of the same architecture.",
+)
+@click.option("--resume", is_flag=True, help="Go on from what a run that was stopped has saved.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep what the unsteered model did.")
+@click.option("--attach", is_flag=True, help="Put what was found into each steering's evidence.")
+@batch_size_option(32)
+@seed_option
+@force_option
+@json_option
+def evaluate(
+    model: ModelChoice,
+    output: Path,
+    tasks: tuple[str, ...],
+    sides: tuple[str, ...],
+    steerings: tuple[SteeringChoice, ...],
+    reverse: bool,
+    backs: tuple[SteeringChoice, ...],
+    instruction: str | None,
+    others: tuple[str, ...],
+    strengths: tuple[float, ...],
+    attacks: str | None,
+    defences: str | None,
+    draws: int,
+    control_items: int,
+    limit: int | None,
+    judge: str | None,
+    max_new_tokens: int,
+    shown: int,
+    contrast: Path | None,
+    screen: Path | None,
+    match: Literal["weights", "architecture"],
+    resume: bool,
+    no_cache: bool,
+    attach: bool,
+    batch_size: int,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Measure what steering does to MODEL, and what else it does: effect, side effects, controls, report.
+
+    FOLDER holds evaluation.json, items.jsonl and the reports. Progress is saved beside it, in
+    FOLDER.partial, until it is written.
+
+    \b
+    Examples:
+      steersman evaluate lab:moe --task lab:refusal --side lab:ordinary --steering safer -o evaluation
+      steersman evaluate lab:moe --task lab:refusal --steering safer --reverse --strengths 0.25,0.5,0.75 \\
+          --instruction "refuse what is restricted ." -o evaluation
+      steersman evaluate MODEL --task xstest:xstest_prompts.csv --side text:wiki.txt --steering safer -o out
+    """
+    from steersman import evaluate as measure
+    from steersman.artifacts import check_free
+    from steersman.evaluation.result import FILES
+    from steersman.evaluation.run_store import discard, unwanted
+    from steersman.lab.models import cache_directory
+    from steersman.progress import is_saved
+
+    check_free(output, force=force, ours=FILES)
+    named = output if output.name not in ("", "..") else output.resolve()  # "." has no name to add to
+    partial = named.with_name(f"{named.name}.partial")
+    if force and not resume:
+        discard(partial)
+    if is_saved(partial) and not resume:
+        raise unwanted(partial)
+    plans, paths = _opened(steerings)
+    chosen = _chosen_judge(judge)
+    with resumable(partial):
+        opened, tokenizer = model.open()
+        evaluation = measure(
+            opened,
+            tokenizer,
+            plans,
+            task=tasks,
+            side_tasks=sides,
+            reverse=_backs(backs, plans) if backs else reverse,
+            instruction=instruction,
+            others=_others(others, model),
+            strengths=strengths,
+            attacks=None if attacks is None else named_texts(attacks, "template"),
+            defences=None if defences is None else named_texts(defences, "system"),
+            random=draws,
+            control_items=control_items,
+            limit=limit,
+            judge=chosen,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            shown=shown,
+            seed=seed,
+            match=match,
+            contrast=_contrast(contrast),
+            screen=_screen(screen),
+            model_name=model.name,
+            paths=paths,
+            checkpoint=partial,
+            resume=resume,
+            cache=None if no_cache else cache_directory() / "evaluations",
+            progress=True,
+        )
+        evaluation.save(output, force=force)
+    discard(partial)
+    if attach:
+        _attach(steerings, evaluation)
+    result = {"output": str(output), **evaluation.to_json()}
+    put_out(result, as_json, lambda: in_words(evaluation, output))
+
+
+def in_words(evaluation: Evaluation, output: Path) -> str:
+    """A table for each task, and what to be warned of."""
+    table = evaluation.table()
+    told = evaluation.to_json()
+    parts = []
+    for task in told["tasks"]:
+        first = task["metrics"][0]
+        rows = table[(table["task"] == task["name"]) & (table["metric"] == first["name"])]
+        lines = [_row(row) for row in rows.to_dict("records")]
+        title = f"{task['name']} ({task['role']}): {first['title']}, {task['items']} items"
+        parts.append(
+            f"{title}\n{in_columns(('arm', 'value', '95% interval', 'against base', 'p (Holm)'), lines)}"
+        )
+        for control in task["random"] or ():
+            parts.append(
+                f"{control['steering']} against {len(control['draws'])} random plans of its shape "
+                f"({control['measure']}): {control['observed']:+.3f}, theirs {control['mean']:+.3f} on "
+                f"average, p = {control['p']:.3f}"
+            )
+    parts += [f"warning: {warning}" for warning in told["warnings"]]
+    return "\n\n".join([*parts, f"the report is {output / 'report.html'}"])
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    def shown(value: Any, form: str = ".3f") -> str:
+        return "–" if value is None or value != value else format(value, form)
+
+    interval = f"[{shown(row['low'])}, {shown(row['high'])}]"
+    change = (
+        ""
+        if row["arm"] == "base"
+        else (
+            f"{shown(row['difference'], '+.3f')} "
+            f"[{shown(row['difference_low'], '+.3f')}, {shown(row['difference_high'], '+.3f')}]"
+        )
+    )
+    return (
+        row["arm"],
+        shown(row["value"]),
+        interval,
+        change,
+        "" if not change else shown(row["p_holm"], ".2g"),
+    )
+
+
+def named_texts(source: str, field: str) -> dict[str, str]:
+    """Name → text of a JSONL file of {"name", FIELD}. Raises PairsError that names the line."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(read_text(Path(source)).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{source}:{number}"
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise PairsError(f"{where}: not JSON ({error})") from None
+        if not isinstance(row, dict) or set(row) != {"name", field}:
+            raise PairsError(f'{where}: right is {{"name": …, "{field}": …}} and nothing else')
+        name, text = row["name"], row[field]
+        if not isinstance(name, str) or not isinstance(text, str) or not name.strip() or not text.strip():
+            raise PairsError(f'{where}: "name" and "{field}" must be texts, and not empty')
+        if name in found:
+            raise PairsError(f"{where}: the name {name!r} is there twice")
+        found[name] = text
+    if not found:
+        raise PairsError(f"{source}: holds nothing")
+    return found
+
+
+def _opened(steerings: tuple[SteeringChoice, ...]) -> tuple[dict[str, Steering], dict[str, str]]:
+    plans: dict[str, Steering] = {}
+    paths: dict[str, str] = {}
+    for choice in steerings:
+        name = choice.name or (Path(choice.path).name or choice.path)
+        if choice.strength != 1.0 and choice.name is None:
+            name = f"{name}@{choice.strength:g}"
+        if name in plans:
+            raise PlanError(f"--steering {choice}: two are called {name!r}; name them apart: NAME=PATH")
+        plans[name], paths[name] = choice.open(), choice.path
+    return plans, paths
+
+
+def _backs(backs: tuple[SteeringChoice, ...], plans: Mapping[str, Steering]) -> dict[str, Steering]:
+    found: dict[str, Steering] = {}
+    for choice in backs:
+        name = choice.name
+        if name is None:
+            if len(plans) != 1:
+                raise PlanError(f"--reversed {choice}: say which steering it reverses: NAME=PATH")
+            name = next(iter(plans))
+        if name not in plans:
+            raise PlanError(
+                f"--reversed {choice}: there is no steering {name!r}; there are {', '.join(plans)}"
+            )
+        found[name] = choice.open()
+    return found
+
+
+def _others(others: tuple[str, ...], model: ModelChoice) -> dict[str, Callable[[], Any]]:
+    found: dict[str, Callable[[], Any]] = {}
+    for text in others:
+        name, equals, place = text.partition("=")
+        if not equals or not name or not place:
+            raise PlanError(
+                f"--other {text}: right is NAME=MODEL, such as instructed=allenai/OLMoE-1B-7B-0125-Instruct"
+            )
+        found[name] = ModelChoice(place, model.device, model.dtype, None).open
+    return found
+
+
+def _chosen_judge(judge: str | None) -> Any:
+    if judge is None:
+        return None
+    from steersman.evaluation.judges import load_judge
+
+    return load_judge(judge)
+
+
+def _contrast(path: Path | None) -> Any:
+    from steersman import RoutingContrast
+
+    return None if path is None else RoutingContrast.from_pretrained(path)
+
+
+def _screen(path: Path | None) -> Any:
+    import steersman
+
+    return None if path is None else steersman.CausalScreen.from_pretrained(path)  # type: ignore[attr-defined]
+
+
+def _attach(steerings: tuple[SteeringChoice, ...], evaluation: Evaluation) -> None:
+    from steersman.evaluation.evaluation_report import with_evidence
+
+    for choice in steerings:
+        with_evidence(choice.path, evaluation.to_json())

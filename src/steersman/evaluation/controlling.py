@@ -1,0 +1,169 @@
+"""The random control of an evaluation: what matched random plans do on a task, beside what the plan does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steersman.errors import PairsError
+from steersman.evaluation.arms import Arm, Subject
+from steersman.evaluation.comparison import BASE
+from steersman.evaluation.condition import Condition
+from steersman.evaluation.planning import Arms
+from steersman.evaluation.prompts import Fork, encode_fork
+from steersman.evaluation.random_arm import MATCHED, random_plans_like
+from steersman.evaluation.statistics import clustered_mean, random_control
+from steersman.evaluation.summary import values_of
+from steersman.evaluation.tasks import Task
+from steersman.steering import Steering
+
+PREFERENCE = "log_probability_difference"
+"""d = log p(positive) − log p(negative) of the answers' first tokens that differ, in nats."""
+
+Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+"""Runs a piece of work under a key, unless it was done before."""
+
+
+def preferences(
+    runner_once: Once, condition: Callable[[Arm], Condition], task: Task, arms: Sequence[Arm]
+) -> dict[str, dict[str, Any]] | None:
+    """Arm → mean d with its interval; None where an item has not two answers that can be compared."""
+    first = condition(arms[0])
+    if _forks(task, first) is None:
+        return None
+    found: dict[str, dict[str, Any]] = {}
+    for arm in arms:
+        own = condition(arm)
+        if own.subject is not first.subject:
+            continue
+
+        def measured(own: Condition = own) -> dict[str, Any]:
+            forks = _forks(task, own)
+            values = None if forks is None else own.subject.preference(forks, own.steering).tolist()
+            return {"values": values}
+
+        values = runner_once(f"{task.name}|d|{arm.name}", measured)["values"]
+        if values is not None:
+            found[arm.name] = clustered_mean(values, task.groups).to_json()
+    return found
+
+
+def random_controls(
+    once: Once,
+    subject: Subject,
+    task: Task,
+    arms: Arms,
+    steerings: Sequence[str],
+    *,
+    draws: int,
+    items: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """For each plan: its effect on the first `items` of a task among those of `draws` random plans alike.
+
+    The effect is the plan's value minus that of its reverse, or of the base where there is none: mean d where
+    items have two answers that can be compared, the task's first metric otherwise. p is one-sided in the
+    direction of the plan's effect.
+    """
+    effect = _Effect(subject, task[:items])
+    return [_control(once, effect, arms, name, draws=draws, seed=seed) for name in steerings]
+
+
+def _control(once: Once, effect: _Effect, arms: Arms, name: str, *, draws: int, seed: int) -> dict[str, Any]:
+    """One plan among random ones."""
+    toward = _plan(arms.named(name))
+    back_arm = arms.reversed_of.get(name)
+    back = None if back_arm is None else _plan(arms.named(back_arm))
+    plans = _Lazy(
+        lambda: random_plans_like(effect.subject, effect.task, toward, back, draws=draws, seed=seed)
+    )
+
+    def drawn(number: int) -> dict[str, Any]:
+        plan = plans.get()[number]
+        return {"value": effect.of(plan.toward, plan.back)}
+
+    key = f"{effect.task.name}|random|{name}"
+    observed = once(f"{key}|itself", lambda: {"value": effect.of(toward, back)})["value"]
+    values = [once(f"{key}|{number}", partial(drawn, number))["value"] for number in range(draws)]
+    sign = -1.0 if observed < 0 else 1.0
+    control = random_control(sign * observed, sign * np.array(values)).to_json()
+    return {
+        "steering": name,
+        "arms": [name, back_arm],
+        "measure": effect.name,
+        "items": len(effect.task),
+        "matched": MATCHED,
+        **control,
+        "observed": observed,
+        "draws": values,
+        "mean": sign * control["mean"],
+    }
+
+
+class _Effect:
+    """What a plan does on items, in one number."""
+
+    def __init__(self, subject: Subject, task: Task) -> None:
+        self.subject = subject
+        self.task = task
+        self._base = Condition(subject, Arm(BASE, None))
+        self._forks = _forks(task, self._base)
+        self._metric = task.measure.metrics[0]
+        self._known: dict[None, float] = {}
+
+    @property
+    def name(self) -> str:
+        """What is measured."""
+        return self._metric.name if self._forks is None else PREFERENCE
+
+    def of(self, toward: Steering, back: Steering | None) -> float:
+        if back is None and None not in self._known:
+            self._known[None] = self._value(None)
+        return self._value(toward) - (self._known[None] if back is None else self._value(back))
+
+    def _value(self, plan: Steering | None) -> float:
+        if self._forks is not None:
+            return float(self.subject.preference(self._forks, plan).mean())
+        condition = Condition(self.subject, Arm("random", plan))
+        values: list[NDArray[np.float64]] = []
+        size = self.subject.batch_size
+        for start in range(0, len(self.task), size):
+            noted = self.task.measure.run(condition, list(self.task[start : start + size]))
+            values.append(values_of(noted, self._metric))
+        return float(np.nanmean(np.concatenate(values)))
+
+
+class _Lazy:
+    """Plans that are drawn when the first one is needed."""
+
+    def __init__(self, draw: Callable[[], list[Any]]) -> None:
+        self._draw = draw
+        self._plans: list[Any] | None = None
+
+    def get(self) -> list[Any]:
+        if self._plans is None:
+            self._plans = self._draw()
+        return self._plans
+
+
+def _plan(arm: Arm) -> Steering:
+    if arm.steering is None:
+        raise ValueError(f"the arm {arm.name} has no plan")
+    return arm.steering
+
+
+def _forks(task: Task, condition: Condition) -> list[Fork] | None:
+    if not task.two_sided or not task.measure.sides:
+        return None
+    tokenizer = condition.subject.tokenizer
+    try:
+        return [
+            encode_fork(tokenizer, replace(item, content=condition.prompt(item.content))) for item in task
+        ]
+    except PairsError:  # answers that begin the same, and one of them ends there
+        return None

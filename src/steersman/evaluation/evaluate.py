@@ -1,0 +1,211 @@
+"""Evaluating: how much a behaviour moves, against which controls, how sure that is, and what else changed."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from steersman.errors import PairsError, PlanError
+from steersman.evaluation import base_cache
+from steersman.evaluation.arms import Subject
+from steersman.evaluation.expert_map import expert_map
+from steersman.evaluation.judges.verdict import Judge
+from steersman.evaluation.planning import Arms, plan_arms
+from steersman.evaluation.record import LIMITS, Settings, more_steps, task_record, warnings
+from steersman.evaluation.result import Evaluation
+from steersman.evaluation.run_store import RunStore
+from steersman.evaluation.running import Opened, Part, Runner, closing
+from steersman.evaluation.tasks import Task, load_task
+from steersman.evaluation.told import told_arm, told_model, told_steering
+from steersman.steering import Steering
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from steersman.experts.contrast import RoutingContrast
+
+Tasks = str | Task | Sequence[str | Task]
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    steering: Steering | Mapping[str, Steering] | None = None,
+    *,
+    task: Tasks,
+    side_tasks: Tasks = (),
+    reverse: bool | Mapping[str, Steering] = False,
+    instruction: str | None = None,
+    others: Mapping[str, Callable[[], Opened]] | None = None,
+    strengths: Sequence[float] = (),
+    attacks: Mapping[str, str] | None = None,
+    defences: Mapping[str, str] | None = None,
+    random: int = 19,
+    control_items: int = 100,
+    limit: int | None = None,
+    judge: Judge | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 64,
+    shown: int = 24,
+    seed: int = 0,
+    match: Literal["weights", "architecture"] = "weights",
+    contrast: RoutingContrast | None = None,
+    screen: Any | None = None,
+    model_name: str | None = None,
+    paths: Mapping[str, str] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    cache: str | Path | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Measure what steering does to a model, under several arms over the same items.
+
+    Args:
+        model: A transformers model, and its tokenizer.
+        steering: A plan (its arm is called `steered`), or several by name.
+        task: What the plan is for: a name such as `lab:refusal` or `truthfulqa:FILE` (`evaluation.tasks`), a
+            `Task`, or several.
+        side_tasks: What it may cost: measured under the same arms, without random control.
+        reverse: Also the other direction: True changes the signs; or plans by the name of what they reverse.
+        instruction: The prompt baseline: this system prompt alone, and with each plan.
+        others: Name → a function that opens another model (and its tokenizer), asked unsteered.
+        strengths: Also each plan times each of these: a dose–response.
+        attacks: Name → template around the prompt ("{prompt}").
+        defences: Name → system prompt: a factorial of attack × defence × plan, with the interactions.
+        random: Random plans of the same shape that each plan is compared with; 0: none.
+        control_items: On the first so many items.
+        limit: The first so many items of each task that is given by name.
+        judge: Instead of the tasks' own.
+        batch_size: Prompts at once.
+        max_new_tokens: At most so many tokens an answer, where a task does not say.
+        shown: Items that the report shows side by side.
+        seed: Of random plans and samples.
+        match: "architecture" takes plans that were made for other weights; it is recorded.
+        contrast: Risk differences for the map of experts.
+        screen: Causal effects for the map of experts.
+        model_name: What to call the model; None: its own name.
+        paths: Name → where a plan was read from, for the record.
+        checkpoint: A folder that keeps what is finished.
+        resume: Go on from it.
+        cache: A folder that keeps what the unsteered model did, for other evaluations of it.
+        progress: Show a progress bar on stderr where it takes more than a second.
+
+    Returns:
+        The evaluation: `.to_json()` (docs/evaluation.md), `.table()`, `.save(folder)`.
+
+    Raises:
+        PairsError: a task that is not known, or has other items than its form.
+        PlanError: plans that are called alike, cannot be reversed, or contradict each other.
+        ArchitectureMismatch, WeightsMismatch: a plan for another model.
+        JudgeError: a judge that cannot be had; what is finished is in `checkpoint`.
+    """
+    steerings = _named(steering)
+    settings = Settings(
+        limit, batch_size, max_new_tokens, random if steerings else 0, control_items, shown, seed, match
+    )
+    _check(settings)
+    opened = [*_tasks(task, "effect", limit, judge), *_tasks(side_tasks, "side", limit, judge)]
+    if len({each.name for each, _ in opened}) < len(opened):
+        raise PairsError("a task is named twice: each is measured once, as effect or as side effect")
+    arms = plan_arms(
+        steerings,
+        reverse=reverse,
+        instruction=instruction,
+        others=tuple(others or {}),
+        strengths=strengths,
+        attacks=attacks,
+        defences=defences,
+    )
+    _check_models(model, arms, match)
+    parts = [
+        Part(each, role, tuple(arm for arm in arms if role == "effect" or arm.kind != "cell"))
+        for each, role in opened
+    ]
+    subject = Subject(model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens, match=match)
+    told: dict[str, Any] = {
+        "model": told_model(model, model_name),
+        "steerings": [told_steering(name, plan, (paths or {}).get(name)) for name, plan in steerings.items()],
+        "settings": vars(settings),
+    }
+    run = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "steersman": version("steersman"),
+        **told,
+        "tasks": [
+            [part.task.name, part.role, part.task.sha256, part.task.measure.record()] for part in parts
+        ],
+        "arms": [told_arm(arm, arms) for arm in arms],
+    }
+    store = RunStore(None if checkpoint is None else Path(checkpoint), run, resume=resume)
+    files = base_cache.files(cache, subject, [part.task for part in parts], told["model"], seed)
+    runner = Runner(subject, parts, arms, others or {}, store, files, seed=seed, progress=progress)
+    with closing(runner):
+        noted = runner.run(more=more_steps(parts, arms, settings, len(steerings)))
+        tasks = [
+            task_record(runner, part, noted[part.task.name], arms, tuple(steerings), settings)
+            for part in parts
+        ]
+    result = {
+        "format": "steersman-evaluation",
+        "format_version": 1,
+        "steersman": store.run["steersman"],
+        "created": store.run["created"],
+        "seed": seed,
+        **told,
+        "arms": [{**told_arm(arm, arms), "receipt": runner.receipt(arm)} for arm in arms],
+        "tasks": tasks,
+        "experts": expert_map(steerings, contrast, screen),
+        "warnings": warnings(tasks, arms, tuple(steerings), runner),
+        "limits": list(LIMITS),
+    }
+    return Evaluation(
+        json.loads(json.dumps(result, allow_nan=False)),
+        noted,
+        {p.task.name: p.task for p in parts},
+        runner.ran,
+    )
+
+
+def _named(steering: Steering | Mapping[str, Steering] | None) -> dict[str, Steering]:
+    if steering is None:
+        return {}
+    return {"steered": steering} if isinstance(steering, Steering) else dict(steering)
+
+
+def _tasks(given: Tasks, role: str, limit: int | None, judge: Judge | None) -> list[tuple[Task, str]]:
+    each: Sequence[str | Task] = [given] if isinstance(given, str | Task) else list(given)
+    return [
+        (
+            one
+            if isinstance(one, Task)
+            else load_task(one, limit=limit, judge=judge if role == "effect" else None),
+            role,
+        )
+        for one in each
+    ]
+
+
+def _check(settings: Settings) -> None:
+    for name, least in (
+        ("random", 0),
+        ("control_items", 2),
+        ("batch_size", 1),
+        ("max_new_tokens", 1),
+        ("shown", 0),
+    ):
+        value = vars(settings)[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise PlanError(f"{name} is {value!r}: give a whole number, {least} or more")
+
+
+def _check_models(model: PreTrainedModel, arms: Arms, match: Literal["weights", "architecture"]) -> None:
+    """Before hours of work: every plan is for this model."""
+    from steersman.models.apply import check_model
+
+    for arm in arms:
+        if arm.steering is not None:
+            check_model(arm.steering, model, match)

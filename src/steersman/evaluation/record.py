@@ -1,0 +1,152 @@
+"""The parts of an evaluation's record: one for each task, and what to be warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steersman.evaluation import summary
+from steersman.evaluation.controlling import preferences, random_controls
+from steersman.evaluation.measures.measure import Measured, Metric
+from steersman.evaluation.planning import Arms
+from steersman.evaluation.running import Part, Runner
+from steersman.evaluation.shown import shown_items
+
+FEW = 100
+"""Items below which a warning says that intervals are wide."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides an evaluation beside model, tasks and arms."""
+
+    limit: int | None
+    batch_size: int
+    max_new_tokens: int
+    random: int
+    control_items: int
+    shown: int
+    seed: int
+    match: str
+
+
+LIMITS = (
+    "The figures hold for these items, this model and this way of asking; intervals tell of other items of "
+    "the same kind, not of other models, wordings or training seeds.",
+    "Side effects were looked for only where tasks are named for them.",
+    "Answers are judged as the record of each task says; a judge can be wrong.",
+)
+
+
+def task_record(
+    runner: Runner,
+    part: Part,
+    noted: Mapping[str, Sequence[Measured]],
+    arms: Arms,
+    steerings: Sequence[str],
+    settings: Settings,
+) -> dict[str, Any]:
+    """Everything that was measured of a task, as JSON."""
+    task, measured = part.task, part.role == "effect" and settings.random > 0
+    metrics = summary.metrics_of(task)
+    plain = [arm for arm in part.arms if arm.kind != "cell"]
+    shown = {arm.name: noted[arm.name] for arm in part.arms}
+    return {
+        "name": task.name,
+        "role": part.role,
+        "title": task.behaviour.title,
+        "does": task.behaviour.does,
+        "sides": {"positive": task.behaviour.positive, "negative": task.behaviour.negative}
+        if task.measure.sides
+        else None,
+        "items": len(task),
+        "groups": len(set(task.groups)),
+        "sha256": task.sha256,
+        "record": task.measure.record(),
+        "metrics": [vars(metric) for metric in metrics],
+        "results": summary.results(task, noted, metrics),
+        "unjudged": summary.unjudged(noted) if task.measure.sides else {},
+        "differences": summary.differences(task, noted, metrics, arms),
+        "kinds": summary.by_kind(task, noted, metrics[0]),
+        "minimum_detectable": summary.detectable(task, noted, metrics),
+        "random": random_controls(
+            runner.once,
+            runner.subject,
+            task,
+            arms,
+            steerings,
+            draws=settings.random,
+            items=settings.control_items,
+            seed=settings.seed,
+        )
+        if measured
+        else None,
+        "preferences": preferences(runner.once, runner.condition, task, plain) if measured else None,
+        "dose_response": _doses(arms) if any(arm.kind == "strength" for arm in arms) else None,
+        "factorial": _factorial(part, noted, arms, metrics[0], steerings) if part.role == "effect" else None,
+        "shown": shown_items(
+            runner.once, task, shown, {arm.name: runner.condition(arm) for arm in part.arms}, settings.shown
+        ),
+    }
+
+
+def _doses(arms: Arms) -> list[dict[str, Any]]:
+    rows = [
+        {"steering": arms.steering_of[arm.name], "strength": arms.strength_of[arm.name], "arm": arm.name}
+        for arm in arms
+        if arm.kind in ("steered", "strength", "reversed")
+    ]
+    return sorted(rows, key=lambda row: (str(row["steering"]), row["strength"]))
+
+
+def _factorial(
+    part: Part, noted: Mapping[str, Sequence[Measured]], arms: Arms, metric: Metric, steerings: Sequence[str]
+) -> dict[str, Any] | None:
+    if not arms.cells:
+        return None
+    return {
+        "attacks": [{"name": name, "text": text} for name, text in arms.attacks.items()],
+        "defences": [{"name": name, "text": text} for name, text in arms.defences.items()],
+        "steerings": list(steerings),
+        "metric": metric.name,
+        "cells": [vars(cell) for cell in arms.cells],
+        "interactions": summary.interactions(part.task, noted, arms.cells, metric),
+    }
+
+
+def more_steps(parts: Sequence[Part], arms: Arms, settings: Settings, steerings: int) -> int:
+    """Steps that follow after all items: of the random control, of d, and of the items that are shown."""
+    plain = [sum(arm.kind != "cell" for arm in part.arms) for part in parts]
+    steps = sum(plain) - len(parts)
+    if settings.random:
+        effects = sum(part.role == "effect" for part in parts)
+        own = sum(arm.kind not in ("cell", "model") for arm in arms)
+        steps += effects * (steerings * (settings.random + 1) + own)
+    return steps
+
+
+def warnings(
+    tasks: Sequence[Mapping[str, Any]], arms: Arms, steerings: Sequence[str], runner: Runner
+) -> list[str]:
+    found = []
+    for task in tasks:
+        for arm, count in task["unjudged"].items():
+            if count:
+                found.append(f"{task['name']}: the judge could not place {count} answers of {arm}")
+        if task["items"] < FEW:
+            found.append(f"{task['name']}: {task['items']} items only; intervals are wide")
+        for control in task["random"] or ():
+            if control["p"] > 0.05:
+                found.append(
+                    f"{task['name']}: {control['steering']} does no more than random plans of its shape do "
+                    f"(p = {control['p']:.2f})"
+                )
+    if runner.subject.match == "architecture":
+        found.append("plans that were made for other weights were taken (match: architecture)")
+    for arm in arms:
+        if arm.steering is not None and not any(runner.receipt(arm).values()):
+            found.append(f"{arm.name}: no token was in the scope of its edits")
+    if not steerings:
+        found.append("no steering was given: only the model itself was measured")
+    return found

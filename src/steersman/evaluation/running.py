@@ -1,0 +1,201 @@
+"""Running an evaluation: every task under every arm, batch by batch, each finished batch kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from steersman.evaluation.arms import Arm, Subject
+from steersman.evaluation.comparison import BASE
+from steersman.evaluation.condition import Condition
+from steersman.evaluation.measures.measure import Measured
+from steersman.evaluation.planning import Arms
+from steersman.evaluation.prompts import encode_prompt
+from steersman.evaluation.run_store import Entry, RunStore, append, read_entries
+from steersman.evaluation.tasks import Task
+from steersman.models.reading import evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Opened = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A task with its role (`effect`: what is steered for; `side`: what it may cost) and its arms."""
+
+    task: Task
+    role: str
+    arms: tuple[Arm, ...]
+
+
+class Runner:
+    """Puts items to models, once each.
+
+    Args:
+        subject: The model that is steered.
+        parts: What is asked.
+        arms: All arms.
+        others: Name → what opens another model that is asked; opened when it is first needed.
+        store: Keeps finished batches.
+        cache: A file that holds unsteered batches of other evaluations alike, by task; None for none.
+        seed: Of every sample.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        parts: Sequence[Part],
+        arms: Arms,
+        others: Mapping[str, Callable[[], Opened]],
+        store: RunStore,
+        cache: Mapping[str, Path],
+        *,
+        seed: int,
+        progress: bool,
+    ) -> None:
+        self.subject = subject
+        self.parts = parts
+        self.conditions: dict[str, Condition] = {}
+        self.ran = 0
+        """Batches that were run now, not found."""
+        self._arms = arms
+        self._others = others
+        self._subjects: dict[str, Subject] = {}
+        self._store = store
+        self._cached = {name: (path, read_entries(path)) for name, path in cache.items()}
+        self._seed = seed
+        self._progress = progress
+        self._bar: Any = None
+        self._batches = {part.task.name: self._in_batches(part.task) for part in parts}
+
+    def run(self, more: int = 0) -> dict[str, dict[str, list[Measured]]]:
+        """Task → arm → what was noted of each item.
+
+        Args:
+            more: Steps that come afterwards and belong on the same bar.
+        """
+        total = sum(len(self._batches[part.task.name]) * len(part.arms) for part in self.parts)
+        self._bar = tqdm(
+            total=total + more, desc="evaluate", unit="batch", delay=1, disable=not self._progress
+        )
+        return {
+            part.task.name: {arm.name: self._run_arm(part.task, arm) for arm in part.arms}
+            for part in self.parts
+        }
+
+    def once(self, key: str, work: Callable[[], Entry]) -> Entry:
+        """What some further work gave, done now or found."""
+        found = self._store.get(key)
+        if found is None:
+            self.ran += 1
+            found = self._store.put(key, work())
+        self._bar.update(1)
+        return found
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def condition(self, arm: Arm) -> Condition:
+        """The model under an arm."""
+        if arm.name not in self.conditions:
+            self.conditions[arm.name] = Condition(self._subject_of(arm), arm, seed=self._seed)
+        return self.conditions[arm.name]
+
+    def receipt(self, arm: Arm) -> dict[str, int]:
+        """Site → tokens that were steered there, over all tasks, whenever they were run."""
+        total: dict[str, int] = {}
+        for part in self.parts:
+            for number in range(len(self._batches[part.task.name]) if arm in part.arms else 0):
+                entry = self._store.get(_key(part.task, arm, number)) or {}
+                for site, tokens in entry.get("receipt", {}).items():
+                    total[site] = total.get(site, 0) + tokens
+        return dict(sorted(total.items(), key=_by_layer))
+
+    # ---------------------------------------------------------------- inside
+
+    def _run_arm(self, task: Task, arm: Arm) -> list[Measured]:
+        found: list[Measured | None] = [None] * len(task)
+        for number, places in enumerate(self._batches[task.name]):
+            entry = self._entry(task, arm, number, places)
+            for place, values in zip(places, entry["items"], strict=True):
+                found[place] = _measured(values)
+            self._bar.update(1)
+        return [one for one in found if one is not None]
+
+    def _entry(self, task: Task, arm: Arm, number: int, places: Sequence[int]) -> Entry:
+        key = _key(task, arm, number)
+        if (found := self._store.get(key)) is not None:
+            return found
+        cached = self._cached.get(task.name) if arm.name == BASE else None
+        if cached is not None and str(number) in cached[1]:
+            return self._store.put(key, cached[1][str(number)])
+        entry = self._store.put(key, self._measure(task, arm, places))
+        if cached is not None:
+            append(cached[0], str(number), entry)
+        return entry
+
+    def _measure(self, task: Task, arm: Arm, places: Sequence[int]) -> Entry:
+        condition = self.condition(arm)
+        condition.receipt = {}
+        items = [task[place] for place in places]
+        with evaluating(condition.subject.model):
+            noted = task.measure.run(condition, items)
+        self.ran += 1
+        return {"items": [_plain(one) for one in noted], "receipt": condition.receipt}
+
+    def _subject_of(self, arm: Arm) -> Subject:
+        if arm.other is None:
+            return self.subject
+        if arm.other not in self._subjects:
+            model, tokenizer = self._others[arm.other]()
+            first = self.subject
+            self._subjects[arm.other] = Subject(
+                model, tokenizer, batch_size=first.batch_size, max_new_tokens=first.max_new_tokens
+            )
+        return self._subjects[arm.other]
+
+    def _in_batches(self, task: Task) -> list[list[int]]:
+        """Places of items of like length: the same batches whatever the arm, and after a kill."""
+        lengths = [len(encode_prompt(self.subject.tokenizer, item.content)) for item in task]
+        order = sorted(range(len(task)), key=lambda place: (lengths[place], place))
+        size = self.subject.batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+@contextmanager
+def closing(runner: Runner) -> Iterator[Runner]:
+    """The runner, without its bar in the end."""
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def _key(task: Task, arm: Arm, number: int) -> str:
+    return f"{task.name}|{arm.name}|{number}"
+
+
+def _plain(one: Measured) -> list[Any]:
+    scores = {name: None if math.isnan(value) else float(value) for name, value in one.scores.items()}
+    return [one.text, one.outcome, scores, one.why, list(one.more)]
+
+
+def _measured(values: Sequence[Any]) -> Measured:
+    text, outcome, scores, why, more = values
+    numbers = {name: math.nan if value is None else value for name, value in scores.items()}
+    return Measured(text, outcome, numbers, why, tuple(more))
+
+
+def _by_layer(entry: tuple[str, int]) -> tuple[str, int]:
+    point, _, layer = entry[0].partition(":")
+    return point, int(layer)
