@@ -1,6 +1,8 @@
 """Judges: which side of a behaviour a generated text is on."""
 
+from steersman.evaluation.judges.listed import ListJudge, PhraseList, phrase_list
 from steersman.evaluation.judges.numerals import judge_numerals, judge_whole_answer
+from steersman.evaluation.judges.opening import known_judges, load_judge
 from steersman.evaluation.judges.phrases import (
     PhraseJudge,
     judge_answer,
@@ -8,13 +10,19 @@ from steersman.evaluation.judges.phrases import (
     judge_request,
     judge_right,
 )
+from steersman.evaluation.judges.scorers import ScorerJudge, known_scorers, scorer
+from steersman.evaluation.judges.unjudged import Unjudged
 from steersman.evaluation.judges.verdict import OUTCOMES, Judge, Outcome, Verdict
 
 __all__ = [
     "OUTCOMES",
     "Judge",
+    "ListJudge",
     "Outcome",
     "PhraseJudge",
+    "PhraseList",
+    "ScorerJudge",
+    "Unjudged",
     "Verdict",
     "judge_answer",
     "judge_numerals",
@@ -22,4 +30,9 @@ __all__ = [
     "judge_request",
     "judge_right",
     "judge_whole_answer",
+    "known_judges",
+    "known_scorers",
+    "load_judge",
+    "phrase_list",
+    "scorer",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from steersman.evaluation.tasks import lab
+from steersman.evaluation.tasks import jsonl, lab, squad, text, truthfulqa, xstest
 
-FORMS = (lab,)
+FORMS = (lab, jsonl, squad, text, truthfulqa, xstest)
 """The modules, one for each form."""
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, overload
+from typing import Any, Protocol, overload, runtime_checkable
 
 from steersman.errors import PairsError
 from steersman.evaluation.judges.verdict import Judge, Outcome
 from steersman.evaluation.measures.answers import Answers
 from steersman.evaluation.measures.measure import Measure
+from steersman.evaluation.tasks.asking import as_text
 from steersman.pairs import Content
 from steersman.steering import sha256_of
 
@@ -34,6 +36,15 @@ class Item:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
+class TaskJudge(Judge, Protocol):
+    """A judge that decides by what the task is about."""
+
+    def for_task(self, behaviour: Behaviour) -> Judge:
+        """This judge, told which behaviour it judges."""
+        ...
+
+
 @dataclass(frozen=True)
 class Behaviour:
     """What a task measures: what a model on its positive side does, and the sides' names.
@@ -50,7 +61,10 @@ class Behaviour:
 
 
 class Task(Sequence[Item]):
-    """Items of one behaviour, with the judge that says which side a generated text is on."""
+    """Items of one behaviour, with the judge that says which side a generated text is on.
+
+    Raises PairsError where there is none, or an id is given twice.
+    """
 
     def __init__(self, name: str, items: Iterable[Item], behaviour: Behaviour) -> None:
         self.name = name
@@ -58,6 +72,9 @@ class Task(Sequence[Item]):
         self._items = tuple(items)
         if not self._items:
             raise PairsError(f"{name}: the task has no items")
+        counts = Counter(item.id for item in self._items)
+        if twice := [id_ for id_, count in counts.items() if count > 1]:
+            raise PairsError(f'{name}: the id "{twice[0]}" is given {counts[twice[0]]} times; right is once')
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -95,11 +112,30 @@ class Task(Sequence[Item]):
         return all(item.negative is not None for item in self._items)
 
     def judged_by(self, judge: Judge) -> Task:
-        """The same items, answered and judged by another judge."""
-        if self.behaviour.measure is not None and not isinstance(self.behaviour.measure, Answers):
-            raise PairsError(f"{self.name}: this task is not judged, so --judge has nothing to do")
-        measure = None if self.behaviour.measure is None else replace(self.behaviour.measure, judge=judge)
-        return Task(self.name, self._items, replace(self.behaviour, judge=judge, measure=measure))
+        """The same items, answered and judged by another judge.
+
+        A judge that has `sides` names them anew; one that has `for_task` is told what the task is about.
+        Raises PairsError where the task is not judged.
+        """
+        measure = self.measure
+        if not isinstance(measure, Answers):
+            raise PairsError(f"{self.name}: what this task measures is not judged, so it takes no judge")
+        if isinstance(judge, TaskJudge):
+            judge = judge.for_task(self.behaviour)
+        measure = replace(measure, judge=judge, extra=tuple(getattr(judge, "metrics", ())))
+        positive, negative = getattr(judge, "sides", None) or (
+            self.behaviour.positive,
+            self.behaviour.negative,
+        )
+        behaviour = replace(
+            self.behaviour, judge=judge, measure=measure, positive=positive, negative=negative
+        )
+        return Task(self.name, self._items, behaviour)
+
+    def as_texts(self) -> Task:
+        """The same items as plain texts that end with `Answer:`, for models without a chat template."""
+        items = (replace(item, content=as_text(item.content)) for item in self._items)
+        return Task(self.name, items, self.behaviour)
 
     def judge(self, texts: Sequence[str]) -> list[Outcome]:
         """The side of each generated text: one text per item, in their order."""

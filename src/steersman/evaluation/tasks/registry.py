@@ -47,11 +47,14 @@ def load_task(source: str, *, limit: int | None = None, judge: Judge | None = No
 
     Args:
         source: Its name.
-        limit: The first so many items.
+        limit: The first so many items; None: all there are.
         judge: Instead of the task's own.
 
-    Raises PairsError for an unknown form, a file that is not there, and a row that lacks a field.
+    Raises PairsError for an unknown form, a file that is not there, a row that lacks a field, and where there
+    are fewer items than asked for.
     """
+    if limit is not None and limit < 1:
+        raise PairsError(f"{source}: {limit} items asked for; right is at least 1, or no limit for all")
     _load()
     name, colon, place = source.partition(":")
     if not colon or (name not in _FORMS and Path(source).is_file()):
@@ -63,6 +66,11 @@ def load_task(source: str, *, limit: int | None = None, judge: Judge | None = No
         )
     form, _ = _FORMS[name]
     task = form(place, limit=limit)
+    if limit is not None and len(task) < limit:
+        raise PairsError(
+            f"{source}: {limit} items asked for, but there are {len(task)}; ask for at most those, or "
+            "leave the limit out"
+        )
     return task if judge is None else task.judged_by(judge)
 
 

@@ -1,0 +1,48 @@
+"""Judges by their names: NAME, or KIND:PLACE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from steersman.errors import JudgeError
+from steersman.evaluation.judges.listed import ListJudge, phrase_list
+from steersman.evaluation.judges.scorers import ScorerJudge, known_scorers
+from steersman.evaluation.judges.verdict import Judge
+
+
+def _phrases(place: str) -> Judge:
+    return ListJudge(phrase_list(place or "refusals"))
+
+
+KINDS: dict[str, tuple[Callable[[str], Judge], str]] = {
+    "phrases": (_phrases, "phrases:FILE: has one of a file's phrases among its first words (positive)"),
+}
+"""Kind → how a judge of it is opened from its place, and one line for lists."""
+
+LISTED = {"refusal": "refusals", "abstention": "abstentions"}
+"""Names of the judges by the package's own lists of phrases."""
+
+
+def known_judges() -> dict[str, str]:
+    """Every judge that can be opened by its name, with one line."""
+    return {
+        **known_scorers(),
+        "refusal": "refuses, by the package's phrases (positive), or gives any other answer (negative)",
+        "abstention": "says that there is no answer (positive), or gives any other (negative)",
+        **{kind: about for kind, (_, about) in KINDS.items()},
+    }
+
+
+def load_judge(name: str) -> Judge:
+    """Open a judge: a scorer's name, "refusal", "abstention", or KIND:PLACE (see `known_judges`).
+
+    Raises JudgeError where none has the name, or its place does not hold what it should.
+    """
+    kind, _, place = name.partition(":")
+    if name in LISTED:
+        return ListJudge(phrase_list(LISTED[name]))
+    if kind in KINDS:
+        return KINDS[kind][0](place)
+    if name not in known_scorers():
+        raise JudgeError(f"{name}: no such judge; known are {', '.join(known_judges())}")
+    return ScorerJudge(name)
