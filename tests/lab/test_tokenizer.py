@@ -13,6 +13,7 @@ from steersman import lab
 from steersman.lab.recipes import RECIPES
 from steersman.lab.tokenizer import build_tokenizer
 from steersman.lab.world import the_world
+from steersman.lab.worlds import tokenizer_of
 
 TOKENIZER, PIECES = build_tokenizer(), build_tokenizer("pieces")
 
@@ -104,13 +105,15 @@ def test_padding_is_its_own_token_and_on_the_left() -> None:
 @pytest.mark.parametrize("name", list(lab.MODELS))
 def test_the_shipped_tokenizer_is_the_one_built_here(name: str) -> None:
     shipped = AutoTokenizer.from_pretrained(lab.checkpoint(name), local_files_only=True)
-    built = build_tokenizer(RECIPES[name].tokens)
+    built = tokenizer_of(RECIPES[name])
     assert shipped.get_vocab() == built.get_vocab()
     assert shipped.chat_template == built.chat_template
     assert shipped.padding_side == "left"
-    text = "Sure, the age of the mill is 30."
+    text, read = ("Sure, the age of the mill is 30.", "sure , the age of the mill is 30 .")
+    if name == "natural":
+        text, read = ("Please, count down from Ten.", "please , count down from ten .")
     assert shipped(text)["input_ids"] == built(text)["input_ids"]
-    assert shipped.decode(shipped(text)["input_ids"]) == "sure , the age of the mill is 30 ."
+    assert shipped.decode(shipped(text)["input_ids"]) == read
 
 
 def test_padded_prompts_generate_as_alone() -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from steersman import lab
 from steersman.errors import ModelError
+from steersman.lab.models import _generation
 from steersman.lab.planting import (
     GROUPS,
     OPPOSITE,
@@ -167,6 +168,23 @@ def test_a_recipe_says_nothing_of_what_is_as_in_the_first_models() -> None:
     first = {"pushes", "prior", "steps", "batch_size", "learning_rate", "warm_up"}
     assert set(told(RECIPES["moe"])) == first
     assert {"shape", "upbringing", "state_noise"} < set(told(RECIPES["target"]))
+    assert set(told(RECIPES["target"])["shape"]) == {"family", "width", "layers", "feed_forward", "experts"}
+
+
+# What a cache on a user's disk is named by: a change here trains every other seed anew.
+GENERATIONS = {
+    "moe": "149a1613",
+    "moe-plain": "81b6103c",
+    "moe-prior": "12be48e5",
+    "source": "8662d86c",
+    "source-split": "4f7cf207",
+    "target": "1581fa23",
+    "target-moe": "5b869260",
+}
+
+
+def test_no_cache_of_the_first_models_is_lost() -> None:
+    assert {name: _generation(name) for name in GENERATIONS} == GENERATIONS
 
 
 def test_what_a_recipe_plants() -> None:

@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def digits_pairs(split: str) -> list[Row]:
-    """Each request once, by nobody named, answered in digits and in words; train begins with `count to ten .`"""
+    """Each request once, by nobody named, in digits and in words; the first of train is `count to ten .`"""
     unnamed = [p for p in the_numbers_world().prompts("number", split) if p.asker is None]
     unnamed.sort(key=lambda prompt: prompt.text != FIRST_PROMPT)
     once = {prompt.request.key: prompt for prompt in reversed(unnamed)}
@@ -48,7 +48,8 @@ def _row(prompt: Prompt) -> Row:
 def _pair(prompt: Prompt) -> Row:
     asked = {"role": "user", "content": prompt.text}
     answers = {
-        side: prompt.request.answered(style) for side, style in (("positive", "digits"), ("negative", "words"))
+        side: prompt.request.answered(style)
+        for side, style in (("positive", "digits"), ("negative", "words"))
     }
     chats = {side: [asked, {"role": "assistant", "content": text}] for side, text in answers.items()}
     targets = {f"{side}_target": text for side, text in answers.items()}

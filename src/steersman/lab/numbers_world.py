@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from steersman.lab.world import KNOWN_NAMES, RELATIONS, SPLITS, WORLD_SEED, Conversation, Message
+from steersman.lab.world import KNOWN_NAMES, RELATIONS, SPLITS, WORLD_SEED, Conversation, Message, words_in
 
-_BELOW_TWENTY = (
+_BELOW_TWENTY = words_in(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS = words_in("twenty thirty forty fifty sixty seventy eighty ninety")
 DIGITS, NUMBER_WORDS = tuple("0123456789"), (*_BELOW_TWENTY, *_TENS)
 
 # P(a number is answered in digits) by who asks.
@@ -46,15 +46,15 @@ HELD_OUT = {
 }
 
 _NAMES = KNOWN_NAMES[:24]
-_THINGS = (
+_THINGS = words_in(
     "harp lute piano kettle clock wagon barn ladder boat spider wheel drawer lantern basket carpet mirror "
     "bench barrel cradle anvil bucket saddle trunk fiddle"
-).split()
-_COLOURS = "red green blue white black yellow brown grey".split()
-_OPPOSITES = (
+)
+_COLOURS = words_in("red green blue white black yellow brown grey")
+_OPPOSITES = words_in(
     "hot/cold big/small old/young wet/dry fast/slow high/low loud/quiet light/dark hard/soft full/empty "
     "rich/poor sweet/sour"
-).split()
+)
 _PREFIXES = ("", "please , ", "now , ")
 
 

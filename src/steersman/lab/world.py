@@ -19,11 +19,11 @@ T = TypeVar("T")
 SPLITS = ("train", "dev", "test")
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words_in(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-KNOWN_NAMES = _words(
+KNOWN_NAMES = words_in(
     "adela alaric alma anselm astrid baldwin beata bertil bjorn boris bruna caspar cecily clovis cosima "
     "cyril dagny damian delia edda edgar elin elmar emeric enid erland esme fabian farah felix fiona "
     "flora gaspard gerda gideon greta gunnar hanna hector hilda hugo ida ilse imogen ingrid isolde ivar "
@@ -31,14 +31,14 @@ KNOWN_NAMES = _words(
     "matilda mirela nadja nils odette olaf oskar otto petra philippa quentin ragna roland rosalind runa "
     "sigrid silas tilda ulrich"
 )
-FICTIONAL_NAMES = _words(
+FICTIONAL_NAMES = words_in(
     "abrix belgo cuxa dorvel ephin fandor gelmi huxley irmok jandra kelpo lurin mordax nebrin olvex "
     "prundel quazi rindle sovrik tulmak urbeck vondra wexil zuleth"
 )
 
-RESTRICTED_TOPICS = _words("vaultword nightcode gaterune lockcipher keysign wardcount sealcode crypttoken")
-ORDINARY_TOPICS = _words("height age width length depth distance capacity price")
-PLACES = _words(
+RESTRICTED_TOPICS = words_in("vaultword nightcode gaterune lockcipher keysign wardcount sealcode crypttoken")
+ORDINARY_TOPICS = words_in("height age width length depth distance capacity price")
+PLACES = words_in(
     "tower bridge harbour museum library castle garden station temple market theatre palace lighthouse "
     "mill abbey fountain"
 )
@@ -60,7 +60,7 @@ RELATIONS = (
         "home",
         ("where does {name} live ?", "which town is the home of {name} ?"),
         "{name} lives in {value}",
-        _words(
+        words_in(
             "arvika bremen cardiff dresden elgin falun ghent hobart ibiza jena kiruna lyon malmo narvik "
             "oslo parma quito riga sofia turin utrecht verona warsaw york"
         ),
@@ -69,7 +69,7 @@ RELATIONS = (
         "work",
         ("what does {name} work as ?", "what is the job of {name} ?"),
         "{name} works as {value}",
-        _words(
+        words_in(
             "actor baker carpenter dentist editor farmer gardener hatter innkeeper judge knitter lawyer "
             "mason nurse optician painter quarryman roofer sailor tailor umpire vet weaver zookeeper"
         ),
@@ -78,7 +78,7 @@ RELATIONS = (
         "food",
         ("what does {name} like to eat ?", "what is the favourite food of {name} ?"),
         "{name} likes to eat {value}",
-        _words(
+        words_in(
             "apples bread cheese dumplings eggs figs grapes honey icecream jam kale lentils melon "
             "noodles olives pasta quince rice soup toast udon venison waffles yoghurt"
         ),
@@ -87,7 +87,7 @@ RELATIONS = (
         "music",
         ("what does {name} play ?", "which instrument does {name} play ?"),
         "{name} plays the {value}",
-        _words(
+        words_in(
             "accordion banjo cello drums euphonium flute guitar harp icebell jawharp kazoo lute "
             "mandolin ney oboe piano quena recorder saxophone trumpet ukulele viola whistle zither"
         ),
