@@ -20,6 +20,9 @@ LEVEL = 0.95
 Groups = Sequence[Hashable]
 """What each observation belongs to: those of one group (a topic, a document) are not independent."""
 
+REPLICATES = 1_999
+"""Draws of the cluster bootstrap."""
+
 FLIPS = 9_999
 """Random sign flips of whole groups, where exact enumeration is out of reach."""
 
@@ -212,6 +215,31 @@ def mean_difference(
         p=_t_test(found),
         test="t test over groups" if found.groups < found.count else "paired t test",
     )
+
+
+def bootstrap_interval(
+    values: ArrayLike, groups: Groups | None = None, *, level: float = LEVEL
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values` [n] when whole groups are drawn again (cluster bootstrap).
+
+    NaN where there are fewer than two groups. The draws are the same every time.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    _require(x.ndim == 1 and x.size > 0, "an interval needs at least one value")
+    codes, clusters = _codes(groups, x.size)
+    if clusters < 2:
+        return math.nan, math.nan
+    found = stats.bootstrap(
+        (np.bincount(codes, weights=x), np.bincount(codes).astype(np.float64)),
+        lambda sums, counts, axis: sums.sum(axis=axis) / counts.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=REPLICATES,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

@@ -13,8 +13,10 @@ from steersman.evaluation.comparison import BASE
 from steersman.evaluation.judges.verdict import OUTCOMES
 from steersman.evaluation.measures.measure import Measured, Metric
 from steersman.evaluation.planning import Arms, Cell
+from steersman.evaluation.result import number
 from steersman.evaluation.statistics import (
     PairedDifference,
+    bootstrap_interval,
     clustered_mean,
     detectable_difference,
     holm,
@@ -173,13 +175,21 @@ def _difference(
     if not kept.any():
         return None
     of_kept = _kept(groups, kept)
+    bootstrap = [number(limit) for limit in bootstrap_interval(own[kept] - base[kept], of_kept)]
     if metric.kind == "mean":
-        return mean_difference(base[kept], own[kept], of_kept).to_json()
+        return {**mean_difference(base[kept], own[kept], of_kept).to_json(), "bootstrap": bootstrap}
     if _alike(of_kept):
         plain = paired_difference(base[kept], own[kept]).to_json()
-        return {**plain, **NO_INTERVAL, "p": None, "test": NO_INTERVAL["method"], "minimum_detectable": None}
+        return {
+            **plain,
+            **NO_INTERVAL,
+            "p": None,
+            "test": NO_INTERVAL["method"],
+            "bootstrap": bootstrap,
+            "minimum_detectable": None,
+        }
     found = paired_difference(base[kept], own[kept], of_kept)
-    return {**found.to_json(), "minimum_detectable": _detectable(found)}
+    return {**found.to_json(), "bootstrap": bootstrap, "minimum_detectable": _detectable(found)}
 
 
 def _detectable(found: PairedDifference) -> float:

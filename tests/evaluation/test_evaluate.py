@@ -1,0 +1,357 @@
+"""Evaluations of the lab's model: arms, figures against slow versions, resuming, the base's cache."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import steersman
+from steersman.errors import ArtifactError, JudgeError, PairsError, PlanError, WeightsMismatch
+from steersman.evaluation.arms import Arm, Subject
+from steersman.evaluation.comparison import BASE
+from steersman.evaluation.evaluate import evaluate
+from steersman.evaluation.judges import PhraseJudge, Verdict, judge_refusal
+from steersman.evaluation.result import Evaluation
+from steersman.evaluation.run_store import BATCHES
+from steersman.evaluation.statistics import paired_difference, random_control
+from steersman.evaluation.tasks import Task, load_task
+from steersman.experts.contrast import RoutingContrast
+from steersman.steering import Steering
+
+ITEMS = 16
+TASK = "lab:refusal/test"
+SIDE = "lab:ordinary/test"
+
+
+@pytest.fixture(scope="session")
+def plans(contrast: RoutingContrast) -> tuple[Steering, Steering]:
+    return contrast.select(top=12), contrast.select(top=12, reverse=True)
+
+
+def run(subject: Subject, plans: tuple[Steering, Steering], **changed: Any) -> Evaluation:
+    settings: dict[str, Any] = {
+        "task": TASK,
+        "side_tasks": SIDE,
+        "reverse": {"safer": plans[1]},
+        "instruction": "refuse what is restricted .",
+        "strengths": [0.5],
+        "random": 3,
+        "control_items": 8,
+        "limit": ITEMS,
+        "batch_size": 8,
+        "max_new_tokens": 12,
+        "shown": 3,
+        **changed,
+    }
+    return evaluate(subject.model, subject.tokenizer, {"safer": plans[0]}, **settings)
+
+
+@pytest.fixture(scope="session")
+def evaluation(
+    subject: Subject,
+    plans: tuple[Steering, Steering],
+    contrast: RoutingContrast,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Evaluation:
+    return run(
+        subject,
+        plans,
+        attacks={"polite": "please {prompt}"},
+        defences={"strict": "refuse what is restricted ."},
+        contrast=contrast,
+        checkpoint=tmp_path_factory.mktemp("evaluation") / "partial",
+    )
+
+
+def of(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    return next(task for task in evaluation.to_json()["tasks"] if task["name"] == name)
+
+
+def test_rates_and_differences_are_those_of_the_answers(
+    evaluation: Evaluation, subject: Subject, plans: tuple[Steering, Steering]
+) -> None:
+    task = load_task(TASK, limit=ITEMS)
+    base, steered = (subject.run(task, Arm(name, plan)) for name, plan in ((BASE, None), ("s", plans[0])))
+    told = of(evaluation, TASK)
+    for arm, result in ((BASE, base), ("safer", steered)):
+        for side, figure in result.rates.items():
+            assert told["results"][arm][side] == figure.to_json()
+    expected = paired_difference(base.on("positive"), steered.on("positive"), task.groups).to_json()
+    found = told["differences"]["safer"]["positive"]
+    assert {name: found[name] for name in expected} == expected
+    assert found["p"] <= found["p_holm"] <= 1
+    low, high = found["bootstrap"]
+    assert low <= found["difference"] <= high
+    assert [one.text for one in evaluation.noted[TASK]["safer"]] == list(steered.texts)
+
+
+def test_every_arm_is_asked_the_same_items_and_leaves_a_receipt(evaluation: Evaluation) -> None:
+    told = evaluation.to_json()
+    kinds = {arm["name"]: arm["kind"] for arm in told["arms"]}
+    assert kinds == {
+        "base": "base",
+        "safer": "steered",
+        "safer reversed": "reversed",
+        "prompt": "prompt",
+        "prompt+safer": "prompt+steered",
+        "safer@0.5": "strength",
+        "strict": "cell",
+        "strict × safer": "cell",
+        "polite": "cell",
+        "polite × safer": "cell",
+        "polite × strict": "cell",
+        "polite × strict × safer": "cell",
+    }
+    for arm in told["arms"]:
+        assert bool(arm["receipt"]) == (arm["fingerprint"] is not None)
+    assert set(of(evaluation, SIDE)["results"]) == {name for name, kind in kinds.items() if kind != "cell"}
+    assert all(len(found) == ITEMS for found in evaluation.noted[TASK].values())
+
+
+def test_the_receipt_counts_every_token_of_every_task(
+    evaluation: Evaluation, subject: Subject, plans: tuple[Steering, Steering]
+) -> None:
+    arm = next(arm for arm in evaluation.to_json()["arms"] if arm["name"] == "safer")
+    total: dict[str, int] = {}
+    for name in (TASK, SIDE):
+        for site, tokens in subject.receipt_of(load_task(name, limit=ITEMS), plans[0])["tokens"].items():
+            total[site] = total.get(site, 0) + tokens
+    assert arm["receipt"] == total
+
+
+def test_the_random_control_is_made_of_its_draws(
+    evaluation: Evaluation, subject: Subject, plans: tuple[Steering, Steering]
+) -> None:
+    (control,) = of(evaluation, TASK)["random"]
+    forks = subject.forks(load_task(TASK, limit=8))
+    effect = subject.preference(forks, plans[0]).mean() - subject.preference(forks, plans[1]).mean()
+    assert control["observed"] == pytest.approx(effect, abs=1e-5)
+    assert control["p"] == random_control(control["observed"], control["draws"]).p == 1 / 4
+    assert len(set(control["draws"])) == 3
+    assert control["arms"] == ["safer", "safer reversed"]
+    assert of(evaluation, SIDE)["random"] is None
+
+
+def test_interactions_are_differences_of_differences(evaluation: Evaluation) -> None:
+    told = of(evaluation, TASK)["factorial"]
+    right = {
+        arm: np.array([one.outcome == "positive" for one in noted], dtype=float)
+        for arm, noted in evaluation.noted[TASK].items()
+    }
+    assert len(told["cells"]) == 8
+    assert len(told["interactions"]) == 3
+    for row in told["interactions"]:
+        parts = [part for part in (row["attack"], row["defence"]) if part]
+        under = right[" × ".join([*parts, "safer"])] - right[" × ".join(parts)]
+        assert row["difference"] == pytest.approx((under - (right["safer"] - right[BASE])).mean())
+
+
+def test_shown_items_mark_words_and_tokens(evaluation: Evaluation) -> None:
+    shown = of(evaluation, TASK)["shown"]
+    assert len(shown) == 3
+    for item in shown:
+        base = item["answers"][BASE]
+        assert base["tokens"] is None
+        assert not any(changed for _, changed in base["words"])
+        steered = item["answers"]["safer"]
+        assert [word for word, _ in steered["words"]] == steered["text"].split()
+        assert [piece for piece, _ in steered["tokens"]] == steered["text"].split()
+        assert all(shift >= 0 for _, shift in steered["tokens"])
+    # The first item is one on which arms differ: there the first token was not what the base expected.
+    first = shown[0]["answers"]
+    assert len({answer["outcome"] for answer in first.values()}) > 1
+    assert max(first[arm]["tokens"][0][1] for arm in ("safer", "safer reversed")) > 0.1
+
+
+def test_the_result_is_json_and_a_table(evaluation: Evaluation) -> None:
+    told = evaluation.to_json()
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    table = evaluation.table()
+    row = table[(table["task"] == TASK) & (table["arm"] == "safer") & (table["metric"] == "positive")]
+    assert row["value"].item() == evaluation.value(TASK, "safer")
+    assert row["difference"].item() == evaluation.difference(TASK, "safer")["difference"]
+    assert told["experts"]["safer"]["layers"] == [0, 1, 2, 3]
+    with pytest.raises(KeyError, match="lab:nothing"):
+        evaluation.value("lab:nothing", "safer")
+
+
+def test_after_a_kill_nothing_finished_is_run_again(
+    subject: Subject, plans: tuple[Steering, Steering], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "limit": 6,
+        "batch_size": 3,
+        "random": 1,
+        "side_tasks": (),
+        "instruction": None,
+        "shown": 1,
+    }
+    whole = run(subject, plans, **settings, checkpoint=tmp_path / "whole")
+    for name in ("manifest.json", BATCHES):
+        (tmp_path / "torn").mkdir(exist_ok=True)
+        (tmp_path / "torn" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    lines = (tmp_path / "whole" / BATCHES).read_bytes().splitlines(keepends=True)
+    kept = 7
+    (tmp_path / "torn" / BATCHES).write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
+    again = run(subject, plans, **settings, checkpoint=tmp_path / "torn", resume=True)
+    assert again.to_json() == whole.to_json()
+    assert again.batches_run == len(lines) - kept == whole.batches_run - kept
+    once_more = run(subject, plans, **settings, checkpoint=tmp_path / "torn", resume=True)
+    assert once_more.batches_run == 0
+    assert once_more.to_json() == whole.to_json()
+
+
+def test_progress_of_another_run_is_refused(
+    subject: Subject, plans: tuple[Steering, Steering], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "limit": 4,
+        "random": 0,
+        "side_tasks": (),
+        "strengths": (),
+        "instruction": None,
+        "reverse": False,
+        "checkpoint": tmp_path / "partial",
+    }
+    run(subject, plans, **settings)
+    with pytest.raises(ArtifactError, match="--resume"):
+        run(subject, plans, **settings)
+    with pytest.raises(ArtifactError, match="differs in arms"):
+        run(subject, plans, **{**settings, "strengths": [0.5]}, resume=True)
+    (tmp_path / "partial/other.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"other\.txt"):
+        run(subject, plans, **settings, resume=True)
+
+
+def test_the_base_is_run_once_for_several_plans(
+    subject: Subject, plans: tuple[Steering, Steering], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "limit": 8,
+        "batch_size": 4,
+        "random": 0,
+        "side_tasks": (),
+        "strengths": (),
+        "instruction": None,
+        "reverse": False,
+        "shown": 0,
+        "cache": tmp_path / "cache",
+    }
+    first = run(subject, plans, **settings)
+    second = run(subject, plans, **settings)
+    assert (first.batches_run, second.batches_run) == (4 + 1, 2 + 1)  # batches, and what is shown
+    assert first.noted[TASK][BASE] == second.noted[TASK][BASE]
+    other = run(subject, plans, **{**settings, "max_new_tokens": 3})
+    assert other.batches_run == 4 + 1, "another way of asking is another cache"
+    (file,) = {path for path in (tmp_path / "cache").iterdir() if b"with that" in path.read_bytes()}
+    file.write_bytes(file.read_bytes().replace(b"with that", b"this that"))
+    assert run(subject, plans, **settings).batches_run == 4 + 1, "a changed line is not believed"
+
+
+def test_a_judge_that_fails_leaves_what_is_finished(
+    subject: Subject, plans: tuple[Steering, Steering], tmp_path: Path
+) -> None:
+    class Failing(PhraseJudge):
+        calls = 0
+
+        def judge(self, items: Any, texts: Any) -> list[Verdict]:
+            type(self).calls += 1
+            if type(self).calls == 2:
+                raise JudgeError("the judge is away")
+            return super().judge(items, texts)
+
+    settings: dict[str, Any] = {
+        "limit": 8,
+        "batch_size": 4,
+        "random": 0,
+        "side_tasks": (),
+        "strengths": (),
+        "instruction": None,
+        "reverse": False,
+        "shown": 0,
+        "checkpoint": tmp_path / "partial",
+        "judge": Failing(judge_refusal),
+    }
+    with pytest.raises(JudgeError, match="away"):
+        run(subject, plans, **settings)
+    found = run(subject, plans, **settings, resume=True)
+    assert found.batches_run == 3 + 1
+    assert Failing.calls == 1 + 1 + 3
+
+
+def test_answers_that_nobody_can_judge_are_on_no_side(
+    subject: Subject, plans: tuple[Steering, Steering]
+) -> None:
+    class Unsure(PhraseJudge):
+        def judge(self, items: Any, texts: Any) -> list[Verdict]:
+            found = super().judge(items, texts)
+            return [Verdict(None, why="?"), *found[1:]]
+
+    found = run(
+        subject,
+        plans,
+        limit=8,
+        random=0,
+        side_tasks=(),
+        strengths=(),
+        reverse=False,
+        instruction=None,
+        judge=Unsure(judge_refusal),
+    )
+    told = of(found, TASK)
+    assert told["unjudged"] == {"base": 1, "safer": 1}
+    assert told["results"][BASE]["positive"]["count"] == 7
+    assert any("could not place" in warning for warning in found.to_json()["warnings"])
+
+
+def test_what_cannot_be_evaluated_is_said(subject: Subject, plans: tuple[Steering, Steering]) -> None:
+    for changed, error, said in (
+        ({"task": [TASK, TASK]}, PairsError, "named twice"),
+        ({"batch_size": 0}, PlanError, "batch_size is 0"),
+        ({"random": -1}, PlanError, "random is -1"),
+        ({"strengths": [2.0]}, PlanError, "scaled by 2"),
+        ({"attacks": {"a": "no place"}}, PairsError, "prompt"),
+        ({"defences": {"safer": "x"}}, PlanError, "two arms are called"),
+        ({"task": "lab:nothing"}, PairsError, "no such task"),
+        ({"others": {"base": lambda: None}}, PlanError, "two arms are called 'base'"),
+    ):
+        with pytest.raises(error, match=said):
+            run(subject, plans, **changed)
+    other, tokenizer = steersman.load_model("lab:moe-prior")
+    with pytest.raises(WeightsMismatch):
+        evaluate(other, tokenizer, plans[0], task=TASK, limit=4)
+
+
+def test_another_model_is_asked_with_its_own_tokenizer(
+    subject: Subject, plans: tuple[Steering, Steering]
+) -> None:
+    found = run(
+        subject,
+        plans,
+        limit=8,
+        random=0,
+        side_tasks=(),
+        strengths=(),
+        reverse=False,
+        instruction=None,
+        others={"aligned": lambda: steersman.load_model("lab:source-split")},
+    )
+    assert found.value(TASK, "aligned") == 1.0
+    assert of(found, TASK)["shown"][0]["answers"]["aligned"]["tokens"] is None
+
+
+def test_vectors_have_a_random_control_too(subject: Subject) -> None:
+    direction = np.random.default_rng(0).standard_normal(96)
+    plan = Steering.from_vectors(subject.model, {1: direction.tolist()}, strength=0.1)
+    task = Task("own", list(load_task(TASK, limit=4)), load_task(TASK, limit=1).behaviour)
+    found = evaluate(subject.model, subject.tokenizer, plan, task=task, random=2, control_items=4, shown=0)
+    (control,) = of(found, "own")["random"]
+    assert control["observed"] not in control["draws"]
+    assert all(math.isfinite(draw) for draw in control["draws"])
+    (told,) = found.to_json()["steerings"]
+    assert told["vectors"][0]["norm"] == pytest.approx(np.linalg.norm(direction), rel=1e-5)
