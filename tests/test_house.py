@@ -29,6 +29,7 @@ ORDER = (
     "interop",
     "lab",
     "evaluation",
+    "harnesses",
     "cli",
 )
 # An import inside a function, where a method of the plan hands over to the room that does the work.
