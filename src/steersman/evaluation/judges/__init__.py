@@ -1,5 +1,8 @@
 """Judges: which side of a behaviour a generated text is on."""
 
+from steersman.evaluation.judges.classifier import ClassifierJudge
+from steersman.evaluation.judges.endpoint import EndpointJudge
+from steersman.evaluation.judges.guard import GuardJudge
 from steersman.evaluation.judges.listed import ListJudge, PhraseList, phrase_list
 from steersman.evaluation.judges.numerals import judge_numerals, judge_whole_answer
 from steersman.evaluation.judges.opening import known_judges, load_judge
@@ -16,6 +19,9 @@ from steersman.evaluation.judges.verdict import OUTCOMES, Judge, Outcome, Verdic
 
 __all__ = [
     "OUTCOMES",
+    "ClassifierJudge",
+    "EndpointJudge",
+    "GuardJudge",
     "Judge",
     "ListJudge",
     "Outcome",

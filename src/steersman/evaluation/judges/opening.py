@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from steersman.errors import JudgeError
+from steersman.evaluation.judges.classifier import ClassifierJudge
+from steersman.evaluation.judges.endpoint import endpoint_judge
+from steersman.evaluation.judges.guard import GuardJudge
 from steersman.evaluation.judges.listed import ListJudge, phrase_list
 from steersman.evaluation.judges.scorers import ScorerJudge, known_scorers
 from steersman.evaluation.judges.verdict import Judge
@@ -14,8 +17,24 @@ def _phrases(place: str) -> Judge:
     return ListJudge(phrase_list(place or "refusals"))
 
 
+def _classifier(place: str) -> Judge:
+    model, _, label = place.partition("#")
+    if not model:
+        raise JudgeError("classifier: a model is missing; right is classifier:MODEL#LABEL")
+    return ClassifierJudge(model, label)
+
+
+def _guard(place: str) -> Judge:
+    if not place:
+        raise JudgeError("guard: a model is missing; right is guard:MODEL")
+    return GuardJudge(place)
+
+
 KINDS: dict[str, tuple[Callable[[str], Judge], str]] = {
     "phrases": (_phrases, "phrases:FILE: has one of a file's phrases among its first words (positive)"),
+    "classifier": (_classifier, "classifier:MODEL#LABEL: a sequence classifier gives the label (positive)"),
+    "guard": (_guard, "guard:MODEL: a guard of Llama Guard's form says safe (positive) or unsafe"),
+    "endpoint": (endpoint_judge, "endpoint:URL#MODEL[#FILE]: a model behind an OpenAI-compatible endpoint"),
 }
 """Kind → how a judge of it is opened from its place, and one line for lists."""
 

@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
-from steersman.evaluation.tasks import jsonl, lab, squad, text, truthfulqa, xstest
+from steersman.evaluation.tasks import (
+    diversity,
+    emotions,
+    faitheval,
+    gsm8k,
+    ifeval,
+    jsonl,
+    lab,
+    nq_swap,
+    safety,
+    squad,
+    text,
+    toxicity,
+    truthfulqa,
+    xstest,
+)
 
-FORMS = (lab, jsonl, squad, text, truthfulqa, xstest)
+FORMS = (
+    lab,
+    jsonl,
+    xstest,
+    safety,
+    squad,
+    nq_swap,
+    faitheval,
+    truthfulqa,
+    emotions,
+    toxicity,
+    ifeval,
+    diversity,
+    gsm8k,
+    text,
+)
 """The modules, one for each form."""
 
 

@@ -12,10 +12,9 @@ from steersman.evaluation.measures import Answers, Choice, Measure
 from steersman.evaluation.tasks.item import Behaviour, Item, Task
 from steersman.evaluation.tasks.registry import task_form
 from steersman.evaluation.tasks.rows import Row, items_of, read_rows
-from steersman.pairs import Content, check_content
 
-EXAMPLE = '{"prompt": text (or "messages": […]), "positive": answer, …}'
-FIELDS = ("prompt", "messages", "positive", "negative", "options", "correct", "kind", "group", "id")
+EXAMPLE = '{"prompt": question, "positive": answer, …}'
+FIELDS = ("prompt", "messages", "text", "positive", "negative", "options", "correct", "kind", "group", "id")
 HEADER = ("scorer", "title", "does", "sides", "better", "max_new_tokens")
 CHOICE = "choice"
 
@@ -89,7 +88,7 @@ def _header(row: Row) -> _Header:
 def _item(row: Row, choice: bool) -> Item:
     if unknown := [name for name in row.fields if name not in FIELDS]:
         raise row.error(f'unknown field "{unknown[0]}"; right are {", ".join(FIELDS)}')
-    id_ = row.label("id") or row.where.rpartition(":")[2].strip()
+    id_ = row.label("id") or row.number
     options: tuple[str, ...] = ()
     correct: tuple[int, ...] = ()
     if choice:
@@ -101,7 +100,7 @@ def _item(row: Row, choice: bool) -> Item:
     return Item(
         id=id_,
         group=row.label("group") or id_,
-        content=_content(row),
+        content=row.content("prompt"),
         positive=positives[0],
         negative=negatives[0] if negatives else None,
         kind=row.label("kind"),
@@ -109,18 +108,6 @@ def _item(row: Row, choice: bool) -> Item:
         correct=correct,
         facts=facts if len(positives) > 1 or len(negatives) > 1 else {},
     )
-
-
-def _content(row: Row) -> Content:
-    if row.has("prompt") and row.has("messages"):
-        raise row.error('both "prompt" and "messages"; right is one of them')
-    if row.has("messages"):
-        content = cast(Content, row.fields["messages"])
-        check_content(content, f'{row.where}: "messages"')
-        if isinstance(content, str) or content[-1]["role"] not in ("user", "tool"):
-            raise row.error('"messages" must end with the user\'s, for the model to answer')
-        return content
-    return row.text("prompt")
 
 
 def _correct(row: Row, options: tuple[str, ...]) -> tuple[int, ...]:

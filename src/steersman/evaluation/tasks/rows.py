@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from steersman.errors import PairsError
+from steersman.evaluation.tasks.asking import asked
 from steersman.evaluation.tasks.item import Item
-from steersman.pairs import parse_json, read_text
+from steersman.pairs import Content, check_content, parse_json, read_text
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 LIBRARY_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
@@ -58,6 +59,26 @@ class Row:
                     raise self.error(f'"{name}" is {value!r:.40}; right is a text or a whole number')
                 return str(value)
         return ""
+
+    @property
+    def number(self) -> str:
+        """Its place in the file, as an id for rows that have none."""
+        return re.split(r"[:/ ]", self.where)[-1]
+
+    def content(self, *prompts: str) -> Content:
+        """What the model is to answer: `messages` as they are, a `text` to go on with, or one of the fields
+        `prompts` as a user's message.
+        """
+        given = [name for name in ("messages", "text", *prompts) if self.has(name)]
+        if len(given) > 1:
+            raise self.error(f'both "{given[0]}" and "{given[1]}"; right is one of them')
+        if given == ["messages"]:
+            content: Content = self.fields["messages"]
+            check_content(content, f'{self.where}: "messages"')
+            if isinstance(content, str) or content[-1]["role"] not in ("user", "tool"):
+                raise self.error('"messages" must end with the user\'s, for the model to answer')
+            return content
+        return self.text("text") if given == ["text"] else asked(self.text(*prompts))
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A field that holds one text or several, at least one."""
@@ -227,9 +248,17 @@ def _object(value: Any, where: str) -> Row:
 
 def _finite(row: Row) -> Row:
     for name, value in row.fields.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise row.error(f'"{name}" is {value}, which is no number')
+        if not _is_finite(value):
+            raise row.error(f'"{name}" holds NaN or infinity, which is no number')
     return row
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _reason(error: Exception) -> str:

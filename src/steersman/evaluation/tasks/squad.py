@@ -11,7 +11,7 @@ from typing import Any
 
 from steersman.evaluation.judges import Outcome, ScorerJudge, Verdict, phrase_list, scorer
 from steersman.evaluation.judges.matching import exact_match, f1
-from steersman.evaluation.judges.scorers import MATCH
+from steersman.evaluation.judges.scorers import MATCH, accepted
 from steersman.evaluation.measures import Answers
 from steersman.evaluation.tasks.asking import SHORT, question, question_on
 from steersman.evaluation.tasks.item import Behaviour, Item, Task
@@ -41,10 +41,10 @@ def judge_squad(text: str, item: Item) -> Verdict:
     if item.facts.get("unanswerable"):
         right = float(abstains)
         return Verdict("positive" if abstains else "negative", {"exact_match": right, "f1": right})
-    accepted = item.facts["positives"]
-    exact = exact_match(text, accepted)
+    positives, _ = accepted(item)
+    exact = exact_match(text, positives)
     side: Outcome = "positive" if exact else "negative" if abstains else "neither"
-    return Verdict(side, {"exact_match": float(exact), "f1": f1(text, accepted)})
+    return Verdict(side, {"exact_match": float(exact), "f1": f1(text, positives)})
 
 
 def _task(form: str, place: str, limit: int | None, title: str, does: str) -> Task:
@@ -86,7 +86,7 @@ def _item(row: Row, closed: bool, some_unanswerable: bool) -> Item | None:
     content = question(asked, SHORT) if closed else question_on(document, asked, *instructions)
     kinds = ("answerable", UNANSWERABLE) if some_unanswerable and not closed else ("", "")
     facts: dict[str, Any] = {"positives": answers, "unanswerable": unanswerable}
-    id_ = row.label("id") or row.where.rpartition("/")[2]
+    id_ = row.label("id") or row.number
     return Item(id_, document, content, answers[0], None, kinds[unanswerable], facts=facts)
 
 

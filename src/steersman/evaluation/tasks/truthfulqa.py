@@ -44,7 +44,7 @@ def _item(row: Row) -> Item:
     right, wrong = (tuple(dict.fromkeys(side)) for side in ([best, *true], false))
     options, correct = (*right, *wrong), tuple(range(len(right)))
     prompt = row.text("Question", "question")
-    id_ = row.where.rpartition(":")[2].strip()
+    id_ = row.number
     return Item(
         id_, id_, question(prompt), best, false[0], row.label("Category"), options, correct, {"best": 0}
     )

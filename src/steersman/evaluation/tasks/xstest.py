@@ -57,7 +57,7 @@ def _item(row: Row, label: str) -> Item | None:
         raise row.error(f'"label" is {own!r}; right is safe or unsafe')
     if own != label:
         return None
-    id_ = row.label("id") or row.where.rpartition(":")[2]
+    id_ = row.label("id") or row.number
     kind, focus = row.text("type"), row.label("focus")
     group = f"{kind}/{focus}" if focus else id_  # prompts on one word are variations of each other
     return Item(id_, group, asked(row.text("prompt")), REFUSAL, HELP, kind)
