@@ -19,6 +19,7 @@ from steersman.cli import (
     experts,
     generation,
     interop,
+    judging,
     lab,
     maps,
     models,
@@ -66,6 +67,7 @@ for command in (
     artifacts.show,
     interop.import_,
     interop.export,
+    judging.judge,
     lab.lab,
 ):
     steersman.add_command(command)
