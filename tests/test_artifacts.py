@@ -37,6 +37,33 @@ KINDS = ("steering", "contrast", "contrast by pair", "contrast with everything")
 DATA = Path(__file__).parent / "data"
 
 
+EVIDENCE = {
+    "kind": "evaluation",
+    "sha256": "ef" * 32,
+    "created": "2026-11-22T10:00:00+00:00",
+    "steersman": "0.1.0",
+    "tasks": [
+        {
+            "task": "lab:refusal/test",
+            "sha256": "01" * 32,
+            "role": "effect",
+            "items": 300,
+            "metric": "refused",
+            "kind": "rate",
+            "arm": "safer",
+            "arm_kind": "steered",
+            "strength": 1.0,
+            "difference": 0.43,
+            "low": 0.38,
+            "high": 0.48,
+            "p": 1e-9,
+            "p_holm": None,
+            "random_p": 0.005,
+        }
+    ],
+}
+
+
 def rich_steering() -> Steering:
     """Several edits, soft strengths, every scope, opposite pulls added up, provenance and evidence."""
     edits = (
@@ -53,7 +80,7 @@ def rich_steering() -> Steering:
         revision="abc123",
         on_conflict="sum",
         provenance={"made": "selection", "skipped": [{"layer": 1, "expert": 2, "reason": "a\nb\u2028c"}]},
-        evidence=("ab" * 32, "cd" * 32),
+        evidence=("ab" * 32, "cd" * 32, EVIDENCE),
     )
 
 
@@ -142,7 +169,7 @@ def test_the_manifest_says_what_the_format_says(kind: str, folder: Path) -> None
     manifest, _ = opened(folder)
     content = (folder / TENSORS).read_bytes()
     assert manifest["format"] == "steersman"
-    assert manifest["format_version"] == 2
+    assert manifest["format_version"] == (3 if kind == "steering" else 2)
     assert manifest["tensors_sha256"] == hashlib.sha256(content).hexdigest()
     without = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     assert manifest["manifest_sha256"] == hashlib.sha256(canonical_json(without).encode()).hexdigest()
@@ -468,12 +495,24 @@ def allowed(kind: str, path: tuple[Any, ...], value: Any) -> bool:
             return depth > 1 or isinstance(value, dict)
         return depth > 3 or (depth == 3 and isinstance(value, dict)) or (depth == 2 and value == [])
     if path[0] == "evidence":
-        return isinstance(value, str) if len(path) > 1 else value == []
+        return allowed_as_evidence(path, value)
     if path[-1] in ("reason", "revision"):
         return value is None or isinstance(value, str)
     if path[-1] in ("shared_experts", "skipped"):
         return type(value) is int and value >= 0
     return path[-1] in ("name", "tool_version", "weights_id") and isinstance(value, str)
+
+
+def allowed_as_evidence(path: tuple[Any, ...], value: Any) -> bool:
+    if len(path) == 1 or path[-1] == "tasks":
+        return bool(value == [])
+    if path[-1] in ("strength", "difference", "low", "high", "p", "p_holm", "random_p"):
+        return value is None or type(value) in (int, float)
+    if path[-1] == "items":
+        return type(value) is int and value >= 0
+    of_one = len(path) == 5 and path[-1] == "sha256"  # a task's: whatever its reader calls so
+    free = ("created", "steersman", "task", "metric", "arm", "arm_kind")
+    return isinstance(value, str) and (len(path) == 2 or of_one or path[-1] in free)
 
 
 OTHERS: list[Any] = [
@@ -520,7 +559,8 @@ def test_every_key_of_the_manifest_is_needed_and_no_other_is_taken(kind: str, fo
             seal(folder, changed)
         else:
             (folder / MANIFEST).write_text(json.dumps(changed), encoding="utf-8")
-        if (not (inside_provenance and len(path) > 1) and path[0] != "evidence") or len(path) == 1:
+        in_free_text = inside_provenance or (path[0] == "evidence" and len(path) in (2, 4))
+        if not in_free_text or len(path) == 1:
             refused(reader(kind), folder)
         if isinstance(at(manifest, path), dict) and not (inside_provenance or path[-1] == "from"):
             changed = copy.deepcopy(manifest)
@@ -568,7 +608,7 @@ def test_the_first_version_has_no_keys_of_the_second(tmp_path: Path) -> None:
     refused(RoutingContrast.from_pretrained, tmp_path / "contrast", "unknown key")
 
 
-@pytest.mark.parametrize("version", [3, 10, 10**20])
+@pytest.mark.parametrize("version", [4, 10, 10**20])
 def test_a_newer_format_says_so(kind: str, folder: Path, version: int) -> None:
     manifest, _ = opened(folder)
     seal(folder, {**manifest, "format_version": version, "keys_of_tomorrow": 1})

@@ -111,7 +111,7 @@ class Steering:
     revision: str | None = None
     on_conflict: OnConflict = "error"
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    evidence: tuple[str, ...] = ()
+    evidence: tuple[str | Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edits", tuple(edit for edit in self.edits if edit.layers))

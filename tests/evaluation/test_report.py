@@ -228,7 +228,7 @@ def test_numbers_as_they_are_read() -> None:
 
 @pytest.mark.usefixtures("without_pictures")
 def test_an_item_of_plain_text_is_shown_as_it_is(study: Study) -> None:
-    item = Item("1", "1", "just a text", "a", "b", "")
-    task = Task("t", [item] * len(study.effect.task), study.effect.task.behaviour)
+    items = [Item(str(n), "1", "just a text", "a", "b", "") for n in range(len(study.effect.task))]
+    task = Task("t", items, study.effect.task.behaviour)
     page = Page(page_of(replace(study, effect=replace(study.effect, task=task))))
     assert "just a text" in page.words

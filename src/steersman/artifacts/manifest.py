@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from steersman.artifacts.fields import blaming, exact_keys, one_line, one_of, strings, text_in, whole
+from steersman.artifacts.evidence import read_evidence
+from steersman.artifacts.fields import blaming, exact_keys, one_line, one_of, text_in, whole
 from steersman.artifacts.folder import MANIFEST
 from steersman.artifacts.hub import resolve
 from steersman.artifacts.kinds import KINDS, Kind
@@ -61,7 +62,7 @@ def read_manifest(source: str | Path) -> dict[str, Any]:
         if sha256_of(content) != claimed:
             raise ArtifactError("the manifest does not match its own sha256: it was changed or damaged")
         text_in(manifest["tool_version"], "tool_version")
-        strings(manifest["evidence"], "evidence")
+        read_evidence(manifest["evidence"], in_brief=kind.name == "steering" and version_ > 2)
     return manifest
 
 

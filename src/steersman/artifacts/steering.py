@@ -16,7 +16,6 @@ from steersman.artifacts.fields import (
     mapping,
     nothing_left,
     one_of,
-    strings,
     take,
 )
 from steersman.artifacts.kinds import register
@@ -26,8 +25,8 @@ from steersman.errors import ArtifactError
 from steersman.steering import Steering, canonical_json
 
 _KEYS = {"edits", "on_conflict", "fingerprint"}
-STEERING = register("steering", "a steering", {1: _KEYS, 2: _KEYS})
-"""Version 1 knows edits of routers alone."""
+STEERING = register("steering", "a steering", {1: _KEYS, 2: _KEYS, 3: _KEYS})
+"""Version 1 knows edits of routers alone, version 2 evidence by its hash alone."""
 
 
 def save_steering(steering: Steering, folder: str | Path, *, force: bool = False) -> None:
@@ -95,7 +94,7 @@ def load_steering(source: str | Path, *, revision: str | None = None) -> Steerin
             revision=manifest["model"]["revision"],
             on_conflict=one_of(manifest["on_conflict"], "on_conflict", ("error", "sum")),
             provenance=mapping(manifest["made_from"], "made_from"),
-            evidence=tuple(strings(manifest["evidence"], "evidence")),
+            evidence=tuple(manifest["evidence"]),
         )
         if steering.fingerprint != manifest["fingerprint"]:
             raise ArtifactError("the fingerprint does not fit the edits")

@@ -23,6 +23,7 @@ from steersman.cli import (
     lab,
     maps,
     models,
+    reporting,
     transplantation,
 )
 from steersman.cli.failures import Terminated, reported
@@ -64,6 +65,7 @@ for command in (
     composition.compose,
     evaluation.evaluate,
     generation.generate,
+    reporting.report,
     artifacts.show,
     interop.import_,
     interop.export,

@@ -200,7 +200,12 @@ def whiskers(
 
 
 def random_draws(
-    control: RandomControl, path: str | Path | None = None, *, theme: Theme = "light", name: str = "the plan"
+    control: RandomControl,
+    path: str | Path | None = None,
+    *,
+    theme: Theme = "light",
+    name: str = "the plan",
+    measure: str = "effect D in nats",
 ) -> bytes:
     """Each random plan's effect as one dot, stacked where they meet; the plan's own as a marked line."""
     colours = PALETTES[theme]
@@ -228,7 +233,7 @@ def random_draws(
     axes.set_ylim(0, tallest * 1.25)
     axes.set_xlim(low - margin, high + margin)
     axes.set_yticks([])
-    axes.set_xlabel(f"effect D in nats; each dot is one of {draws.size} random plans of the same shape")
+    axes.set_xlabel(f"{measure}; each dot is one of {draws.size} random plans of the same shape")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     return picture(figure, path)

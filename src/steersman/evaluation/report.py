@@ -74,7 +74,7 @@ def write_report(path: str | Path, report: Report) -> None:
 def render_report(report: Report) -> str:
     """The page as text."""
     chapters = [chapter.content() for chapter in report.chapters]
-    return _environment().get_template("report.html.jinja").render(report=report, chapters=chapters)
+    return environment().get_template("report.html.jinja").render(report=report, chapters=chapters)
 
 
 # ---------------------------------------------------------------- verdicts and words
@@ -277,15 +277,16 @@ def _draws_alt(control: RandomControl) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Where the templates are: all that they are given is escaped."""
+    made = Environment(
         loader=PackageLoader("steersman.evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         percent=percent,
         range_of=range_of,
         points=points,
@@ -293,4 +294,4 @@ def _environment() -> Environment:
         signed=signed,
         p_value=p_value,
     )
-    return environment
+    return made

@@ -1,0 +1,243 @@
+"""The steering card: what a plan is, what it was made from, what it does, what it costs, where that ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from steersman.errors import ArtifactError
+from steersman.evaluation.evaluation_report.markdown_report import paragraphs
+from steersman.evaluation.evaluation_report.numbers import Pieces
+from steersman.evaluation.evaluation_report.place import Place
+from steersman.evaluation.evaluation_report.tables import strength
+from steersman.evaluation.evaluation_report.texts import harmless, markdown
+from steersman.evaluation.evaluation_report.verdicts import (
+    effect_sentence,
+    random_sentence,
+    side_effects_sentence,
+)
+from steersman.steering import sha256_of
+
+_COMPARED = ("steered", "reversed", "strength", "prompt+steered")
+
+
+def steering_card(result: Mapping[str, Any], steering: str) -> dict[str, Any]:
+    """All that an evaluation says of one of its plans, as data.
+
+    Args:
+        result: An evaluation, as in evaluation.json.
+        steering: The plan's name in it.
+
+    Returns:
+        {"steering", "fingerprint", "model", "scope", "strengths", "vectors", "made_from", "effects", "costs",
+        "limits", "not_measured", "evaluation"}: the last is the sha256 of the evaluation's canonical JSON.
+
+    Raises:
+        ArtifactError: the evaluation has no plan of that name.
+    """
+    plan = _plan(result, steering)
+    return {
+        "steering": steering,
+        "fingerprint": plan["fingerprint"],
+        "model": result["model"],
+        **{key: plan[key] for key in ("scope", "strengths", "vectors")},
+        "made_from": plan["provenance"],
+        "effects": _found(result, steering, "effect"),
+        "costs": _found(result, steering, "side"),
+        "limits": list(result["limits"]),
+        "not_measured": not_measured(result, steering),
+        "evaluation": sha256_of(result),
+    }
+
+
+def card_evidence(result: Mapping[str, Any], steering: str) -> dict[str, Any]:
+    """What goes into a plan's `evidence`: the evaluation's hash, and each effect and cost in brief.
+
+    Raises `ArtifactError` where the evaluation has no plan of that name.
+    """
+    _plan(result, steering)
+    tasks = [found for role in ("effect", "side") for found in _found(result, steering, role)]
+    return {
+        "kind": "evaluation",
+        "sha256": sha256_of(result),
+        "created": result["created"],
+        "steersman": result["steersman"],
+        "tasks": tasks,
+    }
+
+
+def _plan(result: Mapping[str, Any], steering: str) -> dict[str, Any]:
+    for plan in result["steerings"]:
+        if plan["name"] == steering:
+            return dict(plan)
+    known = ", ".join(plan["name"] for plan in result["steerings"]) or "none"
+    raise ArtifactError(f"the evaluation has no plan called {steering!r} (it has: {known})")
+
+
+def _found(result: Mapping[str, Any], steering: str, role: str) -> list[dict[str, Any]]:
+    """The first metric of each task of a role under each arm of the plan."""
+    arms = [a for a in result["arms"] if a["steering"] == steering and a["kind"] in _COMPARED]
+    found = []
+    for task in result["tasks"]:
+        metric = task["metrics"][0]
+        for arm in arms:
+            change = task["differences"].get(arm["name"], {}).get(metric["name"])
+            if task["role"] == role and change is not None:
+                found.append(_brief(task, metric, arm, change))
+    return found
+
+
+def _brief(
+    task: Mapping[str, Any], metric: Mapping[str, Any], arm: Mapping[str, Any], change: Mapping[str, Any]
+) -> dict[str, Any]:
+    random = next((of for of in task["random"] or () if arm["name"] in of["arms"]), None)
+    return {
+        "task": task["name"],
+        "sha256": task["sha256"],
+        "role": task["role"],
+        "items": task["items"],
+        "metric": metric["title"],
+        "kind": metric["kind"],
+        "arm": arm["name"],
+        "arm_kind": arm["kind"],
+        "strength": arm["strength"],
+        **{key: change.get(key) for key in ("difference", "low", "high", "p", "p_holm")},
+        "random_p": None if random is None else random["p"],
+    }
+
+
+def not_measured(result: Mapping[str, Any], steering: str) -> list[str]:
+    """What a reader may miss, and was not done."""
+    kinds = {arm["kind"] for arm in result["arms"] if arm["steering"] in (steering, None)}
+    effects = [task for task in result["tasks"] if task["role"] == "effect"]
+    missing = []
+    if not any(task["role"] == "side" for task in result["tasks"]):
+        missing.append("side effects: no other task was run")
+    if not any(task["random"] for task in effects):
+        missing.append("random plans of the same shape: whether any such plan does as much")
+    if "reversed" not in kinds:
+        missing.append("the other direction")
+    if "prompt" not in kinds:
+        missing.append("an instruction in the system prompt, for comparison")
+    if not any(task["dose_response"] for task in effects):
+        missing.append("other strengths")
+    if not any(task["factorial"] for task in effects):
+        missing.append("prompts that work against it (attack templates)")
+    return [
+        *missing,
+        f"other models, languages and kinds of prompts than these {len(result['tasks'])} tasks hold",
+    ]
+
+
+def card(result: Place) -> str:
+    """The cards of all plans of an evaluation, in Markdown."""
+    names = [plan["name"] for plan in result.value["steerings"]]
+    if not names:
+        return "# Steering card\n\nThis evaluation has no plan.\n"
+    return "\n".join(line for name in names for line in _card(result, name)) + "\n"
+
+
+def _card(result: Place, name: str) -> list[str]:
+    plan = harmless(_plan(result.value, name))
+    tasks = list(result["tasks"])
+    effects, sides = ([t for t in tasks if t.value["role"] == role] for role in ("effect", "side"))
+    model = result.value["model"]
+    lines = [
+        f"# Steering card: {markdown(name)}",
+        "",
+        f"- for: {markdown(model['name'] or 'a model in memory')} (weights {markdown(model['weights_id'])})",
+        f"- fingerprint: {markdown(plan['fingerprint'])}",
+        f"- tokens it acts on: {markdown(', '.join(plan['scope']) or 'none')}",
+        "",
+        "## What it is",
+        "",
+        *(f"- {line}" for line in plan_in_words(plan)),
+        "",
+        "## From which data",
+        "",
+        *(f"- {line}" for line in provenance_in_words(plan["provenance"])),
+        "",
+        "## What it does",
+        "",
+        *paragraphs([sentence for task in effects for sentence in _effects(result, task, name)]),
+        "## What it costs",
+        "",
+        *paragraphs(
+            [side_effects_sentence(result, arm) for arm in _arms(result, name, "steered", "reversed")]
+        ),
+    ]
+    lines += [line for task in sides for line in _cost_lines(result, task, name)]
+    lines += ["", "## Limits", "", *(f"- {markdown(limit)}" for limit in result.value["limits"])]
+    lines += [*(f"- not measured: {markdown(what)}" for what in not_measured(result.value, name)), ""]
+    return [*lines, *_how_to_apply(plan)]
+
+
+def _arms(result: Place, name: str, *kinds: str) -> list[str]:
+    return [a["name"] for a in result.value["arms"] if a["steering"] == name and a["kind"] in kinds]
+
+
+def _effects(result: Place, task: Place, name: str) -> Sequence[Pieces]:
+    """Sentences of one task: each arm of the plan, and the random control where it is of one of them."""
+    arms = [a for a in _arms(result, name, *_COMPARED) if a in task.value["differences"]]
+    sentences = [effect_sentence(task, arm) for arm in arms]
+    return [*sentences, random_sentence(task, name)]
+
+
+def _cost_lines(result: Place, task: Place, name: str) -> list[str]:
+    arms = [a for a in _arms(result, name, "steered", "reversed") if a in task.value["differences"]]
+    return [
+        f"- {markdown(''.join(p if isinstance(p, str) else p.text for p in effect_sentence(task, arm)))}"
+        for arm in arms
+    ]
+
+
+def plan_in_words(plan: Mapping[str, Any]) -> list[str]:
+    """A plan's edits, a line for each layer."""
+    lines = []
+    for layer, experts in sorted(plan["strengths"].items(), key=lambda entry: int(entry[0])):
+        for way, sign in (("put into", 1), ("kept out of", -1)):
+            named = [
+                f"{expert} (λ {strength(value)})"
+                for expert, value in sorted(experts.items(), key=lambda entry: int(entry[0]))
+                if value * sign > 0
+            ]
+            if named:
+                lines.append(f"layer {layer}: {way} the top-k: {', '.join(named)}")
+    lines += [
+        f"layer {vector['layer']}: a vector of norm {vector['norm']:.3g}, dial {strength(vector['strength'])}"
+        for vector in plan["vectors"]
+    ]
+    return lines or ["nothing is edited"]
+
+
+def provenance_in_words(provenance: Mapping[str, Any]) -> list[str]:
+    """What a plan was made from: how, and of which data by hash."""
+    lines = [f"made by {markdown(provenance['made'])}"] if provenance.get("made") else []
+    for source in provenance.get("from") or []:
+        if isinstance(source, Mapping):
+            known = {key: of for key, of in source.items() if isinstance(of, str | int | float)}
+            lines.append(", ".join(f"{markdown(key)}: {markdown(of)}" for key, of in sorted(known.items())))
+    return lines or ["not recorded"]
+
+
+def _how_to_apply(plan: Mapping[str, Any]) -> list[str]:
+    place = str(plan["path"] or "PLAN")
+    safe = place if all(sign.isalnum() or sign in "._-/" for sign in place) else "PLAN"
+    return [
+        "## How to apply it",
+        "",
+        "```bash",
+        f"steersman generate MODEL --steering {safe} --prompt TEXT",
+        "```",
+        "",
+        "```python",
+        "import steersman",
+        "",
+        f'plan = steersman.Steering.from_pretrained("{safe}")',
+        "with plan.apply(model) as receipt:",
+        "    model.generate(**inputs)",
+        "```",
+        "",
+        'A plan applies to the weights that it was made for, and to others only with `match="architecture"`.',
+        "",
+    ]

@@ -1,0 +1,103 @@
+"""The report as one HTML page: no request, a policy that lets nothing but its own script run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from steersman.evaluation.evaluation_report.chapters import chapters
+from steersman.evaluation.evaluation_report.experts import experts_of
+from steersman.evaluation.evaluation_report.items import Shown, shown_items
+from steersman.evaluation.evaluation_report.place import Place
+from steersman.evaluation.evaluation_report.tables import (
+    arm_names,
+    arms_by,
+    arms_table,
+    side_effects_table,
+)
+from steersman.evaluation.evaluation_report.verdicts import headline, side_effects_sentence
+from steersman.evaluation.report import environment
+
+
+@dataclass(frozen=True)
+class ItemsOf:
+    """The shown items of one task."""
+
+    title: str
+    shown: Sequence[Shown]
+
+
+def page(result: Place) -> str:
+    """The page of an evaluation whose texts are harmless."""
+    style, script = _source("page.css") + _source("evaluation.css"), _source("evaluation.js")
+    items = [ItemsOf(task.value["title"], shown_items(result, task)) for task in result["tasks"]]
+    items = [of for of in items if of.shown]
+    side_effects = side_effects_table(result)
+    return (
+        environment()
+        .get_template("evaluation.html.jinja")
+        .render(
+            title=title_of(result),
+            headline=headline(result),
+            warnings=result.value["warnings"],
+            effects=chapters(result, "effect", drawn=True),
+            sides=chapters(result, "side"),
+            side_effects=side_effects if side_effects.rows else None,
+            side_sentences=[side_effects_sentence(result, arm) for arm in arms_by(result, "steered")],
+            experts=experts_of(result),
+            items=items,
+            kinds=sorted({item.kind for of in items for item in of.shown if item.kind}),
+            arms_shown=list(enumerate(arm_names(result, own_section=True)))[1:],
+            arms=arms_table(result),
+            limits=result.value["limits"],
+            facts=facts(result),
+            style=Markup(style),
+            style_hash=_sha256(style),
+            script=Markup(script),
+            script_hash=_sha256(script),
+        )
+    )
+
+
+def title_of(result: Place) -> str:
+    """What the report is about."""
+    plans = ", ".join(steering["name"] for steering in result.value["steerings"])
+    model = result.value["model"]["name"] or "a model in memory"
+    return f"What {plans} does to {model}" if plans else f"What {model} does"
+
+
+def facts(result: Place) -> list[tuple[str, str]]:
+    """All that says how the evaluation came about."""
+    value = result.value
+    model = value["model"]
+    known: list[tuple[str, Any]] = [
+        ("model", model["name"]),
+        ("revision", model["revision"]),
+        ("weights", model["weights_id"]),
+        *((f"plan {steering['name']}", steering["fingerprint"]) for steering in value["steerings"]),
+        *(
+            (f"task {task['name']}", f"{task['items']} items, sha256 {task['sha256']}")
+            for task in value["tasks"]
+        ),
+        ("seed", value["seed"]),
+        *value["settings"].items(),
+        ("made", f"{value['created']}, with steersman {value['steersman']}"),
+    ]
+    return [(name, str(of)) for name, of in known if of not in (None, "")]
+
+
+def _source(name: str) -> str:
+    """A style or script as it is in the templates' folder."""
+    loader = environment().loader
+    if loader is None:
+        raise RuntimeError("the templates have no loader")
+    return loader.get_source(environment(), name)[0]
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
