@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     )
     from steersman.evaluation.evaluate import evaluate
     from steersman.evaluation.result import Evaluation
+    from steersman.evaluation.screening.screen import screen_experts
+    from steersman.experts.causal import CausalScreen
     from steersman.experts.contrast import RoutingContrast, merge_contrasts
     from steersman.experts.counting import detect_experts
     from steersman.experts.profile import ExpertProfile
@@ -74,6 +76,8 @@ _HOME = {
     ),
     "steersman.evaluation.evaluate": ("evaluate",),
     "steersman.evaluation.result": ("Evaluation",),
+    "steersman.evaluation.screening.screen": ("screen_experts",),
+    "steersman.experts.causal": ("CausalScreen",),
     "steersman.experts.contrast": ("RoutingContrast", "merge_contrasts"),
     "steersman.experts.counting": ("detect_experts",),
     "steersman.experts.profile": ("ExpertProfile",),
@@ -101,6 +105,7 @@ __all__ = [
     "Architecture",
     "ArchitectureMismatch",
     "ArtifactError",
+    "CausalScreen",
     "ConceptVector",
     "ContrastPair",
     "ContrastPairs",
@@ -146,6 +151,7 @@ __all__ = [
     "merge_contrasts",
     "read_architecture",
     "refine_concept",
+    "screen_experts",
     "transplant",
     "weights_id",
 ]

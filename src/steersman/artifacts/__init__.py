@@ -1,6 +1,7 @@
 """Artifacts on disk and on the Hub: a folder of manifest.json and tensors.safetensors; a file a kind here."""
 
 from steersman.artifacts.affine_map import load_affine_map, save_affine_map
+from steersman.artifacts.causal_screen import load_screen, save_screen
 from steersman.artifacts.concept import load_concept, save_concept
 from steersman.artifacts.contrast import load_contrast, save_contrast
 from steersman.artifacts.folder import MANIFEST, TENSORS, check_free, new_folder
@@ -17,6 +18,7 @@ __all__ = [
     "load_concept",
     "load_contrast",
     "load_profile",
+    "load_screen",
     "load_steering",
     "new_folder",
     "push_folder",
@@ -25,5 +27,6 @@ __all__ = [
     "save_concept",
     "save_contrast",
     "save_profile",
+    "save_screen",
     "save_steering",
 ]

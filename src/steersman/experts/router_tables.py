@@ -121,8 +121,31 @@ def _moves_of(strengths: list[float]) -> Moves:
 def _rank(where: Tensor, value: float, device: torch.device, negative: Tensor | None = None) -> Tensor | None:
     if not bool(where.any()):
         return None
-    rank = torch.zeros(where.shape).masked_fill(where, value)
+    rank = torch.zeros(where.shape, device=where.device).masked_fill(where, value)
     return (rank if negative is None else rank.masked_fill(negative, -torch.inf)).to(device)
+
+
+def token_edit(strengths: Tensor, facts: Router, index: Tensor) -> TokenEdit:
+    """What holds for tokens that each follow a row of strengths, given outright instead of by a program.
+
+    Args:
+        strengths: λ, float32 [rows, experts].
+        facts: The router's.
+        index: int64 [tokens], the row of each.
+    """
+    sources = sources_of(strengths)
+    inside, outside = strengths == 1, strengths == -1
+    device = strengths.device
+    groups = facts.groups
+    kept = None if groups is None else inside.view(len(inside), groups[0], -1).any(dim=-1)
+    tables = (
+        sources,
+        _rank(inside | outside, torch.inf, device, negative=outside),
+        None if kept is None else _rank(kept, torch.inf, device),
+        _rank(outside, -torch.inf, device),
+    )
+    named = (None if table is None else table[index] for table in tables)
+    return TokenEdit(strengths[index], *named)
 
 
 def table_of(program: Program, facts: Router, device: torch.device) -> RouterTable:

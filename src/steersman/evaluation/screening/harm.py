@@ -1,0 +1,67 @@
+"""What the chosen sets change elsewhere: other behaviours and ordinary prompts, by what the model answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from steersman.evaluation.arms import Arm, Subject
+from steersman.evaluation.judges import OUTCOMES
+from steersman.evaluation.screening.ledger import Ledger
+from steersman.evaluation.statistics import paired_difference, rate
+from steersman.evaluation.tasks import Task
+from steersman.experts.causal import DIRECTIONS, CausalScreen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def harm_of(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    screen: CausalScreen,
+    tasks: Sequence[Task],
+    ledger: Ledger,
+    bar: tqdm[Any],
+    batch_size: int,
+    max_new_tokens: int,
+) -> tuple[dict[str, Any], ...]:
+    """Of each task and direction: the positive side's rate unsteered, steered, and the paired difference with
+    its interval.
+    """
+    subject = Subject(model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
+    plans = {
+        direction: screen.select(reverse=direction == "reversed")
+        for direction in DIRECTIONS
+        if screen.found and direction in screen.sets and screen.sets[direction].picks
+    }
+    found: list[dict[str, Any]] = []
+    for number, task in enumerate(tasks):
+
+        def on(name: str, plan: Any, task: Task = task, number: int = number) -> Any:
+            def work() -> Any:
+                result = subject.run(task, Arm(name, plan))
+                return np.array([OUTCOMES.index(outcome) for outcome in result.outcomes])
+
+            bar.update()
+            return ledger.remember(f"harm/{number}/{name}", work) == OUTCOMES.index("positive")
+
+        base = on("base", None) if plans else None
+        for direction, plan in plans.items():
+            steered = on(direction, plan)
+            found.append(
+                {
+                    "task": task.name,
+                    "direction": direction,
+                    "side": task.behaviour.positive,
+                    "items": len(task),
+                    "base": rate(base, task.groups).to_json(),
+                    "steered": rate(steered, task.groups).to_json(),
+                    "difference": paired_difference(base, steered, task.groups).to_json(),
+                }
+            )
+    return tuple(found)

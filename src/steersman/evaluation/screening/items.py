@@ -1,0 +1,136 @@
+"""The items of a screen: which tasks have a d, which of their items are read, and how they are parted in two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steersman.errors import PairsError
+from steersman.evaluation.judges import PhraseJudge, judge_answer
+from steersman.evaluation.tasks import Behaviour, Item, Task, load_task
+from steersman.experts.estimate import LEAST_CLUSTERS
+from steersman.pairs import ContrastPair, ContrastPairs, load_pairs
+
+Items = Task | ContrastPairs | str | Path
+
+
+def open_items(source: Items) -> Task:
+    """Items as a task: a task, the name of one (`lab:NAME/split`), or contrast pairs whose two chats differ in
+    the last answer alone.
+
+    Raises:
+        PairsError: there is no such task, or the pairs have no d.
+    """
+    if isinstance(source, Task):
+        return source
+    if isinstance(source, ContrastPairs):
+        return task_of_pairs(source)
+    if isinstance(source, Path):
+        source = str(source)
+    if Path(source).is_dir():
+        raise PairsError(f"{source}: is a folder; ITEMS is a file, lab:NAME/split, or another task's name")
+    if Path(source).is_file() and not _is_task(Path(source)):
+        return task_of_pairs(load_pairs(source))
+    return load_task(source)
+
+
+def _is_task(path: Path) -> bool:
+    """Whether a file's first row is a prompt's, or the header of such rows."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            first = json.loads(next((line for line in stream if line.strip()), "null"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and bool(first.keys() & {"prompt", "messages", "text", "scorer"})
+
+
+def task_of_pairs(pairs: ContrastPairs) -> Task:
+    """Contrast pairs that share the prompt and differ in the last answer, as items with both answers.
+
+    Raises PairsError for pairs that differ elsewhere: there is nothing that both sides answer.
+    """
+    behaviour = Behaviour(
+        pairs.name, "is on the positive side", "positive", "negative", PhraseJudge(judge_answer)
+    )
+    return Task(
+        pairs.name, (_item(pair, f"{pairs.name}: pair {n}") for n, pair in enumerate(pairs, 1)), behaviour
+    )
+
+
+def _item(pair: ContrastPair, where: str) -> Item:
+    positive, negative = pair.positive, pair.negative
+    chats = isinstance(positive, list) and isinstance(negative, list)
+    if (
+        not chats
+        or positive[:-1] != negative[:-1]
+        or not positive[:-1]
+        or any(side[-1]["role"] != "assistant" for side in (positive, negative))
+    ):
+        raise PairsError(
+            f"{where}: screening needs what either side answers to the same prompt, and these do not share the "
+            "prompt and differ in the last assistant message; name a task whose items have both answers, such "
+            "as lab:faithfulness/train"
+        )
+    name = str(pair.id or where)
+    return Item(
+        id=name,
+        group=str(pair.group or name),
+        content=list(positive[:-1]),
+        positive=str(positive[-1]["content"]),
+        negative=str(negative[-1]["content"]),
+        kind="pair",
+    )
+
+
+def some_of(task: Task, limit: int, seed: int) -> Task:
+    """At most so many items, of as many groups as there are: one of each before a second of any."""
+    if len(task) <= limit:
+        return task
+    return picked(task, _spread(task.groups, seed)[:limit])
+
+
+def halves(task: Task, seed: int) -> tuple[Task, Task]:
+    """Two parts with as many groups each, none in both. Raises PairsError where they are too few."""
+    names = sorted(set(task.groups))
+    require_clusters(len(names) // 2, f"{task.name}: each half of its {len(names)} groups", 2)
+    order = np.random.default_rng(seed).permutation(len(names))
+    first = {names[place] for place in order[: (len(names) + 1) // 2]}
+    parts = [
+        [n for n, group in enumerate(task.groups) if (group in first) == wanted] for wanted in (True, False)
+    ]
+    return picked(task, sorted(parts[0])), picked(task, sorted(parts[1]))
+
+
+def require_clusters(found: int, what: str, parts: int = 1) -> None:
+    """Raise PairsError where there are too few independent groups to tell an effect from chance."""
+    if found < LEAST_CLUSTERS:
+        raise PairsError(
+            f"{what}: {found} groups are too few to tell an effect from chance; give items of at least "
+            f"{parts * LEAST_CLUSTERS} groups"
+            + (" (half of them screen, half of them choose sets)" if parts > 1 else "")
+        )
+
+
+def picked(task: Task, numbers: Sequence[int]) -> Task:
+    """Some items of a task."""
+    return Task(task.name, (task[number] for number in numbers), task.behaviour)
+
+
+def _spread(groups: Sequence[str], seed: int) -> list[int]:
+    """Items in an order that goes round the groups, groups and items at random."""
+    generator = np.random.default_rng(seed)
+    seen: dict[str, int] = {}
+    rounds: list[tuple[int, float, int]] = []
+    for number in generator.permutation(len(groups)).tolist():
+        turn = seen[groups[number]] = seen.get(groups[number], -1) + 1
+        rounds.append((turn, float(generator.random()), number))
+    return [number for *_, number in sorted(rounds)]
+
+
+def describe(task: Task, role: str) -> dict[str, Any]:
+    """What a screen was made from, for its manifest."""
+    return {"kind": "items", "role": role, "name": task.name, "sha256": task.sha256}

@@ -1,0 +1,359 @@
+"""Screening: the effect of every expert on a behaviour, a gate, and sets chosen on other items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from steersman.edits import SCOPES, Scope
+from steersman.errors import ArchitectureMismatch, ModelError, PlanError, WeightsMismatch
+from steersman.evaluation.screening.effects import edits_of, effects_of, place_of, require_finite
+from steersman.evaluation.screening.estimate import CannotEstimate, estimates
+from steersman.evaluation.screening.exact import Edit, Floats, Instrument, instrument
+from steersman.evaluation.screening.greedy import Aim, Chooser, values_beside
+from steersman.evaluation.screening.harm import harm_of
+from steersman.evaluation.screening.items import (
+    Items,
+    describe,
+    halves,
+    open_items,
+    require_clusters,
+    some_of,
+)
+from steersman.evaluation.screening.ledger import Ledger
+from steersman.evaluation.screening.subsets import subset_effects
+from steersman.evaluation.screening.texts import Reading, answers, by_item, preferences
+from steersman.evaluation.statistics import clustered_mean
+from steersman.evaluation.tasks import Task
+from steersman.experts.causal import (
+    DIRECTIONS,
+    SIGNS,
+    CausalScreen,
+    ChosenSet,
+    Direction,
+    Effects,
+    Gate,
+    Sign,
+)
+from steersman.experts.estimate import LEAST_CLUSTERS
+from steersman.models.architecture import RouterSite, find_routers, read_architecture
+from steersman.models.identity import model_name, weights_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from steersman.experts.contrast import RoutingContrast
+
+Method = Literal["exact", "estimate", "auto"]
+Signs = Literal["deactivate", "activate", "both"]
+
+CANDIDATES = 24
+"""At most so many experts a direction are tried for sets, those with the largest effects."""
+KEPT_ITEMS = 200
+"""At most so many items of each task that is to be kept."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to screen; see `screen_experts`."""
+
+    method: Method = "auto"
+    signs: Signs = "both"
+    whole_answers: bool = False
+    exact_runs: int = 48
+    subsets: int = 0
+    at_most: int = 8
+    gate: Gate = Gate()
+    scope: Scope = "all"
+    limit: int = 400
+    harm_limit: int = 300
+    seed: int = 0
+    batch_size: int = 128
+    max_new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("method", ("exact", "estimate", "auto")),
+            ("signs", ("deactivate", "activate", "both")),
+            ("scope", tuple(SCOPES)),
+        ):
+            if getattr(self, name) not in known:
+                raise PlanError(f"{name}={getattr(self, name)!r} is unknown: use {', '.join(known)}")
+        for name, least in (
+            ("exact_runs", 1),
+            ("subsets", 0),
+            ("at_most", 0),
+            ("limit", LEAST_CLUSTERS),
+            ("harm_limit", 1),
+            ("batch_size", 1),
+            ("max_new_tokens", 1),
+        ):
+            if getattr(self, name) < least:
+                raise PlanError(f"{name}={getattr(self, name)}: right is a whole number from {least}")
+
+    @property
+    def chosen_signs(self) -> tuple[Sign, ...]:
+        """The signs to screen with."""
+        return SIGNS if self.signs == "both" else (self.signs,)
+
+
+def screen_experts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Items,
+    *,
+    keep: Sequence[Items] = (),
+    harm: Sequence[Items] = (),
+    contrast: RoutingContrast | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> CausalScreen:
+    """Find the experts that cause a behaviour: the effect of each on d = log p(positive answer) − log p(negative
+    answer) when it alone is kept out of every token's top-k, or put in, and sets of them.
+
+    Half of the items' groups screen; on the other half a set is chosen for each direction by greedy forward
+    choice, measured again after each pick, as long as a pick gains .01 nats with t of 3 or more. What it gains:
+    log p of the answer that is steered toward, and of what is to be `keep`-ed.
+
+    Args:
+        model: A transformers Mixture-of-Experts model.
+        tokenizer: Its tokenizer.
+        items: A task whose items have both answers, or contrast pairs that differ in the last answer alone.
+        keep: Tasks that a set must not harm: right answers, or for tasks with two sides what the unsteered
+            model would answer.
+        harm: Tasks on which the sets are measured in the end, by what the model then answers.
+        contrast: Of the same model, so that risk differences stand beside the effects.
+        method: `exact` runs every expert; `estimate` makes do with one forward and backward; `auto` estimates
+            all and runs the best `exact_runs`.
+        signs: `deactivate`, `activate` or `both`: what experts are screened with, and so what sets are made of.
+        whole_answers: d of whole answers, instead of the first token where they differ.
+        subsets: Random subsets an item, for experts that stand in for each other; 0: none.
+        at_most: Experts a direction; 0: choose no sets.
+        gate: What an effect must reach: q and size.
+        scope: Which tokens are steered.
+        limit: Read at most so many items, of as many groups as there are; `harm_limit` likewise.
+        seed: Of every random choice.
+        batch_size: Texts in one forward.
+        checkpoint: A folder to save progress in. It is yours to remove when the result is safe.
+        resume: Go on from what is saved in `checkpoint`, if anything is; otherwise that is an error.
+        progress: Show a progress bar on stderr where it takes more than a second.
+
+    Raises:
+        ModelError: the model has no routers, gives no finite d, or (method `estimate`) its experts cannot be
+            called one by one.
+        PairsError: the items have no d, or too few groups.
+        PlanError: an option is unknown or out of range.
+        WeightsMismatch, ArchitectureMismatch: the contrast is another model's.
+        ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
+    """
+    given = Options(**options)
+    task = some_of(open_items(items), given.limit, given.seed)
+    kept = [some_of(open_items(each), min(KEPT_ITEMS, given.limit), given.seed) for each in keep]
+    harmed = [some_of(open_items(each), given.harm_limit, given.seed) for each in harm]
+    sites = [site for site in find_routers(model) if site.facts.reason is None]
+    if not sites:
+        raise ModelError("the model has no router that can be steered: there is nothing to screen")
+    identity = weights_id(model)
+    if contrast is not None:
+        _check_contrast(contrast, model, identity)
+    run = {
+        "weights_id": identity,
+        "tasks": [each.sha256 for each in (task, *kept, *harmed)],
+        "roles": [len(kept), len(harmed)],
+        **{name: value for name, value in vars(given).items() if name != "gate"},
+        "gate": vars(given.gate),
+    }
+    ledger = Ledger(checkpoint, run, resume=resume)
+    with (
+        instrument(model, tokenizer, sites, scope=given.scope, batch_size=given.batch_size) as tool,
+        tqdm(desc="screening", unit=" measurements", disable=not progress, delay=1, leave=False) as bar,
+    ):
+        screening = _Screening(tool, sites, given, ledger, bar)
+        found = screening.run(task, kept)
+    name, revision = model_name(model)
+    screen = replace(
+        found,
+        weights_id=identity,
+        architecture=read_architecture(model),
+        model=name,
+        revision=revision,
+        made_from=(
+            describe(task, "items"),
+            *(describe(each, "keep") for each in kept),
+            *(describe(each, "harm") for each in harmed),
+            *(({"kind": "routing_contrast", "sha256": contrast.sha256},) if contrast is not None else ()),
+        ),
+        risk_difference=None if contrast is None else contrast.risk_difference,
+    )
+    with tqdm(desc="harm", disable=not progress, delay=1, leave=False) as bar:
+        measured = harm_of(
+            model, tokenizer, screen, harmed, ledger, bar, given.batch_size, given.max_new_tokens
+        )
+    ledger.save(at_once=True)
+    return replace(screen, harm=measured)
+
+
+class _Screening:
+    """One screen, step by step; each measurement is made once."""
+
+    def __init__(
+        self, tool: Instrument, sites: list[RouterSite], options: Options, ledger: Ledger, bar: tqdm[Any]
+    ) -> None:
+        self._tool = tool
+        self._routers = [site.facts for site in sites]
+        self._options = options
+        self._ledger = ledger
+        self._bar = bar
+        self._notes: list[str] = []
+
+    def run(self, task: Task, kept: list[Task]) -> CausalScreen:
+        options, tokenizer = self._options, self._tool.tokenizer
+        if options.at_most:
+            first, second = halves(task, options.seed)
+        else:
+            require_clusters(len(set(task.groups)), task.name)
+            first = second = task
+        reading = preferences(first, tokenizer, whole=options.whole_answers)
+        # Before the work: what is wrong with any item is said at once.
+        aims = {direction: self._aims(second, kept, direction) for direction in DIRECTIONS}
+        chooser_reading = preferences(second, tokenizer, whole=options.whole_answers)
+        effects, exact = self._effects(reading)
+        subsets = None
+        if options.subsets:
+            subsets = subset_effects(
+                self._tool,
+                self._routers,
+                reading,
+                options.chosen_signs,
+                options.subsets,
+                options.seed,
+                self._remember,
+            )
+        screen = CausalScreen(
+            effects=effects,
+            exact=exact,
+            gate=options.gate,
+            sets={},
+            items=reading.items,
+            clusters=len(set(reading.groups)),
+            choosing_items=chooser_reading.items if options.at_most else 0,
+            method=options.method,
+            scope=options.scope,
+            architecture=read_architecture(self._tool.model),
+            weights_id="",
+            subsets=subsets,
+            notes=tuple(self._notes),
+        )
+        if not options.at_most:
+            return screen
+        sets = {
+            direction: self._choose(direction, screen, aims[direction], chooser_reading)
+            for direction in DIRECTIONS
+        }
+        return replace(screen, sets=sets)
+
+    def _aims(self, task: Task, kept: list[Task], direction: Direction) -> list[Aim]:
+        tokenizer = self._tool.tokenizer
+        side: Literal["positive", "negative"] = "positive" if direction == "toward" else "negative"
+        return [
+            Aim(answers(task, tokenizer, side)),
+            *(
+                Aim(preferences(each, tokenizer), kept=True)
+                if each.two_sided
+                else Aim(answers(each, tokenizer))
+                for each in kept
+            ),
+        ]
+
+    # ------------------------------------------------------------ effects
+
+    def _effects(self, reading: Reading) -> tuple[Effects, Any]:
+        """Effects, and which of them are exact, bool [2, layers, experts]."""
+        options = self._options
+        edits = edits_of(self._routers, options.chosen_signs)
+        changes: dict[Edit, Floats] = {}
+        runs = edits
+        if options.method != "exact":
+            try:
+                changes = self._estimated(reading, edits)
+            except CannotEstimate as reason:
+                if options.method == "estimate":
+                    raise ModelError(
+                        f"effects cannot be estimated for this model: {reason}; use method exact"
+                    ) from None
+                self._notes.append(f"run exactly, all of them: {reason}")
+            else:
+                runs = self._best(changes, edits) if options.method == "auto" else {}
+        changes |= self._exact(reading, runs)
+        exact = np.zeros((len(SIGNS), len(self._routers), max(r.experts for r in self._routers)), bool)
+        for of_layer in runs.values():
+            for edit in of_layer:
+                exact[place_of(self._routers, edit)] = True
+        return effects_of(self._routers, changes, reading.groups), exact
+
+    def _best(self, changes: dict[Edit, Floats], edits: dict[int, list[Edit]]) -> dict[int, list[Edit]]:
+        best = sorted(changes, key=lambda edit: -abs(float(changes[edit].mean())))[: self._options.exact_runs]
+        return {layer: [edit for edit in of_layer if edit in best] for layer, of_layer in edits.items()}
+
+    def _estimated(self, reading: Reading, edits: dict[int, list[Edit]]) -> dict[Edit, Floats]:
+        every = [edit for of_layer in edits.values() for edit in of_layer]
+        found = np.zeros((len(every), len(reading.texts)))
+        for number, batch in enumerate(self._tool.batches(reading)):
+
+            def work(batch: Any = batch) -> Floats:
+                return np.concatenate(list(estimates(self._tool, batch, edits)[1].values()))
+
+            found[:, batch.texts] = self._remember(f"estimate/{number}", work)
+        return dict(
+            zip(every, require_finite(by_item(reading, found), self._tool, reading.name), strict=True)
+        )
+
+    def _exact(self, reading: Reading, edits: dict[int, list[Edit]]) -> dict[Edit, Floats]:
+        every = [edit for of_layer in edits.values() for edit in of_layer]
+        if not every:
+            return {}
+        found = values_beside(self._tool, reading, (), every, "exact", self._remember)
+        require_finite(found, self._tool, reading.name)
+        return dict(zip(every, found[1:] - found[0], strict=True))
+
+    # ------------------------------------------------------------ sets
+
+    def _choose(
+        self, direction: Direction, screen: CausalScreen, aims: list[Aim], reading: Reading
+    ) -> ChosenSet:
+        reverse = direction == "reversed"
+        candidates = [
+            (layer, expert, 1.0 if score > 0 else -1.0)
+            for layer, expert, score in screen.ranking(reverse=reverse)
+        ][:CANDIDATES]
+        if not candidates:
+            reason = "no effect in this direction passes the gate" if screen.found else screen.reason
+            return ChosenSet((), reason, 0)
+        start: tuple[Edit, ...] = ()
+        chosen = Chooser(self._tool, self._remember).choose(
+            direction, aims, candidates, at_most=self._options.at_most, start=start
+        )
+        plan = tuple((pick.layer, pick.expert, pick.strength) for pick in chosen.picks)
+        before = values_beside(self._tool, reading, (), (), f"{direction}/d/base", self._remember)[0]
+        after = values_beside(self._tool, reading, plan, (), f"{direction}/d/set", self._remember)[0]
+        shift = clustered_mean(after - before, reading.groups)
+        return replace(chosen, shift=shift.mean, shift_error=shift.standard_error)
+
+    def _remember(self, name: str, work: Any) -> Any:
+        self._bar.update()
+        return self._ledger.remember(name, work)
+
+
+def _check_contrast(contrast: RoutingContrast, model: nn.Module, identity: str) -> None:
+    if contrast.architecture.id != read_architecture(model).id:
+        raise ArchitectureMismatch("the contrast is of another architecture than the model to screen")
+    if contrast.weights_id != identity:
+        raise WeightsMismatch("the contrast was counted on other weights than the model's to screen")

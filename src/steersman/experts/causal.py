@@ -1,0 +1,407 @@
+"""What screening found: the effect of each expert on a behaviour when it alone is steered, and sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from steersman.edits import ExpertEdit, Scope
+from steersman.errors import PlanError
+from steersman.experts.estimate import Floats, q_values
+from steersman.experts.selection import Choice, choose
+from steersman.limits import Router
+from steersman.steering import Architecture, Steering, sha256_of
+
+if TYPE_CHECKING:
+    import pandas
+
+Sign = Literal["deactivate", "activate"]
+SIGNS: tuple[Sign, ...] = ("deactivate", "activate")
+"""Index 0 and 1 of every array over signs: the expert alone at λ = −1, and at λ = 1."""
+Direction = Literal["toward", "reversed"]
+DIRECTIONS: tuple[Direction, ...] = ("toward", "reversed")
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an effect must reach to count: significance, and size."""
+
+    q: float = 0.05
+    effect: float = 0.1
+    """In nats."""
+
+
+@dataclass(frozen=True)
+class Pick:
+    """An expert of a chosen set, in the order of choice: λ, and what it added in nats of the objective, with
+    the cluster-robust standard error.
+    """
+
+    layer: int
+    expert: int
+    strength: float
+    gain: float
+    standard_error: float
+
+    @property
+    def t(self) -> float:
+        """gain / standard_error"""
+        return self.gain / self.standard_error if self.standard_error else float("inf")
+
+
+@dataclass(frozen=True)
+class ChosenSet:
+    """The experts chosen for one direction, why no more were, how many were tried, and how far they move d
+    together (mean in nats, standard error) on the items that they were chosen by.
+    """
+
+    picks: tuple[Pick, ...]
+    reason: str
+    candidates: int
+    shift: float = 0.0
+    shift_error: float = 0.0
+
+    @property
+    def gain(self) -> float:
+        """What all picks added, in nats of the objective."""
+        return sum(pick.gain for pick in self.picks)
+
+    @property
+    def strengths(self) -> dict[int, dict[int, float]]:
+        """{layer: {expert: λ}}"""
+        found: dict[int, dict[int, float]] = {}
+        for pick in self.picks:
+            found.setdefault(pick.layer, {})[pick.expert] = pick.strength
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "experts": [{**vars(pick), "t": min(pick.t, 1e9)} for pick in self.picks],
+            "gain": self.gain,
+            "shift": self.shift,
+            "shift_error": self.shift_error,
+            "candidates": self.candidates,
+            "stopped": self.reason,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """Effects on d in nats: mean over items, cluster-robust standard error and p-value of none, float64
+    [2, layers, experts] by `SIGNS`; NaN where not `measured`: no such expert, or it cannot be steered so.
+    """
+
+    mean: Floats
+    standard_error: Floats
+    p_values: Floats
+    measured: Bools
+    part: Floats | None = None
+    """The q values of this part of a whole."""
+
+    @cached_property
+    def q_values(self) -> Floats:
+        """Benjamini-Hochberg q over all that was measured, both signs together."""
+        return q_values(self.p_values, self.measured) if self.part is None else self.part
+
+    def of(self, sign: Sign) -> Effects:
+        """Those of one sign, arrays [layers, experts]."""
+        row = SIGNS.index(sign)
+        fields = (self.mean, self.standard_error, self.p_values, self.measured, self.q_values)
+        return Effects(*(values[row] for values in fields))
+
+    def passing(self, gate: Gate) -> Bools:
+        """Which effects are large enough and not chance."""
+        with np.errstate(invalid="ignore"):
+            return self.measured & (self.q_values < gate.q) & (np.abs(self.mean) >= gate.effect)
+
+
+@dataclass(frozen=True, eq=False)
+class CausalScreen:
+    """Effects of single experts on d = log p(positive answer) − log p(negative answer), and the sets chosen.
+
+    Rows of arrays are the layers that have a steerable router (`layers`, true indices).
+    """
+
+    effects: Effects
+    exact: Bools
+    """[2, layers, experts]: measured by a run of its own; else estimated to first order."""
+    gate: Gate
+    sets: Mapping[Direction, ChosenSet]
+    items: int
+    """How many were screened by; the sets were chosen by `choosing_items` others."""
+    clusters: int
+    choosing_items: int
+    method: str
+    scope: Scope
+    architecture: Architecture
+    weights_id: str
+    model: str = ""
+    revision: str | None = None
+    made_from: tuple[Mapping[str, Any], ...] = field(default=())
+    subsets: Effects | None = None
+    """Of randomised subsets: each expert's average effect while random others are steered too."""
+    risk_difference: Floats | None = None
+    """Of a contrast of the same model, [layers, experts]; NaN where a layer has fewer."""
+    harm: tuple[Mapping[str, Any], ...] = field(default=())
+    """What the sets change elsewhere, task by task, with intervals."""
+    notes: tuple[str, ...] = field(default=())
+    """What did not go as asked, such as experts that can only be screened by exact runs."""
+
+    @property
+    def routers(self) -> tuple[Router, ...]:
+        """The routers that were screened, by layer."""
+        return tuple(router for router in self.architecture.routers if router.steerable)
+
+    @property
+    def layers(self) -> list[int]:
+        """True layer index of each row."""
+        return [router.layer for router in self.routers]
+
+    @property
+    def deactivate(self) -> Effects:
+        """The effects of keeping an expert out, arrays [layers, experts]."""
+        return self.effects.of("deactivate")
+
+    @property
+    def activate(self) -> Effects:
+        """The effects of putting an expert in, arrays [layers, experts]."""
+        return self.effects.of("activate")
+
+    @property
+    def signs(self) -> tuple[Sign, ...]:
+        """Which were screened."""
+        return tuple(sign for row, sign in enumerate(SIGNS) if self.effects.measured[row].any())
+
+    @cached_property
+    def passing(self) -> Bools:
+        """Which effects pass the gate, those of subsets included, bool [2, layers, experts]."""
+        passing = self.effects.passing(self.gate)
+        return passing if self.subsets is None else passing | self.subsets.passing(self.gate)
+
+    @property
+    def found(self) -> bool:
+        """Whether any expert was found that causes the behaviour."""
+        return bool(self.passing.any())
+
+    @property
+    def reason(self) -> str:
+        """What was found, or why nothing was, in words."""
+        measured = self.effects.measured
+        tested = int(measured.any(axis=0).sum())
+        words = f"q < {self.gate.q:g} and an effect of {self.gate.effect:g} nats or more"
+        if self.found:
+            return f"{int(self.passing.sum())} effects of {tested} experts pass the gate: {words}"
+        largest = float(np.abs(self.effects.mean[measured]).max()) if measured.any() else 0.0
+        significant = int((self.effects.q_values[measured] < self.gate.q).sum())
+        return (
+            f"no effect of {tested} experts passes the gate ({words}): the largest is {largest:.3f} nats, "
+            f"{significant} are significant but too small; these experts do not cause the behaviour one by one"
+        )
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of what was found: effects, sets and what they were made from."""
+        parts = [
+            [values.tolist() for values in (e.mean, e.standard_error, e.p_values, e.measured)]
+            for e in (self.effects, self.subsets)
+            if e is not None
+        ]
+        sets = {direction: chosen.to_json() for direction, chosen in self.sets.items()}
+        return sha256_of([self.weights_id, parts, sets, [dict(source) for source in self.made_from]])
+
+    def ranking(self, *, reverse: bool = False) -> list[tuple[int, int, float]]:
+        """(layer, expert, score) of the effects that pass the gate and go the way asked for, largest first; a
+        negative score is for deactivation.
+        """
+        toward = -self.effects.mean if reverse else self.effects.mean
+        if self.subsets is not None:
+            other = -self.subsets.mean if reverse else self.subsets.mean
+            toward = np.where(
+                self.subsets.passing(self.gate) & (np.abs(other) > np.abs(toward)), other, toward
+            )
+        found: dict[tuple[int, int], float] = {}
+        for sign, row, expert in zip(*np.nonzero(self.passing & (toward > 0)), strict=True):
+            score = float(toward[sign, row, expert]) * (1 if SIGNS[sign] == "activate" else -1)
+            place = (self.layers[row], int(expert))
+            if abs(score) > abs(found.get(place, 0.0)):
+                found[place] = score
+        entries = [(layer, expert, score) for (layer, expert), score in found.items()]
+        return sorted(entries, key=lambda entry: (-abs(entry[2]), entry[0], entry[1]))
+
+    def select(
+        self,
+        *,
+        activate: int | None = None,
+        deactivate: int | None = None,
+        top: int | None = None,
+        reverse: bool = False,
+        scope: Scope | None = None,
+        strength: float = 1.0,
+    ) -> Steering:
+        """A steering toward the positive side: the set that was chosen, or so many single experts by effect.
+
+        Args:
+            activate: How many to activate, of those that pass the gate, largest effect first.
+            deactivate: How many to deactivate, likewise.
+            top: How many of either; instead of the other two. Without any of the three: the chosen set.
+            reverse: Steer toward the negative side.
+            scope: Which tokens to steer; None: those that were screened.
+            strength: 0 to 1, the size of every λ.
+
+        Raises:
+            PlanError: nothing was found to cause the behaviour, or less than asked for. What breaks a
+                router's limit is skipped and listed in the steering's `provenance["skipped"]`.
+        """
+        if not 0 <= strength <= 1:
+            raise PlanError(
+                f"strength {strength:g} must lie between 0 and 1; use reverse for the other direction"
+            )
+        if not self.found:
+            raise PlanError(f"the screen found nothing to steer: {self.reason}")
+        numbers = {"activate": activate, "deactivate": deactivate, "top": top}
+        asked = {name: number for name, number in numbers.items() if number is not None}
+        choice = self._choose(asked, strength, reverse) if asked else self._chosen_set(reverse)
+        strengths = {
+            layer: {expert: sign * strength for expert, sign in experts.items()}
+            for layer, experts in choice.signs.items()
+        }
+        return Steering(
+            edits=(ExpertEdit(strengths, scope or self.scope),),
+            architecture=self.architecture,
+            weights_id=self.weights_id,
+            model=self.model,
+            revision=self.revision,
+            provenance={
+                "made": "selection",
+                "by": "causal",
+                "reverse": reverse,
+                **asked,
+                "skipped": list(choice.skipped),
+                "from": [{"kind": "causal_screen", "sha256": self.sha256}, *map(dict, self.made_from)],
+            },
+        )
+
+    def _chosen_set(self, reverse: bool) -> Choice:
+        direction = DIRECTIONS[int(reverse)]
+        chosen = self.sets.get(direction)
+        if chosen is None:
+            raise PlanError(
+                "no sets were chosen in this screen: say how many experts (top, activate, deactivate)"
+            )
+        if not chosen.picks:
+            raise PlanError(f"the screen chose no expert {direction}: {chosen.reason}")
+        return Choice(chosen.strengths, ())
+
+    def _choose(self, asked: Mapping[str, int], strength: float, reverse: bool) -> Choice:
+        ranking = self.ranking(reverse=reverse)
+        there = {
+            "top": len(ranking),
+            "activate": sum(score > 0 for *_, score in ranking),
+            "deactivate": sum(score < 0 for *_, score in ranking),
+        }
+        for name, number in asked.items():
+            if number > there[name]:
+                raise PlanError(
+                    f"{name} asks for {number} experts, but only {there[name]} pass the gate in this direction: "
+                    "filling up with others does harm and no good"
+                )
+        routers = {router.layer: router for router in self.routers}
+        return choose(ranking, routers, strength=strength or 1.0, **asked)
+
+    def agreement(self) -> dict[str, float] | None:
+        """Spearman correlation of the risk difference with the effect of activating, and with minus that of
+        deactivating; None without a contrast.
+        """
+        if self.risk_difference is None:
+            return None
+        found: dict[str, float] = {}
+        for row, (sign, factor) in enumerate((("deactivate", -1), ("activate", 1))):
+            usable = self.effects.measured[row] & ~np.isnan(self.risk_difference)
+            if usable.sum() > 2:
+                pair = factor * self.effects.mean[row][usable], self.risk_difference[usable]
+                value = float(stats.spearmanr(*pair).statistic) if all(np.ptp(v) for v in pair) else 0.0
+                found[sign] = value
+        return found
+
+    def table(self) -> pandas.DataFrame:
+        """One row an expert, largest effect first: its effects, whether one passes, its place in the chosen
+        sets (from 1; 0 where it is in none), and where it stands by risk difference.
+        """
+        import pandas
+
+        measured = self.effects.measured
+        rows, experts = np.nonzero(measured.any(axis=0))
+        columns: dict[str, Any] = {"layer": np.array(self.layers)[rows], "expert": experts}
+        for number, sign in enumerate(SIGNS):
+            columns |= self._columns(sign, number, rows, experts)
+        size = np.where(measured, np.abs(self.effects.mean), -np.inf).max(axis=0)[rows, experts]
+        columns["passes"] = self.passing.any(axis=0)[rows, experts]
+        for direction, chosen in self.sets.items():
+            place = {(pick.layer, pick.expert): n for n, pick in enumerate(chosen.picks, 1)}
+            pairs = zip(columns["layer"].tolist(), experts.tolist(), strict=True)
+            columns[direction] = [place.get(pair, 0) for pair in pairs]
+        columns["causal_rank"] = _ranks(size, columns["layer"], experts)
+        if self.risk_difference is not None:
+            delta = self.risk_difference[rows, experts]
+            columns["risk_difference"] = delta
+            columns["observational_rank"] = _ranks(np.abs(delta), columns["layer"], experts)
+        return pandas.DataFrame(columns).sort_values("causal_rank").reset_index(drop=True)
+
+    def _columns(self, sign: str, number: int, rows: Any, experts: Any) -> dict[str, Any]:
+        there = self.effects.measured[number][rows, experts]
+
+        def of(values: Any) -> Any:
+            return np.where(there, values[number][rows, experts], np.nan)
+
+        columns = {
+            f"{sign}_effect": of(self.effects.mean),
+            f"{sign}_standard_error": of(self.effects.standard_error),
+            f"{sign}_p": of(self.effects.p_values),
+            f"{sign}_q": of(self.effects.q_values),
+            f"{sign}_exact": self.exact[number][rows, experts],
+        }
+        if self.subsets is not None:
+            columns |= {
+                f"{sign}_in_subsets": of(self.subsets.mean),
+                f"{sign}_in_subsets_q": of(self.subsets.q_values),
+            }
+        return columns
+
+    def save_pretrained(self, folder: str | Path, *, force: bool = False) -> None:
+        """Write the screen as a folder (manifest.json, tensors.safetensors), atomically."""
+        from steersman.artifacts import save_screen
+
+        save_screen(self, folder, force=force)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> CausalScreen:
+        """Read a screen from a folder or the Hub.
+
+        Raises `ArtifactError` for anything damaged, foreign or newer.
+        """
+        from steersman.artifacts import load_screen
+
+        return load_screen(source, revision=revision)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the screen to the Hugging Face Hub; returns the commit's address."""
+        from steersman.artifacts import push_folder
+
+        return push_folder(self.save_pretrained, repo_id, **options)
+
+
+def _ranks(size: Floats, layers: Any, experts: Any) -> npt.NDArray[np.int64]:
+    """Places from 1, largest first, ties by layer and expert."""
+    order = np.lexsort((experts, layers, -np.nan_to_num(size, nan=-np.inf)))
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(1, len(order) + 1)
+    return ranks
