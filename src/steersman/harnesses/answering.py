@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from steersman.errors import PairsError
-from steersman.evaluation.prompts import batches, pad_id
+from steersman.evaluation.prompts import Batch, batches, pad_id
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Answerer:
         (batch,) = batches(prompts, len(prompts), pad_id(self.tokenizer), self.model.device)
         room = self._room(batch.input_ids.shape[1])
         limit = min(settings.max_new_tokens, room)
-        stops = {"stop_strings": list(settings.stop), "tokenizer": self.tokenizer} if settings.stop else {}
+        stops = StoppingCriteriaList([_SaidStop(self, settings.stop, batch)] if settings.stop else [])
         applied = self.plan.apply(self.model, match=self.match) if self.plan else nullcontext()
         with _seeded(settings.seed, self.model.device), applied as receipt:
             output = cast(Any, self.model).generate(
@@ -105,7 +106,7 @@ class Answerer:
                 pad_token_id=pad_id(self.tokenizer),
                 return_dict_in_generate=True,
                 output_logits=settings.likelihoods is not None,
-                **stops,
+                stopping_criteria=stops,
                 **settings.of_generate(),
             )
         tokens = receipt.tokens if receipt is not None else None
@@ -114,7 +115,7 @@ class Answerer:
         for place, index in enumerate(batch.indices):
             ids = output.sequences[place, batch.input_ids.shape[1] :].tolist()
             ids, ended = self._until_end(ids)
-            text, cut = _before_stop(str(self.tokenizer.decode(ids, skip_special_tokens=True)), settings.stop)
+            text, cut = _before_stop(self.text_of(ids), settings.stop)
             if cut and not ended:
                 ids = _without_padding(ids, pad_id(self.tokenizer))
             likelihoods = None
@@ -125,6 +126,10 @@ class Answerer:
             read = len(prompts[index])
             answered[index] = Answered(text, stop, read, len(ids), len(prompts), likelihoods, tokens)
         return cast(list[Answered], answered)
+
+    def text_of(self, ids: list[int]) -> str:
+        """What tokens say, without special ones."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _room(self, width: int) -> int:
         config = self.model.config.get_text_config()
@@ -154,6 +159,22 @@ class Answerer:
 
     def _text(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
+
+
+class _SaidStop(StoppingCriteria):
+    """Ends each row by itself once one of some strings is in its answer.
+
+    transformers' own criterion takes the vocabulary apart, which not every tokenizer allows.
+    """
+
+    def __init__(self, answerer: Answerer, stops: Sequence[str], batch: Batch) -> None:
+        self._answerer = answerer
+        self._stops = stops
+        self._prompt = batch.input_ids.shape[1]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        texts = [self._answerer.text_of(row) for row in input_ids[:, self._prompt :].tolist()]
+        return torch.tensor([_before_stop(text, self._stops)[1] for text in texts], device=input_ids.device)
 
 
 def _before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
