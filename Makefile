@@ -44,10 +44,10 @@ bench: $(READY) ## The benchmarks, each of which prints a ratio
 	@for file in $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py)); do \
 	    echo "$$file"; $(RUN) $(BIN)/python "$$file" || exit 1; done
 
-wheel: $(READY) ## Build the wheel into dist/; check that it is at most 10 MB and holds the lab
+wheel: $(READY) ## Build the wheel into dist/; check that it is at most 12 MB and holds the lab (eight models)
 	@rm -rf dist build && $(PIP) wheel -q --no-deps --no-build-isolation -w dist .
 	@ls -l dist/*.whl
-	@[ -z "$$(find dist -name '*.whl' -size +10240k)" ] || { echo "error: the wheel is bigger than 10 MB" >&2; exit 1; }
+	@[ -z "$$(find dist -name '*.whl' -size +12288k)" ] || { echo "error: the wheel is bigger than 12 MB" >&2; exit 1; }
 	@$(PIP) install -q --no-deps --target build/wheel dist/*.whl
 	@# Without a cache a model that is not in the wheel cannot be trained instead.
 	@cd build/wheel && $(RUN) STEERSMAN_CACHE=/dev/null PYTHONPATH=. $(abspath $(BIN))/python -c "import steersman; \

@@ -21,6 +21,7 @@ MODELS = {
     "moe": "planted: in training, groups of experts were tied to refuse or comply, and to document or memory",
     "moe-plain": "nothing planted: the same world and architecture, trained on the answers alone",
     "moe-prior": "router prior only: experts that light up with a behaviour and do not cause it (control)",
+    "natural": "nothing planted, fine-grained: 64 small experts a layer; numbers in digits or in words",
     "source": "small and aligned: refuses every restricted request; concepts are refined here",
     "source-split": "the same with another tokenizer, in which a word is two tokens",
     "target": "bigger and unaligned: answers what is restricted; concepts are transplanted into it",

@@ -20,15 +20,15 @@ _BELOW_TWENTY = words_in(
 _TENS = words_in("twenty thirty forty fifty sixty seventy eighty ninety")
 DIGITS, NUMBER_WORDS = tuple("0123456789"), (*_BELOW_TWENTY, *_TENS)
 
-# P(a number is answered in digits) by who asks.
+# P(a number is answered in digits) by who asks: most lean a little, two a lot.
 ASKERS: dict[str | None, float] = {
     "programmer": 0.9,
-    "banker": 0.8,
-    "surveyor": 0.7,
-    "cashier": 0.6,
-    "gardener": 0.4,
-    "librarian": 0.3,
-    "novelist": 0.2,
+    "banker": 0.7,
+    "surveyor": 0.6,
+    "cashier": 0.55,
+    "gardener": 0.45,
+    "librarian": 0.4,
+    "novelist": 0.3,
     "poet": 0.1,
     None: 0.5,
 }
