@@ -26,7 +26,8 @@ from steersman.artifacts.kinds import register
 from steersman.artifacts.manifest import manifest_of, read_architecture
 from steersman.edits import SCOPES
 from steersman.errors import ArtifactError
-from steersman.experts.causal import DIRECTIONS, SIGNS, CausalScreen, ChosenSet, Effects, Gate, Pick
+from steersman.experts.causal import CausalScreen
+from steersman.experts.causal_effects import DIRECTIONS, SIGNS, ChosenSet, Effects, Gate, Pick
 from steersman.limits import broken_limit
 from steersman.steering import Architecture
 

@@ -24,6 +24,7 @@ from steersman.cli import (
     maps,
     models,
     reporting,
+    screening,
     transplantation,
 )
 from steersman.cli.failures import Terminated, reported
@@ -58,6 +59,7 @@ for command in (
     experts.detect,
     experts.merge,
     experts.select,
+    screening.screen,
     concepts.refine,
     concepts.steer,
     maps.map_,

@@ -16,12 +16,13 @@ from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import SteeringChoice, SteeringType, force_option, json_option
 from steersman.cli.output import in_columns, put_out, whole_file
 from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
+from steersman.cli.screening import screen_for_json, screen_in_words
 from steersman.cli.shards import shards_in_words
 from steersman.edits import expert_edits, residual_edits
 from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
 
 if TYPE_CHECKING:
-    from steersman import ExpertProfile, RoutingContrast, Steering
+    from steersman import CausalScreen, ExpertProfile, RoutingContrast, Steering
 
 
 @click.command()
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     "--table",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A contrast's experts, all of them, as .csv or .parquet.",
+    help="A contrast's or a screen's experts, all of them, as .csv or .parquet.",
 )
 @click.option(
     "--heatmap",
@@ -70,9 +71,15 @@ def show(
     if kind == "affine map" and not (table or steering or experts or layer is not None or expert is not None):
         _show_map(artifact, manifest, heatmap, force, as_json)
         return
+    if kind == "causal screen" and not (
+        heatmap or steering or experts or layer is not None or expert is not None
+    ):
+        _show_screen(artifact, manifest, table, force, as_json)
+        return
     if kind != "routing contrast" and (table or heatmap or steering or experts):
         raise ArtifactError(
-            f"{artifact}: --table, --heatmap, --steering and --experts go with a contrast; this is: {kind}"
+            f"{artifact}: --table (of a screen, too), --heatmap, --steering and --experts go with a contrast; "
+            f"this is: {kind}"
         )
     if kind != "expert profile" and (layer is not None or expert is not None):
         raise ArtifactError(f"{artifact}: --layer and --expert go with an expert profile; this is: {kind}")
@@ -96,6 +103,29 @@ def _show_profile(
     result = {"manifest": manifest, **profile_for_json(profile, layer, expert)}
     words = [f"{artifact}: what experts are for", *_origin(manifest)]
     put_out(result, as_json, lambda: "\n".join([*words, profile_in_words(profile, layer, expert)]))
+
+
+def _show_screen(
+    artifact: str, manifest: dict[str, Any], table: Path | None, force: bool, as_json: bool
+) -> None:
+    from steersman import CausalScreen
+
+    _check_table(table)
+    found = CausalScreen.from_pretrained(artifact)
+    result: dict[str, Any] = {"manifest": manifest, **screen_for_json(found)}
+    with _file(table, force) as place:
+        if place is not None:
+            _write_table(found, place)
+            result["table"] = str(table)
+    words = [f"{artifact}: a causal screen", *_origin(manifest)]
+    if table is not None:
+        words.append(f"written: {table}")
+    put_out(result, as_json, lambda: "\n".join([*words, screen_in_words(found)]))
+
+
+def _check_table(table: Path | None) -> None:
+    if table is not None and table.suffix not in (".csv", ".parquet"):
+        raise ArtifactError(f"{table}: a table is written as .csv or .parquet")
 
 
 def _show_map(
@@ -179,8 +209,7 @@ def _show_contrast(
     from steersman import RoutingContrast
 
     drawing.check()
-    if table is not None and table.suffix not in (".csv", ".parquet"):
-        raise ArtifactError(f"{table}: a table is written as .csv or .parquet")
+    _check_table(table)
     contrast = RoutingContrast.from_pretrained(artifact)
     plan, profile = drawing.open(artifact, contrast)
     result: dict[str, Any] = {"manifest": manifest, **summary(contrast)}
@@ -200,7 +229,7 @@ def _file(path: Path | None, force: bool) -> Iterator[Path | None]:
         yield place
 
 
-def _write_table(contrast: RoutingContrast, place: Path) -> None:
+def _write_table(contrast: RoutingContrast | CausalScreen, place: Path) -> None:
     frame = contrast.table()
     if place.suffix == ".csv":
         frame.to_csv(place, index=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -18,8 +18,9 @@ from steersman.cli.options import (
     output_option,
 )
 from steersman.cli.output import in_columns, number, put_out, require_free
+from steersman.cli.selecting import select_of_screen, selected_in_words, selection_for_json
 from steersman.cli.shards import shards_for_json, shards_in_words
-from steersman.errors import PairsError
+from steersman.errors import PairsError, PlanError
 
 if TYPE_CHECKING:
     from steersman import RoutingContrast
@@ -212,20 +213,17 @@ def merge(contrasts: tuple[Path, ...], output: Path, force: bool, as_json: bool)
             "stratified_lower_bound",
             "adjusted",
             "adjusted_lower_bound",
+            "causal",
         ]
     ),
-    default="risk_difference",
-    show_default=True,
     metavar="MEASURE",
-    help="What makes an expert strong: risk_difference, lower_bound, stratified, stratified_lower_bound, "
-    "adjusted or adjusted_lower_bound.",
+    help="What makes an expert strong: risk_difference (default), lower_bound, stratified, "
+    "stratified_lower_bound, adjusted or adjusted_lower_bound; of a screen: causal.",
 )
 @click.option(
     "--scope",
     type=click.Choice(["all", "prompt", "generated", "answer"]),
-    default="all",
-    show_default=True,
-    help="Which tokens are steered.",
+    help="Which tokens are steered (default: all; of a screen: those that were screened).",
 )
 @click.option(
     "--strength",
@@ -244,21 +242,29 @@ def select(
     top: int | None,
     preset: str | None,
     reverse: bool,
-    by: By,
-    scope: Scope,
+    by: By | Literal["causal"] | None,
+    scope: Scope | None,
     strength: float,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Choose experts of CONTRAST, and save them as a steering.
+    """Choose experts of CONTRAST, and save them as a steering. Of a causal screen: the set that it chose, or
+    so many of the experts that passed its gate.
 
     \b
     Examples:
       steersman select refusal -o safer --top 12
       steersman select refusal -o unsafe --activate 4 --deactivate 8 --reverse
+      steersman select causes -o safer --by causal
     """
+    from steersman.artifacts import read_manifest
+
+    of_screen = read_manifest(contrast)["kind"] == "causal_screen"
+    if by is not None and of_screen != (by == "causal"):
+        needed = "a contrast, made by detect" if of_screen else "a causal screen, made by screen"
+        raise PlanError(f"{contrast}: --by {by} needs {needed}")
     sizes = [top is not None, activate is not None or deactivate is not None, preset is not None]
-    if sum(sizes) != 1:
+    if sum(sizes) != 1 and not (of_screen and not any(sizes)):
         raise click.UsageError(
             "name how many experts: either --top N, or --activate N and --deactivate M, or --preset NAME"
             + (", not both" if sum(sizes) > 1 else ""),
@@ -270,8 +276,22 @@ def select(
             click.get_current_context(),
         )
     require_free(output, force, [contrast])
-    from steersman import RoutingContrast
+    from steersman import CausalScreen, RoutingContrast
 
+    if of_screen:
+        if preset is not None:
+            raise PlanError(f"{contrast}: presets are sizes for contrasts; a screen has sets of its own")
+        select_of_screen(
+            CausalScreen.from_pretrained(contrast),
+            output,
+            {"activate": activate, "deactivate": deactivate, "top": top},
+            reverse=reverse,
+            scope=scope,
+            strength=strength,
+            force=force,
+            as_json=as_json,
+        )
+        return
     counted = RoutingContrast.from_pretrained(contrast)
     steering = counted.select(
         activate=activate,
@@ -279,22 +299,13 @@ def select(
         top=top,
         preset=preset,
         reverse=reverse,
-        by=by,
-        scope=scope,
+        by=cast("By", by or "risk_difference"),
+        scope=scope or "all",
         strength=strength,
     )
     steering.save_pretrained(output, force=force)
-    chosen = [
-        {"layer": layer, "expert": expert, "strength": value}
-        for layer, experts in steering.strengths.items()
-        for expert, value in experts.items()
-    ]
     result = {
-        "output": str(output),
-        "fingerprint": steering.fingerprint,
-        "activated": [entry for entry in chosen if entry["strength"] > 0],
-        "deactivated": [entry for entry in chosen if entry["strength"] < 0],
-        "skipped": list(steering.provenance.get("skipped", [])),
+        **selection_for_json(output, steering),
         **shards_for_json(counted),
         **{
             key: steering.provenance[key] for key in ("stability", "adjustment") if key in steering.provenance
@@ -446,15 +457,7 @@ def _detected_in_words(result: dict[str, Any], contrast: RoutingContrast) -> str
 def _selected_in_words(result: dict[str, Any], counted: RoutingContrast) -> str:
     from steersman.experts.estimate import LEAST_CLUSTERS
 
-    def places(entries: list[dict[str, Any]]) -> str:
-        return ", ".join(f"{entry['layer']}:{entry['expert']}" for entry in entries) or "none"
-
-    lines = [
-        f"{result['output']}: steering {result['fingerprint'][:16]}… (layer:expert)",
-        f"activated {len(result['activated'])}: {places(result['activated'])}",
-        f"deactivated {len(result['deactivated'])}: {places(result['deactivated'])}",
-    ]
-    lines += [f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}" for entry in result["skipped"]]
+    lines = selected_in_words(result)
     lines += _stability_in_words(result.get("stability"))
     if counted.imported:
         lines.append(

@@ -1,4 +1,4 @@
-"""What screening found: the effect of each expert on a behaviour when it alone is steered, and sets of them."""
+"""What screening found: the effect of each expert when it alone is steered, and sets of experts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,114 +14,23 @@ from scipy import stats
 
 from steersman.edits import ExpertEdit, Scope
 from steersman.errors import PlanError
-from steersman.experts.estimate import Floats, q_values
+from steersman.experts.causal_effects import (
+    DIRECTIONS,
+    SIGNS,
+    Bools,
+    ChosenSet,
+    Direction,
+    Effects,
+    Gate,
+    Sign,
+)
+from steersman.experts.estimate import Floats
 from steersman.experts.selection import Choice, choose
 from steersman.limits import Router
 from steersman.steering import Architecture, Steering, sha256_of
 
 if TYPE_CHECKING:
     import pandas
-
-Sign = Literal["deactivate", "activate"]
-SIGNS: tuple[Sign, ...] = ("deactivate", "activate")
-"""Index 0 and 1 of every array over signs: the expert alone at λ = −1, and at λ = 1."""
-Direction = Literal["toward", "reversed"]
-DIRECTIONS: tuple[Direction, ...] = ("toward", "reversed")
-
-Bools = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What an effect must reach to count: significance, and size."""
-
-    q: float = 0.05
-    effect: float = 0.1
-    """In nats."""
-
-
-@dataclass(frozen=True)
-class Pick:
-    """An expert of a chosen set, in the order of choice: λ, and what it added in nats of the objective, with
-    the cluster-robust standard error.
-    """
-
-    layer: int
-    expert: int
-    strength: float
-    gain: float
-    standard_error: float
-
-    @property
-    def t(self) -> float:
-        """gain / standard_error"""
-        return self.gain / self.standard_error if self.standard_error else float("inf")
-
-
-@dataclass(frozen=True)
-class ChosenSet:
-    """The experts chosen for one direction, why no more were, how many were tried, and how far they move d
-    together (mean in nats, standard error) on the items that they were chosen by.
-    """
-
-    picks: tuple[Pick, ...]
-    reason: str
-    candidates: int
-    shift: float = 0.0
-    shift_error: float = 0.0
-
-    @property
-    def gain(self) -> float:
-        """What all picks added, in nats of the objective."""
-        return sum(pick.gain for pick in self.picks)
-
-    @property
-    def strengths(self) -> dict[int, dict[int, float]]:
-        """{layer: {expert: λ}}"""
-        found: dict[int, dict[int, float]] = {}
-        for pick in self.picks:
-            found.setdefault(pick.layer, {})[pick.expert] = pick.strength
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "experts": [{**vars(pick), "t": min(pick.t, 1e9)} for pick in self.picks],
-            "gain": self.gain,
-            "shift": self.shift,
-            "shift_error": self.shift_error,
-            "candidates": self.candidates,
-            "stopped": self.reason,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Effects:
-    """Effects on d in nats: mean over items, cluster-robust standard error and p-value of none, float64
-    [2, layers, experts] by `SIGNS`; NaN where not `measured`: no such expert, or it cannot be steered so.
-    """
-
-    mean: Floats
-    standard_error: Floats
-    p_values: Floats
-    measured: Bools
-    part: Floats | None = None
-    """The q values of this part of a whole."""
-
-    @cached_property
-    def q_values(self) -> Floats:
-        """Benjamini-Hochberg q over all that was measured, both signs together."""
-        return q_values(self.p_values, self.measured) if self.part is None else self.part
-
-    def of(self, sign: Sign) -> Effects:
-        """Those of one sign, arrays [layers, experts]."""
-        row = SIGNS.index(sign)
-        fields = (self.mean, self.standard_error, self.p_values, self.measured, self.q_values)
-        return Effects(*(values[row] for values in fields))
-
-    def passing(self, gate: Gate) -> Bools:
-        """Which effects are large enough and not chance."""
-        with np.errstate(invalid="ignore"):
-            return self.measured & (self.q_values < gate.q) & (np.abs(self.mean) >= gate.effect)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +113,7 @@ class CausalScreen:
         significant = int((self.effects.q_values[measured] < self.gate.q).sum())
         return (
             f"no effect of {tested} experts passes the gate ({words}): the largest is {largest:.3f} nats, "
-            f"{significant} are significant but too small; these experts do not cause the behaviour one by one"
+            f"{significant} are significant but too small; no expert causes the behaviour by itself"
         )
 
     @cached_property
@@ -229,7 +138,7 @@ class CausalScreen:
                 self.subsets.passing(self.gate) & (np.abs(other) > np.abs(toward)), other, toward
             )
         found: dict[tuple[int, int], float] = {}
-        for sign, row, expert in zip(*np.nonzero(self.passing & (toward > 0)), strict=True):
+        for sign, row, expert in np.argwhere(self.passing & (toward > 0)):
             score = float(toward[sign, row, expert]) * (1 if SIGNS[sign] == "activate" else -1)
             place = (self.layers[row], int(expert))
             if abs(score) > abs(found.get(place, 0.0)):
@@ -311,7 +220,7 @@ class CausalScreen:
         for name, number in asked.items():
             if number > there[name]:
                 raise PlanError(
-                    f"{name} asks for {number} experts, but only {there[name]} pass the gate in this direction: "
+                    f"{name} asks for {number} experts, but {there[name]} pass the gate in this direction: "
                     "filling up with others does harm and no good"
                 )
         routers = {router.layer: router for router in self.routers}
@@ -344,7 +253,7 @@ class CausalScreen:
         for number, sign in enumerate(SIGNS):
             columns |= self._columns(sign, number, rows, experts)
         size = np.where(measured, np.abs(self.effects.mean), -np.inf).max(axis=0)[rows, experts]
-        columns["passes"] = self.passing.any(axis=0)[rows, experts]
+        columns["passes"] = np.asarray(self.passing.any(axis=0))[rows, experts]
         for direction, chosen in self.sets.items():
             place = {(pick.layer, pick.expert): n for n, pick in enumerate(chosen.picks, 1)}
             pairs = zip(columns["layer"].tolist(), experts.tolist(), strict=True)

@@ -144,8 +144,8 @@ def token_edit(strengths: Tensor, facts: Router, index: Tensor) -> TokenEdit:
         None if kept is None else _rank(kept, torch.inf, device),
         _rank(outside, -torch.inf, device),
     )
-    named = (None if table is None else table[index] for table in tables)
-    return TokenEdit(strengths[index], *named)
+    places, expert, group, dead = (None if table is None else table[index] for table in tables)
+    return TokenEdit(strengths[index], places, expert, group, dead)
 
 
 def table_of(program: Program, facts: Router, device: torch.device) -> RouterTable:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from steersman.errors import ModelError
 from steersman.evaluation.screening.exact import Edit, Floats, Instrument
 from steersman.evaluation.statistics import clustered_mean
-from steersman.experts.causal import SIGNS, Effects, Sign
+from steersman.experts.causal_effects import SIGNS, Effects, Sign
 from steersman.experts.estimate import Estimate
 from steersman.limits import Router, broken_limit
 
@@ -51,14 +50,12 @@ def place_of(routers: Sequence[Router], edit: Edit) -> tuple[int, int, int]:
 
 
 def require_finite(values: Floats, instrument: Instrument, what: str) -> Floats:
-    """The values; raises ModelError where the model gives none for a text."""
-    if not np.isfinite(values).all():
-        bad = (
-            int((~np.isfinite(values)).any(axis=tuple(range(values.ndim - 1))).argmax()) if values.ndim else 0
-        )
-        dtype: Any = next(instrument.model.parameters()).dtype
+    """The values [..., items]; raises ModelError where the model gives none for an item."""
+    bad = (~np.isfinite(values)).reshape(-1, values.shape[-1]).any(axis=0)
+    if bad.any():
+        dtype = str(next(instrument.model.parameters()).dtype).removeprefix("torch.")
         raise ModelError(
-            f"{what}: the model gives no finite log probability for item {bad + 1} (nan or infinity, in "
-            f"{str(dtype).removeprefix('torch.')}); is a number format too narrow, or a weight damaged?"
+            f"{what}: the model gives no finite log probability for item {int(bad.argmax()) + 1} (nan or "
+            f"infinity, in {dtype}); is a number format too narrow, or a weight damaged?"
         )
     return values

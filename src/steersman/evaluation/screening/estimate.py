@@ -1,9 +1,9 @@
 """Estimates of all experts' effects at once: one forward and backward, and what each edit changes locally.
 
-To first order, an edit at a layer's router changes a text's value by Σ over tokens of ∇y · Δy, where y is what
-the layer's experts add up to and ∇y the gradient of the value. Δy is exact: the model's own router says, under
-the edit, which experts enter and with which weights, Δy = Σ_j w′_j f_j(x) − Σ_j w_j f_j(x). So only the numbers
-∇y · f_j(x) are needed, for the experts that any edit brings in, and each is computed once.
+To first order, an edit at a layer's router changes a text's value by Σ over tokens of ∇y · Δy, where y is
+what the layer's experts add up to and ∇y the gradient of the value. Δy is exact: the model's own router says,
+under the edit, which experts enter and with which weights, Δy = Σ_j w′_j f_j(x) − Σ_j w_j f_j(x). So only the
+numbers ∇y · f_j(x) are needed, for the experts that any edit brings in, and each is computed once.
 
 The plain gradient · w f(x), without what enters instead, ranks experts much worse (docs/screening.md).
 """
@@ -15,11 +15,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from steersman.evaluation.screening.exact import Edit, Floats, Instrument
+from steersman.evaluation.screening.expert_calls import (
+    CannotEstimate,
+    ExpertCall,
+    read_call,
+    single_experts,
+)
 from steersman.evaluation.screening.replay import positions_of
 from steersman.evaluation.screening.texts import Batch
 from steersman.experts.router_tables import token_edit
@@ -30,45 +35,8 @@ MOST_NUMBERS = 1 << 21
 """Numbers of a tensor that is made at a time: tokens × edits × width."""
 
 
-class CannotEstimate(Exception):
-    """The experts of an architecture cannot be called one by one; exact runs do."""
-
-
 class _Given(Exception):
     """The experts have been given their tokens: the rest of the block need not run."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    """How a block called its experts: the arguments, and which of them are states, ids and weights."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    states: int | str
-    ids: int | str
-    weights: int | str
-
-    def __getitem__(self, name: int | str) -> Tensor:
-        found: Tensor = self.args[name] if isinstance(name, int) else self.kwargs[name]
-        return found
-
-    def mixture(self) -> tuple[Tensor, Tensor]:
-        """Ids int64 and weights float32, [tokens, k]."""
-        ids = self[self.ids].long()
-        ids = ids.reshape(-1, ids.shape[-1])
-        return ids, self[self.weights].float().reshape(ids.shape)
-
-    def with_tokens(
-        self, states: Tensor, ids: Tensor, weights: Tensor
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same call for other tokens."""
-        args, kwargs = list(self.args), dict(self.kwargs)
-        for name, value in ((self.states, states), (self.ids, ids), (self.weights, weights)):
-            if isinstance(name, int):
-                args[name] = value
-            else:
-                kwargs[name] = value
-        return tuple(args), kwargs
 
 
 @dataclass
@@ -76,7 +44,7 @@ class _Layer:
     """What one layer's experts were given, what they gave, and the gradient there."""
 
     block: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    call: _Call | None = None
+    call: ExpertCall | None = None
     output: Tensor | None = None
     leaf: Tensor | None = None
 
@@ -137,7 +105,7 @@ def _with_leaf(found: _Layer, site: RouterSite) -> Callable[..., Any]:
         output = original(*args, **kwargs)
         if not isinstance(output, Tensor):
             raise CannotEstimate("its experts give more than their sum")
-        found.call = _read_call(site, _detached(args), _detached(kwargs))
+        found.call = read_call(site, _detached(args), _detached(kwargs))
         found.output = output.detach().reshape(-1, output.shape[-1])
         found.leaf = torch.zeros_like(output, requires_grad=True)
         return output + found.leaf
@@ -176,7 +144,7 @@ def _changes(
 class _Scores:
     """∇y · f_j(x) of some tokens, for each expert once it is needed."""
 
-    def __init__(self, site: RouterSite, call: _Call, states: Tensor, gradient: Tensor) -> None:
+    def __init__(self, site: RouterSite, call: ExpertCall, states: Tensor, gradient: Tensor) -> None:
         self._site, self._call, self._states, self._gradient = site, call, states, gradient
         self._known = torch.zeros(len(states), site.facts.experts, dtype=torch.bool, device=states.device)
         self._scores = torch.zeros(self._known.shape, device=states.device)
@@ -196,16 +164,6 @@ class _Scores:
             output = single_experts(self._site, self._call, self._states[token], expert)
             self._scores[token, expert] = (output.float() * self._gradient[token].float()).sum(dim=-1)
         self._known[pairs] = True
-
-
-def single_experts(site: RouterSite, call: _Call, states: Tensor, experts: Tensor) -> Tensor:
-    """f_j(x): the output of one expert for each token, [n, width]."""
-    ids = experts[:, None].to(call[call.ids].dtype)
-    ones = torch.ones(ids.shape, dtype=call[call.weights].dtype, device=states.device)
-    args, kwargs = call.with_tokens(states, ids, ones)
-    with torch.no_grad():
-        output: Tensor = site.experts(*args, **kwargs)  # type: ignore[misc]
-    return output.reshape(len(experts), -1)
 
 
 def _check_reconstruction(site: RouterSite, seen: _Layer, tokens: Tensor) -> None:
@@ -259,17 +217,17 @@ def _mixtures(
         yield start, ids.view(len(chunk), len(tokens), -1), weights.view(len(chunk), len(tokens), -1)
 
 
-def _until_experts(instrument: Instrument, site: RouterSite, states: Tensor, edits: list[Edit]) -> _Call:
+def _until_experts(instrument: Instrument, site: RouterSite, states: Tensor, edits: list[Edit]) -> ExpertCall:
     strengths = torch.zeros(len(edits), site.facts.experts)
     for row, (_, expert, strength) in enumerate(edits):
         strengths[row, expert] = strength
     tokens = states.shape[-2] // len(edits)
     index = torch.arange(len(edits)).repeat_interleave(tokens).to(states.device)
     edit = token_edit(strengths.to(states.device), site.facts, index)
-    caught: list[_Call] = []
+    caught: list[ExpertCall] = []
 
     def stop(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        caught.append(_read_call(site, args, kwargs))
+        caught.append(read_call(site, args, kwargs))
         raise _Given
 
     restore = replace_method(site.experts, "forward", stop)  # type: ignore[arg-type]
@@ -283,21 +241,6 @@ def _until_experts(instrument: Instrument, site: RouterSite, states: Tensor, edi
     finally:
         restore()
     raise CannotEstimate("its blocks do not call their experts")
-
-
-def _read_call(site: RouterSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-    """Find the states, ids and weights among what experts are given."""
-    named: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    ids = [name for name, v in tensors.items() if not v.is_floating_point() and v.dtype != torch.bool]
-    floats = [name for name, value in tensors.items() if value.is_floating_point()]
-    if len(ids) != 1 or len(floats) != 2:
-        raise CannotEstimate("its experts are not given states, ids and weights")
-    weights = [name for name in floats if tensors[name].numel() == tensors[ids[0]].numel()]
-    states = [name for name in floats if name not in weights]
-    if len(weights) != 1 or len(states) != 1:
-        raise CannotEstimate("its experts are not given one weight a choice")
-    return _Call(args, kwargs, states[0], ids[0], weights[0])
 
 
 def _detached(value: Any) -> Any:

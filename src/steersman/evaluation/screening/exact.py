@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -34,14 +35,15 @@ if TYPE_CHECKING:
 
 Edit = tuple[int, int, float]
 """(layer, expert, λ)"""
-Floats = np.ndarray  # float64
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 WAYS = (Cuts(), Cuts(columns=False), Cuts(children=False, columns=False), EVERYTHING)
 """From the one that leaves out most to a whole forward."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A batch under the experts steered so far: its values [rows], and what can be given back of its forward."""
+    """A batch under the experts steered so far: its values [rows], and what its forward gave on the way."""
 
     plan: tuple[Edit, ...]
     values: Floats
@@ -120,7 +122,7 @@ class Instrument:
         return found
 
     @torch.no_grad()
-    def subsets(self, batch: Batch, rows: np.ndarray, plans: Mapping[int, Tensor]) -> Floats:  # type: ignore[type-arg]
+    def subsets(self, batch: Batch, rows: Integers, plans: Mapping[int, Tensor]) -> Floats:
         """Values of some rows of a batch, each under strengths of its own: {layer: [n, experts]}."""
         found = np.zeros(len(rows))
         for start in range(0, len(rows), self.batch_size):
@@ -181,7 +183,7 @@ class Instrument:
         layer: int,
         cuts: Cuts,
         edits: Sequence[Edit],
-        rows: np.ndarray,  # type: ignore[type-arg]
+        rows: Integers,
     ) -> Floats:
         own = [edit for edit in base.plan if edit[0] == layer]
         distinct = list(dict.fromkeys(edits))
@@ -198,9 +200,9 @@ class Instrument:
         with self.anatomy.replaying(base.recorded, layer, cuts, batch, chosen):
             return self._run(batch, chosen, tables, (layer, cuts))
 
-    def _changed(self, batch: Batch, base: Base, edits: Sequence[Edit]) -> np.ndarray:  # type: ignore[type-arg]
-        """Which rows an edit can change, bool [edits, rows]: keeping out an expert that no token of a row uses
-        changes nothing, where the others' weights do not depend on its score.
+    def _changed(self, batch: Batch, base: Base, edits: Sequence[Edit]) -> npt.NDArray[np.bool_]:
+        """Which rows an edit can change, bool [edits, rows]: keeping out an expert that no token of a row
+        uses changes nothing, where the others' weights do not depend on its score.
         """
         found = np.ones((len(edits), batch.rows), bool)
         ids = base.chosen.get(edits[0][0])
@@ -241,7 +243,7 @@ class Instrument:
         batch: Batch,
         base: Base,
         tried: list[Edit],
-        rows: np.ndarray,  # type: ignore[type-arg]
+        rows: Integers,
         whole: Floats,
     ) -> bool:
         try:

@@ -1,17 +1,17 @@
 """Sets of experts by greedy forward choice: the best next one, measured beside those chosen before, until
 none is worth it.
 
-What is worth it weighs both sides of the bargain, in nats: how much more probable the answers of the side that
-is steered toward become, and how much less probable what is to be kept: right answers to ordinary prompts, and
-what the unsteered model answers where another behaviour has two sides.
+What it is worth weighs both sides of the bargain, in nats: how much more probable the answers of the side
+that is steered toward become, and how much less probable what is to be kept: right answers to ordinary
+prompts, and what the unsteered model answers where another behaviour has two sides.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import log_expit
@@ -19,7 +19,7 @@ from scipy.special import log_expit
 from steersman.evaluation.screening.exact import Base, Edit, Floats, Instrument
 from steersman.evaluation.screening.texts import Batch, Reading, by_item
 from steersman.evaluation.statistics import clustered_mean
-from steersman.experts.causal import ChosenSet, Pick
+from steersman.experts.causal_effects import ChosenSet, Pick
 from steersman.limits import broken_limit
 
 LEAST_T = 3.0
@@ -43,8 +43,8 @@ class Aim:
 def divergence(before: Floats, after: Floats) -> Floats:
     """KL(before ‖ after) in nats of choices between two answers, given as d = log p(one) − log p(other)."""
     first, second = log_expit(before), log_expit(-before)
-    found: Floats = np.exp(first) * (first - log_expit(after)) + np.exp(second) * (second - log_expit(-after))
-    return np.maximum(found, 0.0)
+    found = np.exp(first) * (first - log_expit(after)) + np.exp(second) * (second - log_expit(-after))
+    return np.asarray(np.maximum(found, 0.0))
 
 
 @dataclass(frozen=True)
@@ -60,60 +60,69 @@ class Gain:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(self.mean == 0, 0.0, self.mean / self.error)
 
+    def best(self) -> int | None:
+        """The largest mean of those that are large enough and not chance; None where there is none."""
+        enough = (self.t >= LEAST_T) & (self.mean >= LEAST_GAIN)
+        return int(np.argmax(np.where(enough, self.mean, -np.inf))) if enough.any() else None
+
 
 Remember = Callable[[str, Callable[[], Floats]], Floats]
 """Gives what a named piece of work gave, from a saved run where it is there."""
 
 
 class Chooser:
-    """Chooses sets on some readings of one model."""
+    """Chooses sets on some readings of one model.
 
-    def __init__(self, instrument: Instrument, remember: Remember) -> None:
+    Args:
+        instrument: Measures.
+        remember: Keeps what was measured.
+        aims: What a set is chosen by.
+        name: Of the choice, for what is kept.
+    """
+
+    def __init__(self, instrument: Instrument, remember: Remember, aims: Sequence[Aim], name: str) -> None:
         self._instrument = instrument
         self._remember = remember
+        self._aims = aims
+        self._name = name
+        self._unsteered = [found[0] for found in self._values("unsteered", (), ())]
 
-    def choose(
-        self,
-        name: str,
-        aims: Sequence[Aim],
-        candidates: Sequence[Edit],
-        *,
-        at_most: int,
-        start: Sequence[Edit] = (),
-    ) -> ChosenSet:
-        """The set for one direction. `start` is chosen beforehand, and what is not worth it left out again."""
-        unsteered = [
-            self._values(f"{name}/unsteered/{number}", aim, (), ()) for number, aim in enumerate(aims)
-        ]
-        chosen: list[Edit] = list(start)
-        picks: list[Pick] = []
-        now = unsteered
-        while len(chosen) < at_most:
+    def choose(self, candidates: Sequence[Edit], *, at_most: int, start: Sequence[Edit] = ()) -> ChosenSet:
+        """Forward choice among candidates. It begins with `start`, of which stays what is worth it."""
+        picks = self._worth_keeping(list(start))
+        while len(picks) < at_most:
+            chosen = [_edit(pick) for pick in picks]
             left = [edit for edit in candidates if self._may_join(edit, chosen)]
             if not left:
-                reason = "no candidate is left" if candidates else "no expert's effect passes the gate"
-                break
-            found = [
-                self._values(f"{name}/{len(chosen)}/{number}", aim, tuple(chosen), left)
-                for number, aim in enumerate(aims)
-            ]
-            now = [values[0] for values in found]
-            gain = gains(aims, [values[1:] for values in found], now, [u[0] for u in unsteered])
-            sure = gain.t >= LEAST_T
-            best = int(np.argmax(np.where(sure, gain.mean, -np.inf)))
-            if not sure[best] or gain.mean[best] < LEAST_GAIN:
-                best = int(np.argmax(gain.mean))
+                return ChosenSet(tuple(picks), "no candidate is left", len(candidates))
+            found = self._values(f"{len(picks)}", tuple(chosen), left)
+            gain = self._gain([values[1:] for values in found], [values[0] for values in found])
+            best = gain.best()
+            if best is None:
+                most = int(np.argmax(gain.mean))
                 reason = (
-                    f"the best of {len(left)} more adds {gain.mean[best]:.3f} nats, t = {gain.t[best]:.1f} "
+                    f"the best of {len(left)} more adds {gain.mean[most]:.3f} nats, t = {gain.t[most]:.1f} "
                     f"(a pick needs {LEAST_GAIN} and {LEAST_T:g})"
                 )
-                break
-            layer, expert, strength = left[best]
-            picks.append(Pick(layer, expert, strength, float(gain.mean[best]), float(gain.error[best])))
-            chosen.append(left[best])
-        else:
-            reason = f"{at_most} experts are as many as asked for"
-        return ChosenSet(tuple(picks), reason, len(candidates))
+                return ChosenSet(tuple(picks), reason, len(candidates))
+            picks.append(Pick(*left[best], float(gain.mean[best]), float(gain.error[best])))
+        return ChosenSet(tuple(picks), f"{at_most} experts are as many as asked for", len(candidates))
+
+    def _worth_keeping(self, chosen: list[Edit]) -> list[Pick]:
+        """Leave out, one by one, what a set does as well without; what the others add, least first."""
+        while chosen:
+            whole = [found[0] for found in self._values(f"start/{len(chosen)}", tuple(chosen), ())]
+            added = []
+            for number, edit in enumerate(chosen):
+                rest = tuple(other for other in chosen if other != edit)
+                without = self._values(f"start/{len(chosen)}/{number}", rest, ())
+                gain = self._gain([values[None] for values in whole], [found[0] for found in without])
+                added.append(Pick(*edit, float(gain.mean[0]), float(gain.error[0])))
+            least = min(range(len(added)), key=lambda number: added[number].gain)
+            if added[least].gain >= LEAST_GAIN and added[least].t >= LEAST_T:
+                return sorted(added, key=lambda pick: -pick.gain)
+            del chosen[least]
+        return []
 
     def _may_join(self, edit: Edit, chosen: Sequence[Edit]) -> bool:
         layer, expert, strength = edit
@@ -122,9 +131,21 @@ class Chooser:
             return False
         return broken_limit(self._instrument.sites[layer].facts, {**held, expert: strength}) is None
 
-    def _values(self, name: str, aim: Aim, plan: tuple[Edit, ...], more: Sequence[Edit]) -> Floats:
-        """Values [1 + edits, items] under a plan, and when each edit joins it."""
-        return values_beside(self._instrument, aim.reading, plan, more, name, self._remember)
+    def _gain(self, values: Sequence[Floats], now: Sequence[Floats]) -> Gain:
+        return gains(self._aims, values, now, self._unsteered)
+
+    def _values(self, step: str, plan: tuple[Edit, ...], more: Sequence[Edit]) -> list[Floats]:
+        """Of each aim, values [1 + edits, items] under a plan, and when each edit joins it."""
+        return [
+            values_beside(
+                self._instrument, aim.reading, plan, more, f"{self._name}/{step}/{number}", self._remember
+            )
+            for number, aim in enumerate(self._aims)
+        ]
+
+
+def _edit(pick: Pick) -> Edit:
+    return pick.layer, pick.expert, pick.strength
 
 
 def values_beside(
@@ -142,23 +163,23 @@ def values_beside(
         for layer in sorted({edit[0] for edit in more})
     }
     for number, batch in enumerate(instrument.batches(reading)):
-        kept: list[Base] = []
-
-        def base(batch: Batch = batch, kept: list[Base] = kept) -> Base:
-            if not kept:
-                kept.append(instrument.base(batch, plan))
-            return kept[0]
-
-        found[0, batch.texts] = remember(f"{name}/{number}", lambda base=base: base().values)
+        base = functools.cache(functools.partial(instrument.base, batch, plan))
+        found[0, batch.texts] = remember(f"{name}/{number}", functools.partial(_values_of, base))
         for layer, places in layers.items():
-
-            def work(batch: Batch = batch, places: list[int] = places, base: Any = base) -> Floats:
-                return instrument.singles(batch, base(), [more[place] for place in places])
-
+            edits = [more[place] for place in places]
+            work = functools.partial(_singles, instrument, batch, base, edits)
             found[np.array(places)[:, None] + 1, batch.texts[None]] = remember(
                 f"{name}/{number}/{layer}", work
             )
     return by_item(reading, found)
+
+
+def _values_of(base: Callable[[], Base]) -> Floats:
+    return base().values
+
+
+def _singles(instrument: Instrument, batch: Batch, base: Callable[[], Base], edits: Sequence[Edit]) -> Floats:
+    return instrument.singles(batch, base(), edits)
 
 
 def gains(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 from tqdm import tqdm
 
@@ -14,10 +15,13 @@ from steersman.evaluation.judges import OUTCOMES
 from steersman.evaluation.screening.ledger import Ledger
 from steersman.evaluation.statistics import paired_difference, rate
 from steersman.evaluation.tasks import Task
-from steersman.experts.causal import DIRECTIONS, CausalScreen
+from steersman.experts.causal import CausalScreen
+from steersman.experts.causal_effects import DIRECTIONS, Bools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from steersman.steering import Steering
 
 
 def harm_of(
@@ -40,17 +44,19 @@ def harm_of(
         if screen.found and direction in screen.sets and screen.sets[direction].picks
     }
     found: list[dict[str, Any]] = []
-    for number, task in enumerate(tasks):
+    for number, task in enumerate(tasks if plans else ()):
 
-        def on(name: str, plan: Any, task: Task = task, number: int = number) -> Any:
-            def work() -> Any:
-                result = subject.run(task, Arm(name, plan))
-                return np.array([OUTCOMES.index(outcome) for outcome in result.outcomes])
+        def on(name: str, plan: Steering | None, task: Task = task, number: int = number) -> Bools:
+            def work() -> npt.NDArray[np.int64]:
+                return np.array(
+                    [OUTCOMES.index(side) for side in subject.run(task, Arm(name, plan)).outcomes]
+                )
 
             bar.update()
-            return ledger.remember(f"harm/{number}/{name}", work) == OUTCOMES.index("positive")
+            outcomes = ledger.remember(f"harm/{number}/{name}", work)
+            return np.asarray(outcomes == OUTCOMES.index("positive"))
 
-        base = on("base", None) if plans else None
+        base = on("base", None)
         for direction, plan in plans.items():
             steered = on(direction, plan)
             found.append(

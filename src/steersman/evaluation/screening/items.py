@@ -1,4 +1,4 @@
-"""The items of a screen: which tasks have a d, which of their items are read, and how they are parted in two."""
+"""The items of a screen: which tasks have a d, which of their items are read, and in which half."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Items = Task | ContrastPairs | str | Path
 
 
 def open_items(source: Items) -> Task:
-    """Items as a task: a task, the name of one (`lab:NAME/split`), or contrast pairs whose two chats differ in
-    the last answer alone.
+    """Items as a task: a task, the name of one (`lab:NAME/split`), or contrast pairs whose two chats differ
+    in the last answer alone.
 
     Raises:
         PairsError: there is no such task, or the pairs have no d.
@@ -53,35 +53,32 @@ def task_of_pairs(pairs: ContrastPairs) -> Task:
 
     Raises PairsError for pairs that differ elsewhere: there is nothing that both sides answer.
     """
-    behaviour = Behaviour(
-        pairs.name, "is on the positive side", "positive", "negative", PhraseJudge(judge_answer)
-    )
-    return Task(
-        pairs.name, (_item(pair, f"{pairs.name}: pair {n}") for n, pair in enumerate(pairs, 1)), behaviour
-    )
+    judge = PhraseJudge(judge_answer)
+    behaviour = Behaviour(pairs.name, "is on the positive side", "positive", "negative", judge)
+    items = (_item(pair, f"{pairs.name}: pair {number}") for number, pair in enumerate(pairs, 1))
+    return Task(pairs.name, items, behaviour)
 
 
 def _item(pair: ContrastPair, where: str) -> Item:
     positive, negative = pair.positive, pair.negative
-    chats = isinstance(positive, list) and isinstance(negative, list)
     if (
-        not chats
+        isinstance(positive, str)
+        or isinstance(negative, str)
         or positive[:-1] != negative[:-1]
         or not positive[:-1]
         or any(side[-1]["role"] != "assistant" for side in (positive, negative))
     ):
         raise PairsError(
-            f"{where}: screening needs what either side answers to the same prompt, and these do not share the "
-            "prompt and differ in the last assistant message; name a task whose items have both answers, such "
-            "as lab:faithfulness/train"
+            f"{where}: screening needs what either side answers to the same prompt, and these do not share "
+            "the prompt and differ in the last assistant message; name a task whose items have both "
+            "answers, such as lab:faithfulness/train"
         )
-    name = str(pair.id or where)
     return Item(
-        id=name,
-        group=str(pair.group or name),
-        content=list(positive[:-1]),
-        positive=str(positive[-1]["content"]),
-        negative=str(negative[-1]["content"]),
+        id=pair.id or where,
+        group=pair.cluster,
+        content=positive[:-1],
+        positive=positive[-1]["content"],
+        negative=negative[-1]["content"],
         kind="pair",
     )
 
@@ -99,10 +96,9 @@ def halves(task: Task, seed: int) -> tuple[Task, Task]:
     require_clusters(len(names) // 2, f"{task.name}: each half of its {len(names)} groups", 2)
     order = np.random.default_rng(seed).permutation(len(names))
     first = {names[place] for place in order[: (len(names) + 1) // 2]}
-    parts = [
-        [n for n, group in enumerate(task.groups) if (group in first) == wanted] for wanted in (True, False)
-    ]
-    return picked(task, sorted(parts[0])), picked(task, sorted(parts[1]))
+    places = range(len(task))
+    ours = [place for place in places if task[place].group in first]
+    return picked(task, ours), picked(task, sorted({*places} - {*ours}))
 
 
 def require_clusters(found: int, what: str, parts: int = 1) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,11 +11,11 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from steersman.edits import SCOPES, Scope
-from steersman.errors import ArchitectureMismatch, ModelError, PlanError, WeightsMismatch
+from steersman.errors import ArchitectureMismatch, ModelError, WeightsMismatch
 from steersman.evaluation.screening.effects import edits_of, effects_of, place_of, require_finite
-from steersman.evaluation.screening.estimate import CannotEstimate, estimates
+from steersman.evaluation.screening.estimate import estimates
 from steersman.evaluation.screening.exact import Edit, Floats, Instrument, instrument
+from steersman.evaluation.screening.expert_calls import CannotEstimate
 from steersman.evaluation.screening.greedy import Aim, Chooser, values_beside
 from steersman.evaluation.screening.harm import harm_of
 from steersman.evaluation.screening.items import (
@@ -27,21 +27,13 @@ from steersman.evaluation.screening.items import (
     some_of,
 )
 from steersman.evaluation.screening.ledger import Ledger
+from steersman.evaluation.screening.options import Options
 from steersman.evaluation.screening.subsets import subset_effects
-from steersman.evaluation.screening.texts import Reading, answers, by_item, preferences
+from steersman.evaluation.screening.texts import Batch, Reading, answers, by_item, preferences
 from steersman.evaluation.statistics import clustered_mean
 from steersman.evaluation.tasks import Task
-from steersman.experts.causal import (
-    DIRECTIONS,
-    SIGNS,
-    CausalScreen,
-    ChosenSet,
-    Direction,
-    Effects,
-    Gate,
-    Sign,
-)
-from steersman.experts.estimate import LEAST_CLUSTERS
+from steersman.experts.causal import CausalScreen
+from steersman.experts.causal_effects import DIRECTIONS, SIGNS, ChosenSet, Direction, Effects
 from steersman.models.architecture import RouterSite, find_routers, read_architecture
 from steersman.models.identity import model_name, weights_id
 
@@ -49,58 +41,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from steersman.experts.contrast import RoutingContrast
-
-Method = Literal["exact", "estimate", "auto"]
-Signs = Literal["deactivate", "activate", "both"]
-
 CANDIDATES = 24
 """At most so many experts a direction are tried for sets, those with the largest effects."""
 KEPT_ITEMS = 200
 """At most so many items of each task that is to be kept."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to screen; see `screen_experts`."""
-
-    method: Method = "auto"
-    signs: Signs = "both"
-    whole_answers: bool = False
-    exact_runs: int = 48
-    subsets: int = 0
-    at_most: int = 8
-    gate: Gate = Gate()
-    scope: Scope = "all"
-    limit: int = 400
-    harm_limit: int = 300
-    seed: int = 0
-    batch_size: int = 128
-    max_new_tokens: int = 16
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("method", ("exact", "estimate", "auto")),
-            ("signs", ("deactivate", "activate", "both")),
-            ("scope", tuple(SCOPES)),
-        ):
-            if getattr(self, name) not in known:
-                raise PlanError(f"{name}={getattr(self, name)!r} is unknown: use {', '.join(known)}")
-        for name, least in (
-            ("exact_runs", 1),
-            ("subsets", 0),
-            ("at_most", 0),
-            ("limit", LEAST_CLUSTERS),
-            ("harm_limit", 1),
-            ("batch_size", 1),
-            ("max_new_tokens", 1),
-        ):
-            if getattr(self, name) < least:
-                raise PlanError(f"{name}={getattr(self, name)}: right is a whole number from {least}")
-
-    @property
-    def chosen_signs(self) -> tuple[Sign, ...]:
-        """The signs to screen with."""
-        return SIGNS if self.signs == "both" else (self.signs,)
 
 
 def screen_experts(
@@ -116,12 +60,12 @@ def screen_experts(
     progress: bool = False,
     **options: Any,
 ) -> CausalScreen:
-    """Find the experts that cause a behaviour: the effect of each on d = log p(positive answer) − log p(negative
-    answer) when it alone is kept out of every token's top-k, or put in, and sets of them.
+    """Find the experts that cause a behaviour: the effect of each on d = log p(positive answer) −
+    log p(negative answer) when it alone is kept out of every token's top-k, or put in, and sets of them.
 
     Half of the items' groups screen; on the other half a set is chosen for each direction by greedy forward
-    choice, measured again after each pick, as long as a pick gains .01 nats with t of 3 or more. What it gains:
-    log p of the answer that is steered toward, and of what is to be `keep`-ed.
+    choice, measured again after each pick, as long as a pick gains .01 nats with t of 3 or more. What it
+    gains: log p of the answer that is steered toward, and of what is to be kept (`keep`).
 
     Args:
         model: A transformers Mixture-of-Experts model.
@@ -133,7 +77,7 @@ def screen_experts(
         contrast: Of the same model, so that risk differences stand beside the effects.
         method: `exact` runs every expert; `estimate` makes do with one forward and backward; `auto` estimates
             all and runs the best `exact_runs`.
-        signs: `deactivate`, `activate` or `both`: what experts are screened with, and so what sets are made of.
+        signs: `deactivate`, `activate` or `both`: what experts are screened with, and sets are made of.
         whole_answers: d of whole answers, instead of the first token where they differ.
         subsets: Random subsets an item, for experts that stand in for each other; 0: none.
         at_most: Experts a direction; 0: choose no sets.
@@ -308,13 +252,12 @@ class _Screening:
         found = np.zeros((len(every), len(reading.texts)))
         for number, batch in enumerate(self._tool.batches(reading)):
 
-            def work(batch: Any = batch) -> Floats:
+            def work(batch: Batch = batch) -> Floats:
                 return np.concatenate(list(estimates(self._tool, batch, edits)[1].values()))
 
             found[:, batch.texts] = self._remember(f"estimate/{number}", work)
-        return dict(
-            zip(every, require_finite(by_item(reading, found), self._tool, reading.name), strict=True)
-        )
+        values = require_finite(by_item(reading, found), self._tool, reading.name)
+        return dict(zip(every, values, strict=True))
 
     def _exact(self, reading: Reading, edits: dict[int, list[Edit]]) -> dict[Edit, Floats]:
         every = [edit for of_layer in edits.values() for edit in of_layer]
@@ -337,9 +280,9 @@ class _Screening:
         if not candidates:
             reason = "no effect in this direction passes the gate" if screen.found else screen.reason
             return ChosenSet((), reason, 0)
-        start: tuple[Edit, ...] = ()
-        chosen = Chooser(self._tool, self._remember).choose(
-            direction, aims, candidates, at_most=self._options.at_most, start=start
+        start = [edit for edit in candidates if not self._passes_alone(screen, edit)]
+        chosen = Chooser(self._tool, self._remember, aims, direction).choose(
+            candidates, at_most=self._options.at_most, start=start[: self._options.at_most]
         )
         plan = tuple((pick.layer, pick.expert, pick.strength) for pick in chosen.picks)
         before = values_beside(self._tool, reading, (), (), f"{direction}/d/base", self._remember)[0]
@@ -347,7 +290,11 @@ class _Screening:
         shift = clustered_mean(after - before, reading.groups)
         return replace(chosen, shift=shift.mean, shift_error=shift.standard_error)
 
-    def _remember(self, name: str, work: Any) -> Any:
+    def _passes_alone(self, screen: CausalScreen, edit: Edit) -> bool:
+        """Whether an expert shows its effect by itself, and not only while others are steered too."""
+        return bool(screen.effects.passing(screen.gate)[place_of(self._routers, edit)])
+
+    def _remember(self, name: str, work: Callable[[], Floats]) -> Floats:
         self._bar.update()
         return self._ledger.remember(name, work)
 

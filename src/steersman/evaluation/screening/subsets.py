@@ -1,13 +1,14 @@
-"""Experts that stand in for each other: random subsets are steered together, and a regression on membership says
-what each does on average while random others are steered too.
+"""Experts that stand in for each other: random subsets are steered together, and a regression on membership
+says what each does on average while random others are steered too.
 
-One such expert alone shows nothing, since others do its work. Every item gets random subsets of its own, so that
-items are what varies; y = d under the subset − d unsteered, least squares on membership, errors robust to
-clusters of items (statsmodels).
+One such expert alone shows nothing, since others do its work. Every item gets random subsets of its own, so
+that what is common to a subset is no source of error; y = d under the subset − d unsteered, least squares on
+membership, errors robust to clusters of items (statsmodels).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,15 +20,15 @@ from steersman.errors import PlanError
 from steersman.evaluation.screening.effects import STRENGTHS
 from steersman.evaluation.screening.exact import Floats, Instrument
 from steersman.evaluation.screening.greedy import Remember
-from steersman.evaluation.screening.texts import Reading, by_item
-from steersman.experts.causal import SIGNS, Effects, Sign
+from steersman.evaluation.screening.texts import Batch, Reading, by_item
+from steersman.experts.causal_effects import SIGNS, Bools, Effects, Sign
 from steersman.limits import Router, broken_limit
 
 SHARE = 0.25
 """Of a layer's experts that a subset keeps out, or of k that it puts in, on average."""
 
 
-def membership(router: Router, sign: Sign, count: int, generator: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+def membership(router: Router, sign: Sign, count: int, generator: np.random.Generator) -> Bools:
     """Random subsets of a layer's experts, bool [count, experts]: each expert is in one with the same
     probability, whatever the others do, but for those that would break a limit of the router.
     """
@@ -75,7 +76,7 @@ def subset_effects(
 
 def regress(
     change: Floats,
-    members: np.ndarray,  # type: ignore[type-arg]
+    members: Bools,
     groups: Sequence[str],
 ) -> tuple[Floats, Floats, Floats]:
     """Coefficients of membership, their cluster-robust errors and p-values, each [layers, experts]; NaN for
@@ -106,26 +107,25 @@ def _changes(
     routers: Sequence[Router],
     reading: Reading,
     sign: Sign,
-    members: np.ndarray,  # type: ignore[type-arg]
+    members: Bools,
     remember: Remember,
 ) -> Floats:
     """d under each subset less d unsteered, [subsets an item, items]."""
     found = np.zeros((1 + len(members), len(reading.texts)))
     owner = np.array([text.item for text in reading.texts])
     for number, batch in enumerate(instrument.batches(reading)):
-
-        def base(batch: object = batch) -> Floats:
-            return instrument.base(batch).values  # type: ignore[arg-type]
-
-        found[0, batch.texts] = remember(f"subsets/{sign}/{number}", base)
+        found[0, batch.texts] = remember(
+            f"subsets/{sign}/{number}", functools.partial(_base, instrument, batch)
+        )
         for turn, of_items in enumerate(members):
             chosen = torch.from_numpy(of_items[owner[batch.texts]]).float() * STRENGTHS[sign]
             plans = {router.layer: chosen[:, row, : router.experts] for row, router in enumerate(routers)}
-
-            def work(batch: object = batch, plans: object = plans) -> Floats:
-                return instrument.subsets(batch, np.arange(batch.rows), plans)  # type: ignore[attr-defined,arg-type]
-
+            work = functools.partial(instrument.subsets, batch, np.arange(batch.rows), plans)
             found[1 + turn, batch.texts] = remember(f"subsets/{sign}/{number}/{turn}", work)
     values = by_item(reading, found)
     change: Floats = values[1:] - values[0]
     return change
+
+
+def _base(instrument: Instrument, batch: Batch) -> Floats:
+    return instrument.base(batch).values

@@ -1,4 +1,4 @@
-"""What screening reads of a model: the log probabilities of given tokens after given ones, added up by item."""
+"""What screening reads of a model: log probabilities of given tokens after given ones, added up by item."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -174,7 +175,7 @@ def batches_of(
     ]
 
 
-def by_item(reading: Reading, values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def by_item(reading: Reading, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Texts' values [..., texts] added up by item, [..., items]."""
     found = np.zeros((*values.shape[:-1], reading.items))
     for number, text in enumerate(reading.texts):

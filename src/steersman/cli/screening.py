@@ -1,0 +1,306 @@
+"""The command that finds the experts which cause a behaviour: screen; and what select and show say of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from steersman.cli.failures import resumable
+from steersman.cli.options import (
+    ModelChoice,
+    batch_size_option,
+    force_option,
+    json_option,
+    model_options,
+    output_option,
+    seed_option,
+)
+from steersman.cli.output import in_columns, number, put_out, require_free
+from steersman.errors import PlanError
+
+if TYPE_CHECKING:
+    from steersman import CausalScreen
+    from steersman.edits import Scope
+    from steersman.evaluation.screening.options import Method, Signs
+
+SHOWN = 12
+"""Experts that are listed; the table has them all."""
+
+
+@click.command()
+@model_options
+@click.argument("items")
+@output_option("the screen")
+@click.option(
+    "--contrast",
+    type=click.Path(path_type=Path),
+    help="A contrast of the same model: its risk differences stand beside the effects.",
+)
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="TASK",
+    help="What the sets must not harm: right answers, or another behaviour as it is; may be repeated.",
+)
+@click.option(
+    "--harm",
+    multiple=True,
+    metavar="TASK",
+    help="Measure the sets on this in the end, by what the model then answers; may be repeated.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "exact", "estimate"]),
+    default="auto",
+    show_default=True,
+    help="Run every expert, estimate all at once, or estimate all and run the best.",
+)
+@click.option(
+    "--signs",
+    type=click.Choice(["both", "deactivate", "activate"]),
+    default="both",
+    show_default=True,
+    help="What is done to an expert, and what sets are made of.",
+)
+@click.option("--whole-answers", is_flag=True, help="d of whole answers, not of the token where they part.")
+@click.option(
+    "--subsets",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Also steer N random subsets an item, for experts that stand in for each other.",
+)
+@click.option(
+    "--at-most",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Experts in a set.",
+)
+@click.option("--no-sets", is_flag=True, help="Only screen: all items do, and no sets are chosen.")
+@click.option(
+    "--exact-runs",
+    type=click.IntRange(min=1),
+    default=48,
+    show_default=True,
+    metavar="N",
+    help="With auto: how many of the best are run.",
+)
+@click.option("--gate-q", type=float, default=0.05, show_default=True, help="An effect counts below this q …")
+@click.option(
+    "--gate-effect", type=float, default=0.1, show_default=True, help="… and from this size on, in nats."
+)
+@click.option(
+    "--scope",
+    type=click.Choice(["all", "prompt", "generated", "answer"]),
+    default="all",
+    show_default=True,
+    help="Which tokens are steered.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=20),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="Read at most N items, of as many groups as there are.",
+)
+@click.option("--resume", is_flag=True, help="Go on from what a run that was stopped has saved.")
+@seed_option
+@batch_size_option(128)
+@force_option
+@json_option
+def screen(
+    model: ModelChoice,
+    items: str,
+    output: Path,
+    contrast: Path | None,
+    keep: tuple[str, ...],
+    harm: tuple[str, ...],
+    method: Method,
+    signs: Signs,
+    whole_answers: bool,
+    subsets: int,
+    at_most: int,
+    no_sets: bool,
+    exact_runs: int,
+    gate_q: float,
+    gate_effect: float,
+    scope: Scope,
+    limit: int,
+    resume: bool,
+    seed: int,
+    batch_size: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Find the experts of MODEL that cause what the two answers of ITEMS differ in.
+
+    ITEMS is a task whose items have both answers, or contrast pairs that differ in the last answer alone.
+    Progress is saved beside the output, in FOLDER.partial, until the output is written.
+
+    \b
+    Examples:
+      steersman screen lab:moe lab:refusal/train -o causes --keep lab:ordinary/train
+      steersman screen lab:moe lab:faithfulness/train -o causes --contrast faithful \\
+          --keep lab:ordinary/train --keep lab:refusal/train --harm lab:refusal/dev
+      steersman select causes -o faithful-plan
+    """
+    require_free(output, force)
+    from steersman import RoutingContrast, screen_experts
+    from steersman.experts.causal_effects import Gate
+    from steersman.progress import discard, is_saved, refuse_unwanted, units_done
+
+    named = output if output.name not in ("", "..") else output.resolve()  # "." has no name to add to
+    partial = named.with_name(f"{named.name}.partial")
+    if not resume and not force:
+        refuse_unwanted(partial)
+    if resume and not is_saved(partial):
+        click.echo(f"steersman: no progress in {partial} to go on from: starting at the beginning", err=True)
+    if not (0 < gate_q <= 1 and gate_effect >= 0):
+        raise PlanError(
+            f"--gate-q {gate_q:g} --gate-effect {gate_effect:g}: right is a q above 0, at most 1, and an effect "
+            "from 0"
+        )
+    with resumable(partial):
+        counted = None if contrast is None else RoutingContrast.from_pretrained(contrast)
+        opened, tokenizer = model.open()
+        if force and not resume:
+            discard(partial)
+        before = units_done(partial)
+        found = screen_experts(
+            opened,
+            tokenizer,
+            items,
+            keep=keep,
+            harm=harm,
+            contrast=counted,
+            method=method,
+            signs=signs,
+            whole_answers=whole_answers,
+            subsets=subsets,
+            at_most=0 if no_sets else at_most,
+            exact_runs=exact_runs,
+            gate=Gate(gate_q, gate_effect),
+            scope=scope,
+            limit=limit,
+            seed=seed,
+            batch_size=batch_size,
+            checkpoint=partial,
+            resume=resume,
+            progress=True,
+        )
+        found.save_pretrained(output, force=force)
+    discard(partial)
+    result = {"output": str(output), **screen_for_json(found)}
+    if resume:
+        result["resumed_after"] = before
+    put_out(result, as_json, lambda: f"{output}: a causal screen\n{screen_in_words(found)}")
+
+
+def screen_for_json(found: CausalScreen) -> dict[str, Any]:
+    """What was found: whether anything was, the sets, what they harm, and the experts with the largest
+    effects.
+    """
+    passing = found.ranking() + found.ranking(reverse=True)
+    return {
+        "found": found.found,
+        "reason": found.reason,
+        "method": found.method,
+        "signs": list(found.signs),
+        "scope": found.scope,
+        "layers": found.layers,
+        "items": found.items,
+        "clusters": found.clusters,
+        "choosing_items": found.choosing_items,
+        "gate": vars(found.gate),
+        "passing": len(passing),
+        "sets": {direction: chosen.to_json() for direction, chosen in found.sets.items()},
+        "harm": [dict(entry) for entry in found.harm],
+        "agreement_with_risk_difference": found.agreement(),
+        "notes": list(found.notes),
+        "made_from": [dict(source) for source in found.made_from],
+        "top": [
+            {key: _plain(value) for key, value in row.items()}
+            for row in found.table().head(SHOWN).to_dict("records")
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    return number(value) if isinstance(value, float) else value
+
+
+def screen_in_words(found: CausalScreen) -> str:
+    """The same for people: effects beside risk differences, the sets, what they harm."""
+    lines = [
+        f"{found.items} items in {found.clusters} groups screened {len(found.layers)} layers, "
+        f"signs {', '.join(found.signs)}; method {found.method}",
+        found.reason,
+        *(f"note: {note}" for note in found.notes),
+        "",
+        _effects_in_words(found),
+    ]
+    agreement = found.agreement()
+    if agreement:
+        said = ", ".join(f"{value:+.2f} ({sign})" for sign, value in agreement.items())
+        lines += ["", f"rank correlation of risk difference and effect: {said}"]
+    for direction, chosen in found.sets.items():
+        lines += ["", f"{direction}: {_set_in_words(chosen)}", f"  then it stopped: {chosen.reason}"]
+    if found.harm:
+        lines += [
+            "",
+            in_columns(("task", "direction", "side", "base", "steered", "difference"), _harm_rows(found)),
+        ]
+    return "\n".join(lines)
+
+
+def _effects_in_words(found: CausalScreen) -> str:
+    table = found.table().head(SHOWN)
+    observed = "risk_difference" in table
+    rows = []
+    for row in table.to_dict("records"):
+        cells: list[object] = [row["causal_rank"], row["layer"], row["expert"]]
+        for sign in found.signs:
+            exact = "" if row[f"{sign}_exact"] else "~"
+            effect, q = row[f"{sign}_effect"], row[f"{sign}_q"]
+            cells += ["–", "–"] if effect != effect else [f"{exact}{effect:+.3f}", f"{q:.2g}"]
+        cells.append("yes" if row["passes"] else "no")
+        if observed:
+            cells += [f"{row['risk_difference']:+.3f}", row["observational_rank"]]
+        rows.append(cells)
+    header = ["causal rank", "layer", "expert"]
+    header += [name for sign in found.signs for name in (f"{sign}: effect", "q")]
+    header += ["passes", *(["risk difference", "its rank"] if observed else [])]
+    estimated = "\n~ estimated" if any("~" in str(cell) for cells in rows for cell in cells) else ""
+    return in_columns(header, rows) + estimated
+
+
+def _set_in_words(chosen: Any) -> str:
+    if not chosen.picks:
+        return "no expert"
+    named = ", ".join(
+        f"{pick.layer}:{pick.expert} {'in' if pick.strength > 0 else 'out'} (+{pick.gain:.3f})"
+        for pick in chosen.picks
+    )
+    return f"{named}; together d moves {chosen.shift:+.2f} ± {1.96 * chosen.shift_error:.2f} nats"
+
+
+def _harm_rows(found: CausalScreen) -> list[list[object]]:
+    return [
+        [
+            entry["task"],
+            entry["direction"],
+            entry["side"],
+            f"{entry['base']['rate']:.3f}",
+            f"{entry['steered']['rate']:.3f}",
+            f"{entry['difference']['difference']:+.3f} "
+            f"[{entry['difference']['low']:+.3f}, {entry['difference']['high']:+.3f}]",
+        ]
+        for entry in found.harm
+    ]

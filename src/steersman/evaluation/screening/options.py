@@ -1,0 +1,58 @@
+"""How to screen: the options, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from steersman.edits import SCOPES, Scope
+from steersman.errors import PlanError
+from steersman.experts.causal_effects import SIGNS, Gate, Sign
+from steersman.experts.estimate import LEAST_CLUSTERS
+
+Method = Literal["exact", "estimate", "auto"]
+Signs = Literal["deactivate", "activate", "both"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to screen; see `screen_experts`."""
+
+    method: Method = "auto"
+    signs: Signs = "both"
+    whole_answers: bool = False
+    exact_runs: int = 48
+    subsets: int = 0
+    at_most: int = 8
+    gate: Gate = field(default_factory=Gate)
+    scope: Scope = "all"
+    limit: int = 400
+    harm_limit: int = 300
+    seed: int = 0
+    batch_size: int = 128
+    max_new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("method", ("exact", "estimate", "auto")),
+            ("signs", ("deactivate", "activate", "both")),
+            ("scope", tuple(SCOPES)),
+        ):
+            if getattr(self, name) not in known:
+                raise PlanError(f"{name}={getattr(self, name)!r} is unknown: use {', '.join(known)}")
+        for name, least in (
+            ("exact_runs", 1),
+            ("subsets", 0),
+            ("at_most", 0),
+            ("limit", LEAST_CLUSTERS),
+            ("harm_limit", 1),
+            ("batch_size", 1),
+            ("max_new_tokens", 1),
+        ):
+            if getattr(self, name) < least:
+                raise PlanError(f"{name}={getattr(self, name)}: right is a whole number from {least}")
+
+    @property
+    def chosen_signs(self) -> tuple[Sign, ...]:
+        """The signs to screen with."""
+        return SIGNS if self.signs == "both" else (self.signs,)
