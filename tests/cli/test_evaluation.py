@@ -1,0 +1,170 @@
+"""evaluate, end to end: on a tiny checkpoint with files of one's own, killed and resumed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.command_line import run
+
+QUESTIONS = ["who wrote the book?", "is the river long?", "what is beside it?", "was the town old?"]
+
+
+@pytest.fixture(scope="session")
+def task_file(made: Callable[[str], Path]) -> Path:
+    path = made("task") / "questions.jsonl"
+    rows = [
+        {
+            "prompt": question,
+            "positive": "the teacher",
+            "negative": "a river",
+            "kind": ("people", "places")[number % 2],
+            "group": f"g{number // 2}",
+        }
+        for number, question in enumerate(QUESTIONS * 3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def plan(made: Callable[[str], Path], contrast: Path) -> Path:
+    folder = made("plan") / "plan"
+    assert run("select", contrast, "-o", folder, "--top", 2).status == 0
+    return folder
+
+
+def arguments(tiny: Path, task_file: Path, plan: Path, out: Path) -> list[object]:
+    return [
+        "evaluate", tiny, "--task", task_file, "--steering", f"helpful={plan}", "--random", 2, "--control-items", 4,
+        "--max-new-tokens", 4, "--batch-size", 4, "--shown", 2, "--no-cache", "-o", out,
+    ]  # fmt: skip
+
+
+def test_evaluate_writes_figures_items_and_reports(
+    tiny: Path, task_file: Path, plan: Path, contrast: Path, tmp_path: Path
+) -> None:
+    attacks = tmp_path / "attacks.jsonl"
+    attacks.write_text('{"name": "polite", "template": "please: {prompt}"}\n')
+    (tmp_path / "text.txt").write_text("The river is long.\n\nThe town beside it is old.\n")
+    out = tmp_path / "out"
+    found = run(
+        *arguments(tiny, task_file, plan, out),
+        "--side", f"text:{tmp_path / 'text.txt'}", "--reverse", "--strengths", "0.5",
+        "--instruction", "be helpful", "--attacks", attacks, "--contrast", contrast, "--attach", "--json",
+    ).json  # fmt: skip
+    assert found["output"] == str(out)
+    told = json.loads((out / "evaluation.json").read_text())
+    assert {**told, "output": str(out)} == found
+    assert sorted(path.name for path in out.iterdir()) == [
+        "card.md", "evaluation.json", "items.jsonl", "report.html", "report.md",
+    ]  # fmt: skip
+    assert [arm["name"] for arm in told["arms"]] == [
+        "base", "helpful", "helpful reversed", "prompt", "prompt+helpful", "helpful@0.5",
+        "polite", "polite × helpful",
+    ]  # fmt: skip
+    effect, side = told["tasks"]
+    assert (effect["role"], side["role"]) == ("effect", "side")
+    assert effect["items"] == 12
+    assert set(effect["kinds"]) == {"people", "places"}
+    assert side["results"]["helpful"]["kl"]["mean"] > 0
+    lines = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 * 8 + side["items"] * 6
+    assert {line["arm"] for line in lines if line["task"] == effect["name"]} == {
+        a["name"] for a in told["arms"]
+    }
+    manifest = json.loads((plan / "manifest.json").read_text())
+    assert manifest["evidence"], "--attach puts what was found into the plan"
+    assert run("show", plan).status == 0
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_words_name_every_arm_and_the_report(tiny: Path, task_file: Path, plan: Path, tmp_path: Path) -> None:
+    words = run(*arguments(tiny, task_file, plan, tmp_path / "out")).words
+    for part in ("base", "helpful", "95% interval", "random plans of its shape", "items only", "report.html"):
+        assert part in words
+    error = run(*arguments(tiny, task_file, plan, tmp_path / "out")).error
+    assert "not empty" in error
+    again = run(*arguments(tiny, task_file, plan, tmp_path / "out"), "--force", "--json").json
+    assert again["tasks"][0]["items"] == 12
+
+
+def test_a_killed_run_goes_on_where_it_was(tiny: Path, task_file: Path, plan: Path, tmp_path: Path) -> None:
+    command = [str(part) for part in arguments(tiny, task_file, plan, tmp_path / "killed")]
+    partial = tmp_path / "killed.partial" / "batches.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from steersman.cli import main; sys.exit(main())", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert partial.exists(), "it ended before it could be killed"
+    done = partial.read_bytes().count(b"\n")
+    refused = run(*command).error
+    assert "--resume" in refused
+    resumed = run(*command, "--resume", "--json").json
+    whole = run(*arguments(tiny, task_file, plan, tmp_path / "whole"), "--json").json
+    assert done >= 2
+    assert {**resumed, "created": "", "output": ""} == {**whole, "created": "", "output": ""}
+    first, second = ((tmp_path / name / "items.jsonl").read_text() for name in ("killed", "whole"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--task", "lab:nothing"], "no such task"),
+        (["--task", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--task", "unheard:of"], "right is lab:NAME"),
+        (["--limit", "13"], "12"),
+        (["--strengths", "0.5,x"], "0.25,0.5,0.75"),
+        (["--strengths", "nan"], "0.25,0.5,0.75"),
+        (["--strengths", "3"], "scaled by 3"),
+        (["--steering", "helpful=nowhere"], "nowhere"),
+        (["--reversed", "other=PLAN"], "no steering 'other'"),
+        (["--other", "nonsense"], "NAME=MODEL"),
+        (["--attacks", "BAD"], "bad.jsonl:1"),
+        (["--attacks", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--defences", "EMPTY"], "holds nothing"),
+        (["--judge", "nobody"], "nobody"),
+        (["--screen", "PLAN"], "a causal screen is needed"),
+        (["--contrast", "PLAN"], "a routing contrast is needed"),
+        (["--random", "-1"], "--random"),
+        (["-o", "PLAN"], "not empty"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tiny: Path, task_file: Path, plan: Path, tmp_path: Path, changed: list[str], said: str
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"name": "a", "template": 3}\n')
+    (tmp_path / "empty.jsonl").write_text("\n")
+    places: dict[str, Any] = {"BAD": bad, "EMPTY": tmp_path / "empty.jsonl", "PLAN": plan}
+    given = [str(places.get(part, part)).replace("PLAN", str(plan)) for part in changed]
+    base = [part for part in arguments(tiny, task_file, plan, tmp_path / "out")]
+    if changed[0] == "-o":
+        base = base[:-2]
+    error = run(*base, *given).error
+    assert said in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_of_another_model_is_refused_before_the_work(
+    dense: Path, task_file: Path, plan: Path, tmp_path: Path
+) -> None:
+    error = run(*arguments(dense, task_file, plan, tmp_path / "out")).error
+    assert "this steering is for" in error
+    assert not (tmp_path / "out.partial").exists()
