@@ -82,12 +82,13 @@ def build_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
     }
     if shape.family == "llama":
         return LlamaForCausalLM(LlamaConfig(bos_token_id=None, **common))
-    routing = {
-        "num_experts": shape.experts,
-        "num_experts_per_tok": shape.top_k,
-        "norm_topk_prob": shape.normalised,
-    }
-    model = OlmoeForCausalLM(OlmoeConfig(**routing, **common))
+    config = OlmoeConfig(
+        num_experts=shape.experts,
+        num_experts_per_tok=shape.top_k,
+        norm_topk_prob=shape.normalised,
+        **common,
+    )
+    model = OlmoeForCausalLM(config)
     model.set_experts_implementation("grouped_mm")
     return model
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from steersman.evaluation.judges.phrases import words_of
 from steersman.evaluation.judges.verdict import Outcome
 
-NUMBER_WORDS = frozenset(
+_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand".split()
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand"
 )
+NUMBER_WORDS = frozenset(words_of(_WORDS))
 
 
 def judge_numerals(text: str, positive: str, negative: str | None) -> Outcome:
