@@ -374,9 +374,9 @@ def _contrast(path: Path | None) -> Any:
 
 
 def _screen(path: Path | None) -> Any:
-    import steersman
+    from steersman import CausalScreen
 
-    return None if path is None else steersman.CausalScreen.from_pretrained(path)  # type: ignore[attr-defined]
+    return None if path is None else CausalScreen.from_pretrained(path)
 
 
 def _attach(steerings: tuple[SteeringChoice, ...], evaluation: Evaluation) -> None:

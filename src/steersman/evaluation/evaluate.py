@@ -26,6 +26,7 @@ from steersman.steering import Steering
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from steersman.experts.causal import CausalScreen
     from steersman.experts.contrast import RoutingContrast
 
 Tasks = str | Task | Sequence[str | Task]
@@ -54,7 +55,7 @@ def evaluate(
     seed: int = 0,
     match: Literal["weights", "architecture"] = "weights",
     contrast: RoutingContrast | None = None,
-    screen: Any | None = None,
+    screen: CausalScreen | None = None,
     model_name: str | None = None,
     paths: Mapping[str, str] | None = None,
     checkpoint: str | Path | None = None,

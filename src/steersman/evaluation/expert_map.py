@@ -10,11 +10,12 @@ import numpy as np
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
+    from steersman.experts.causal import CausalScreen
     from steersman.experts.contrast import RoutingContrast
 
 
 def expert_map(
-    steerings: Mapping[str, Steering], contrast: RoutingContrast | None, screen: Any | None
+    steerings: Mapping[str, Steering], contrast: RoutingContrast | None, screen: CausalScreen | None
 ) -> dict[str, Any] | None:
     """Plan → layers, and [layer][expert] the risk differences and causal effects that were given; None where
     there is nothing to show.
@@ -22,10 +23,13 @@ def expert_map(
     named = [name for name, plan in steerings.items() if plan.strengths]
     if not named or (contrast is None and screen is None):
         return None
-    source = contrast if contrast is not None else screen
+    differences = contrast.risk_difference if contrast is not None else None
+    if differences is None and screen is not None:
+        differences = screen.risk_difference
+    layers = contrast.layers if contrast is not None else screen.layers if screen is not None else []
     figures = {
-        "layers": [int(layer) for layer in source.layers],  # type: ignore[union-attr]
-        "risk_difference": None if contrast is None else _plain(contrast.risk_difference),
+        "layers": [int(layer) for layer in layers],
+        "risk_difference": None if differences is None else _plain(differences),
         "deactivate": None if screen is None else _plain(screen.deactivate.mean),
         "activate": None if screen is None else _plain(screen.activate.mean),
     }
