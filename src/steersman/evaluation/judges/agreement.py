@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from steersman.errors import PairsError
@@ -123,5 +124,9 @@ def _asymptotic(table: NDArray[np.int64], level: float) -> tuple[float, float]:
     used = (table.sum(axis=0) + table.sum(axis=1)) > 0  # a side that nobody gave has no place in the table
     if used.sum() < 2:
         return math.nan, math.nan
-    found = cohens_kappa(table[np.ix_(used, used)], alpha=1 - level)
-    return float(found.kappa_low), float(found.kappa_upp)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = cohens_kappa(table[np.ix_(used, used)])
+    if not found.std_kappa > 0:  # every item agrees: the asymptotic error says nothing then
+        return math.nan, math.nan
+    half = float(stats.norm.ppf((1 + level) / 2)) * float(found.std_kappa)
+    return float(found.kappa) - half, float(found.kappa) + half

@@ -171,7 +171,7 @@ def _of_json(path: Path) -> Iterator[Row]:
     """Of JSON lines, or of one JSON value over the whole file: a list, {"data": list}, or one object."""
     text = read_text(path)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if path.suffix.lower() == ".json" or not lines:
+    if path.suffix.lower() == ".json" and lines:
         whole = _whole(path, text)
         if whole is not None:
             return whole
