@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -312,8 +313,9 @@ def _ranks(axes: Axes, values: NDArray[np.float64], count: int, colours: Palette
             ha="left",
             va="top",
             color=colours.ink,
-            fontsize=max(3.5, 19 * cell),
+            fontsize=max(3.5, 22 * cell),
             fontweight="bold",
+            path_effects=[withStroke(linewidth=1.6, foreground=colours.paper)],
         )
 
 

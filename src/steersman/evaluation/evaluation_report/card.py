@@ -238,6 +238,6 @@ def _how_to_apply(plan: Mapping[str, Any]) -> list[str]:
         "    model.generate(**inputs)",
         "```",
         "",
-        'A plan applies to the weights that it was made for, and to others only with `match="architecture"`.',
+        'A plan applies to the weights that it was made for, and to others only with match="architecture".',
         "",
     ]

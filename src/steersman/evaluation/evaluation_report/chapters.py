@@ -58,7 +58,7 @@ def _chapter(result: Place, task: Place, number: int, drawn: bool) -> Chapter:
         does=_does(task),
         metric=task.value["metrics"][0]["title"],
         verdicts=[
-            (verdicts.effect_sentence(task, arm), verdicts.works(task, arm, plan))
+            (verdicts.effect_sentence(task, arm, titled=False), verdicts.works(task, arm, plan))
             for arm, plan in arms.items()
         ],
         results=tables.results_table(result, task),

@@ -83,7 +83,7 @@ def _value(values: Place, row: int, expert: int, ranks: dict[tuple[int, int], in
 def _role(value: float | None) -> str:
     if not value:
         return "no"
-    return f"{'in' if value > 0 else 'out'}, {strength(value)}"
+    return f"{'in' if value > 0 else 'out'} (λ {strength(value)})"
 
 
 def _ranks(values: Sequence[Sequence[float | None]]) -> dict[tuple[int, int], int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from steersman.evaluation.evaluation_report.numbers import Pieces, measured
+from steersman.evaluation.evaluation_report.numbers import Pieces
 from steersman.evaluation.evaluation_report.place import Place
 from steersman.evaluation.evaluation_report.texts import messages
 
@@ -27,7 +28,7 @@ class Stretch:
 
     @property
     def title(self) -> str:
-        return "" if self.shift is None else f"KL {measured(self.shift)} nats"
+        return "" if self.shift is None else f"KL {nats(self.shift)} nats"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Answer:
     changed_side: bool
     note: Pieces
 
+    @property
+    def runs(self) -> list[list[Word]]:
+        """The words in runs, of changed ones and of others in turn."""
+        return [list(run) for _, run in groupby(self.words, key=lambda word: word.changed)]
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -64,6 +70,11 @@ class Shown:
     def changed_under(self) -> str:
         """Numbers of the arms under which the item is on another side than under the base."""
         return " ".join(str(answer.number) for answer in self.answers if answer.changed_side)
+
+
+def nats(shift: float) -> str:
+    """A divergence to two digits behind the point."""
+    return f"{shift:.2f}" if shift == 0 or shift >= 0.005 else "< 0.01"
 
 
 def shown_items(result: Place, task: Place) -> list[Shown]:
@@ -104,7 +115,7 @@ def _note(place: Place, arm: str) -> Pieces:
     if tokens:
         largest = max(range(len(tokens)), key=lambda index: tokens[index][1])
         at = f" nats at “{tokens[largest][0].strip()}”"
-        note = (*note, "; largest KL ", place["tokens"][largest][1].number(measured), at)
+        note = (*note, "; largest KL ", place["tokens"][largest][1].number(nats), at)
     return note
 
 

@@ -76,6 +76,12 @@ def is_clear(found: Place) -> bool:
     return p is not None and p <= SIGNIFICANT
 
 
+def is_clear_alone(found: Place) -> bool:
+    """Whether a difference would be told from none if no other arm were looked at."""
+    p = found.get("p").value if found else None
+    return p is not None and p <= SIGNIFICANT
+
+
 def p_piece(place: Place) -> Piece:
     """A p-value."""
     return place.number(p_value)

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from steersman.evaluation.evaluation_report.chapters import chapters
 from steersman.evaluation.evaluation_report.experts import experts_of
 from steersman.evaluation.evaluation_report.items import Shown, shown_items
+from steersman.evaluation.evaluation_report.key_figures import key_figures
 from steersman.evaluation.evaluation_report.place import Place
 from steersman.evaluation.evaluation_report.tables import (
     arm_names,
@@ -44,6 +45,7 @@ def page(result: Place) -> str:
         .render(
             title=title_of(result),
             headline=headline(result),
+            key_figures=key_figures(result),
             warnings=result.value["warnings"],
             effects=chapters(result, "effect", drawn=True),
             sides=chapters(result, "side"),

@@ -16,13 +16,16 @@ from steersman.evaluation.evaluation_report.numbers import (
     in_points,
     interval,
     is_clear,
+    is_clear_alone,
     measured,
     p_piece,
 )
-from steersman.evaluation.evaluation_report.place import MISSING, Place
+from steersman.evaluation.evaluation_report.place import MISSING, Number, Place
 
 COLLECTIVE = ("cell", "strength")
 """Kinds of arms that have a section of their own: a factorial's, and a dose–response's."""
+
+UNCLEAR = "unclear: it would count alone, but not as one of so many arms"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Cell:
 
     main: Pieces
     detail: Pieces = ()
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a number rather than words, and stays on one line."""
+        return isinstance(self.main[0], Number)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,8 @@ def in_words(task: Place, metric: str, found: Place) -> Pieces:
     if not found:
         return ("not measured under this arm",)
     if not is_clear(found):
+        if is_clear_alone(found):
+            return (UNCLEAR,)
         could = detectable(task, metric, found)
         return ("no difference seen, could have seen ", *could) if could else ("no difference seen",)
     up = found.value["difference"] > 0
@@ -172,7 +182,8 @@ def doses_table(task: Place) -> Table | None:
     if not task["dose_response"]:
         return None
     metric = task.value["metrics"][0]
-    rows = tuple(
+    rows = [("base", (text("0"), figure(task["results"]["base"].get(metric["name"]))))]
+    rows += [
         (
             dose.value["steering"],
             (
@@ -182,10 +193,8 @@ def doses_table(task: Place) -> Table | None:
         )
         for dose in task["dose_response"]
         if dose.value["arm"] in task.value["results"]
-    )
-    return Table(
-        f"“{metric['title']}” by strength; 0 is the base.", ("plan", "strength", metric["title"]), rows
-    )
+    ]
+    return Table(f"“{metric['title']}” by strength.", ("plan", "strength", metric["title"]), tuple(rows))
 
 
 def strength(value: float) -> str:

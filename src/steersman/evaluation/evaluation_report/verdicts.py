@@ -13,34 +13,38 @@ from steersman.evaluation.evaluation_report.numbers import (
     estimate,
     interval,
     is_clear,
+    is_clear_alone,
     p_piece,
 )
 from steersman.evaluation.evaluation_report.place import Place
-from steersman.evaluation.evaluation_report.tables import arms_by
+from steersman.evaluation.evaluation_report.tables import UNCLEAR, arms_by
 from steersman.evaluation.report import SIGNIFICANT
 
 
-def effect_sentence(task: Place, arm: str) -> Pieces:
-    """How much an arm moves what counts, with what certainty."""
+def effect_sentence(task: Place, arm: str, *, titled: bool = True) -> Pieces:
+    """How much an arm moves what counts, with what certainty; `titled` says of which task."""
     metric = task.value["metrics"][0]
     found = task["differences"][arm].get(metric["name"])
-    what = f"“{metric['title']}” ({task.value['title']})"
+    what = f"“{metric['title']}”" + (f" ({task.value['title']})" if titled else "")
     if not found:
         return (f"{arm}: {what} could not be measured.",)
     if not is_clear(found):
+        if is_clear_alone(found):
+            return (f"{arm} and {what}: ", *uncertainty(found), f"; {UNCLEAR}.")
         could = detectable(task, metric["name"], found)
         return (
             f"{arm} shows no difference in {what}: ",
-            *_uncertainty(found),
+            *uncertainty(found),
             *(("; could have seen ", *could) if could else ()),
             ".",
         )
     direction = "raises" if found.value["difference"] > 0 else "lowers"
     base, own = (estimate(task["results"][name].get(metric["name"])) for name in ("base", arm))
-    return (f"{arm} {direction} {what} from ", *base, " to ", *own, ": ", *_uncertainty(found), ".")
+    return (f"{arm} {direction} {what} from ", *base, " to ", *own, ": ", *uncertainty(found), ".")
 
 
-def _uncertainty(found: Place) -> Pieces:
+def uncertainty(found: Place) -> Pieces:
+    """A difference with its interval and p-value."""
     limits = interval(found)
     p = adjusted_p(found)
     holm = " after Holm's correction" if p.pointer.endswith("p_holm") else ""
@@ -74,11 +78,7 @@ def random_of(task: Place, plan: str) -> Place:
 
 def side_effects_sentence(result: Place, arm: str) -> Pieces:
     """Which side tasks a plan changes; where it changes none, what could have been seen."""
-    found = [
-        (task, task["differences"][arm].get(task.value["metrics"][0]["name"]))
-        for task in result["tasks"]
-        if task.value["role"] == "side" and arm in task.value["differences"]
-    ]
+    found = side_differences(result, arm)
     if not found:
         return ("Side effects were not measured.",)
     seen = [(task, change) for task, change in found if is_clear(change)]
@@ -91,13 +91,22 @@ def side_effects_sentence(result: Place, arm: str) -> Pieces:
                     *pieces,
                     " (could have seen " if place == 0 else ", ",
                     *could,
-                    f" of {task.value['title']}",
+                    f" in “{task.value['title']}”",
                 )
         return (*pieces, ")." if len(pieces) > 1 else ".")
     pieces = (f"Side effects of {arm}: ",)
     for place, (task, change) in enumerate(seen):
-        pieces = (*pieces, "; " if place else "", f"{task.value['title']} ", *_uncertainty(change))
+        pieces = (*pieces, "; " if place else "", f"{task.value['title']} ", *uncertainty(change))
     return (*pieces, f". {len(found) - len(seen)} of {_tasks(len(found))} show none.")
+
+
+def side_differences(result: Place, arm: str) -> list[tuple[Place, Place]]:
+    """Each side task with what an arm changes in its first metric."""
+    return [
+        (task, task["differences"][arm].get(task.value["metrics"][0]["name"]))
+        for task in result["tasks"]
+        if task.value["role"] == "side" and arm in task.value["differences"]
+    ]
 
 
 def _tasks(count: int) -> str:

@@ -1,0 +1,75 @@
+"""The few figures of the first screen, in large type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steersman.evaluation.evaluation_report.numbers import (
+    Pieces,
+    detectable,
+    equals,
+    estimate,
+    is_clear,
+    p_piece,
+)
+from steersman.evaluation.evaluation_report.place import MISSING, Place
+from steersman.evaluation.evaluation_report.tables import arms_by
+from steersman.evaluation.evaluation_report.verdicts import random_of, side_differences, uncertainty
+
+MOST = 3
+"""Plans and tasks that have figures there; the chapters have all."""
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One figure: what it is, its value, and how sure it is."""
+
+    label: str
+    value: Pieces
+    note: Pieces
+
+
+def key_figures(result: Place) -> list[KeyFigure]:
+    """Effects from base to steered, random plans that do as much, side effects."""
+    plans = arms_by(result, "steered")[:MOST]
+    effects = [task for task in result["tasks"] if task.value["role"] == "effect"][:MOST]
+    pairs = [(task, plan) for task in effects for plan in plans if plan in task.value["differences"]]
+    return [
+        *(_effect(task, plan) for task, plan in pairs),
+        *(_random(task, plan) for task, plan in pairs if random_of(task, plan)),
+        *(_side_effects(result, plan) for plan in plans if side_differences(result, plan)),
+    ]
+
+
+def _effect(task: Place, plan: str) -> KeyFigure:
+    metric = task.value["metrics"][0]
+    base, own = (estimate(task["results"][arm].get(metric["name"])) for arm in ("base", plan))
+    found = task["differences"][plan].get(metric["name"])
+    note = uncertainty(found) if found else (MISSING,)
+    return KeyFigure(f"“{metric['title']}”, base → {plan}", (*base, " → ", *own), note)
+
+
+def _random(task: Place, plan: str) -> KeyFigure:
+    random = random_of(task, plan)
+    count = len(random.value["draws"])
+    label = f"random plans that do as much as {plan} ({task.value['title']})"
+    return KeyFigure(
+        label, (random["at_least"].number(str), f" of {count}"), ("p ", *equals(p_piece(random["p"])))
+    )
+
+
+def _side_effects(result: Place, plan: str) -> KeyFigure:
+    found = side_differences(result, plan)
+    seen = sum(is_clear(change) for _, change in found)
+    value = "none seen" if not seen else f"{seen} of {len(found)}"
+    return KeyFigure(f"side effects of {plan}", (value,), _least(found) if not seen else ())
+
+
+def _least(found: Sequence[tuple[Place, Place]]) -> Pieces:
+    """What could have been seen in each side task."""
+    could = [detectable(task, task.value["metrics"][0]["name"], change) for task, change in found]
+    pieces: Pieces = ()
+    for place, of in enumerate(of for of in could if of):
+        pieces = (*pieces, ", " if place else "could have seen ", *of)
+    return pieces
