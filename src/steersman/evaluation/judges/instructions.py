@@ -68,7 +68,7 @@ def _checkers() -> Any:
             from lm_eval.tasks.ifeval import utils
     except ImportError as error:
         raise JudgeError(
-            f'IFEval is checked by lm-eval, which lacks {error.name}: pip install "lm_eval[ifeval]"'
+            f'IFEval is checked by lm-eval, which lacks {error.name}: pip install "steersman[tasks]"'
         ) from None
     except (LookupError, OSError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -216,7 +216,8 @@ def _of_library(place: str, config: str | None) -> Iterator[Row]:
         import datasets
     except ImportError:
         raise PairsError(
-            f"{place}: no such file; for data sets by their names install the library: pip install datasets"
+            f"{place}: no such file; data sets by their names need the library datasets: pip install "
+            '"steersman[tasks]"'
         ) from None
     try:
         split = parts["split"] if parts is not None and name != place else None
