@@ -120,7 +120,8 @@ class CausalScreen:
     def sha256(self) -> str:
         """Of what was found: effects, sets and what they were made from."""
         parts = [
-            [values.tolist() for values in (e.mean, e.standard_error, e.p_values, e.measured)]
+            # What was not measured is nan, which JSON does not know; `measured` says which.
+            [np.nan_to_num(v).tolist() for v in (e.mean, e.standard_error, e.p_values, e.measured)]
             for e in (self.effects, self.subsets)
             if e is not None
         ]
