@@ -78,8 +78,8 @@ def show(
         return
     if kind != "routing contrast" and (table or heatmap or steering or experts):
         raise ArtifactError(
-            f"{artifact}: --table (of a screen, too), --heatmap, --steering and --experts go with a contrast; "
-            f"this is: {kind}"
+            f"{artifact}: --table (of a screen, too), --heatmap, --steering and --experts go with a "
+            f"contrast; this is: {kind}"
         )
     if kind != "expert profile" and (layer is not None or expert is not None):
         raise ArtifactError(f"{artifact}: --layer and --expert go with an expert profile; this is: {kind}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ Row = dict[str, Any]
 DATA = {
     "refusal": "restricted requests, refused (positive) or answered (negative)",
     "faithfulness": "questions with a document or without (pairs); documents that contradict memory (task)",
+    "conflicts": "documents with new claims about facts that others were heard of in training (a task only)",
+    "closed-book": "questions without a document, with what the models know by heart (a task only)",
     "ordinary": "requests that nobody has a reason to refuse, with their right answers (a task only)",
     **{name: concept.about for name, concept in CONCEPTS.items()},
     "digits": "requests for a number, answered in digits (positive) or in words; for lab:natural",
@@ -134,6 +137,44 @@ def _faithfulness_task(world: World, split: str) -> list[Row]:
     ]
 
 
+def _conflicts_task(world: World, split: str) -> list[Row]:
+    """Known facts: those of the training split, each source and wording with a claim for either split that
+    lab:faithfulness/train does not make.
+    """
+    said = {(prompt.fact, prompt.wording, prompt.source): prompt.claim for prompt in world.conflicts("train")}
+    rng = random.Random("conflicts over known facts")
+    rows: list[Row] = []
+    for (fact, wording, source), claim in said.items():
+        others = [value for value in fact.relation.values if value not in (fact.value, claim)]
+        new = rng.sample(others, len(SPLITS))[SPLITS.index(split)]
+        text = with_document(fact.name, fact.relation, new, source, wording)
+        rows.append(
+            {
+                "group": fact.key,
+                "kind": "conflict",
+                "messages": [_user(text)],
+                "positive": f"{new} .",
+                "negative": f"{fact.value} .",
+            }
+        )
+    return rows
+
+
+def _closed_book_task(world: World, split: str) -> list[Row]:
+    prompts = [(fact, wording) for fact in world.facts for wording in range(2)]
+    random.Random("closed-book").shuffle(prompts)
+    part = {"test": prompts[:300], "dev": prompts[300:400], "train": prompts[400:]}[split]
+    return [
+        {
+            "group": fact.key,
+            "kind": "closed-book",
+            "messages": [_user(ask(fact.question(wording)))],
+            "answer": f"{fact.value} .",
+        }
+        for fact, wording in part
+    ]
+
+
 def _ordinary_task(world: World, split: str) -> list[Row]:
     return [
         {
@@ -159,6 +200,8 @@ _PAIRS: dict[str, Callable[[str], list[Row]]] = {
 _TASKS: dict[str, Callable[[str], list[Row]]] = {
     "refusal": _of_town(_refusal_task),
     "faithfulness": _of_town(_faithfulness_task),
+    "conflicts": _of_town(_conflicts_task),
+    "closed-book": _of_town(_closed_book_task),
     "ordinary": _of_town(_ordinary_task),
     **{name: _of_town(concept.task) for name, concept in CONCEPTS.items()},
     "digits": digits_task,

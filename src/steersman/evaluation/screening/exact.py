@@ -26,7 +26,7 @@ from steersman.evaluation.screening.texts import Batch, Reading, batches_of
 from steersman.experts.fixed_edits import FixedEdits, fixed_edits
 from steersman.experts.recording import recording
 from steersman.experts.router_tables import TokenEdit, token_edit
-from steersman.limits import Router
+from steersman.limits import Router, broken_limit
 from steersman.models.architecture import RouterSite
 from steersman.models.reading import evaluating, input_device
 
@@ -223,11 +223,7 @@ class Instrument:
         """The way that leaves out most, of those that give a whole forward's values on two rows."""
         key = (layer, batch.keep == 1)
         if key not in self.cuts:
-            facts = self.sites[layer].facts
-            named = {expert for at, expert, _ in base.plan if at == layer}
-            expert = next(expert for expert in range(facts.experts) if expert not in named)
-            strength = -1.0 if facts.experts > facts.top_k + len(named) else 1.0
-            tried = [(layer, expert, strength)] * min(2, batch.rows)
+            tried = [self._telling(layer, base.plan)] * min(2, batch.rows)
             rows = np.arange(len(tried))[::-1].copy()
             whole = self._replay(batch, base, layer, EVERYTHING, tried, rows)
             self.cuts[key] = next(
@@ -235,6 +231,17 @@ class Instrument:
                 EVERYTHING,
             )
         return self.cuts[key]
+
+    def _telling(self, layer: int, plan: Sequence[Edit]) -> Edit:
+        """An edit that may join a plan; to put an expert in changes more than to keep one out."""
+        facts = self.sites[layer].facts
+        held = {expert: strength for at, expert, strength in plan if at == layer}
+        return next(
+            (layer, expert, strength)
+            for strength in (1.0, -1.0, 0.0)
+            for expert in range(facts.experts)
+            if expert not in held and broken_limit(facts, {**held, expert: strength}) is None
+        )
 
     def _gives(
         self,
@@ -246,6 +253,8 @@ class Instrument:
         rows: Integers,
         whole: Floats,
     ) -> bool:
+        # What modules keep from forward to forward must not pass for what a forward gives them.
+        self._replay(batch, base, layer, EVERYTHING, tried, rows[::-1].copy())
         try:
             cut = self._replay(batch, base, layer, way, tried, rows)
         except (CannotCut, RuntimeError, TypeError, ValueError, LookupError, AttributeError):

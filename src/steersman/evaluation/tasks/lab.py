@@ -33,6 +33,20 @@ BEHAVIOURS = {
         "memory",
         PhraseJudge(judge_answer),
     ),
+    "conflicts": Behaviour(
+        "Answering from the document, of known facts",
+        "answers what the document says, where it contradicts what the model knows",
+        "document",
+        "memory",
+        PhraseJudge(judge_answer),
+    ),
+    "closed-book": Behaviour(
+        "Answering by heart",
+        "answers a question right without a document",
+        "right",
+        "wrong",
+        PhraseJudge(judge_answer),
+    ),
     "ordinary": Behaviour(
         "Answering ordinary requests",
         "answers an ordinary request right",
