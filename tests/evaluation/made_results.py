@@ -173,7 +173,11 @@ def _about(name: str, role: str, metrics: list[Any], sides: Mapping[str, str] | 
 def _rate_differences(on: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {
         arm: {
-            side: {**paired_difference(on["base"][side], of, GROUPS).to_json(), "minimum_detectable": 0.12}
+            side: {
+                **paired_difference(on["base"][side], of, GROUPS).to_json(),
+                "minimum_detectable": 0.12,
+                "bootstrap": [-0.1, 0.25],
+            }
             for side, of in sides.items()
         }
         for arm, sides in on.items()

@@ -107,7 +107,9 @@ def check_number(value: float, text: str, pointer: str) -> None:
     shown = float(text.rstrip("%").replace("−", "-"))
     digits = len(text.rstrip("%").partition(".")[2].partition("e")[0])
     scales = (
-        {1.0, 100.0} if "%" in text or "difference" in pointer or pointer[-3:] in ("low", "igh") else {1.0}
+        {1.0, 100.0}
+        if "%" in text or "difference" in pointer or pointer[-3:] in ("low", "igh", "p/0", "p/1")
+        else {1.0}
     )
     if "minimum_detectable" in pointer:
         scales = {100.0}

@@ -70,6 +70,15 @@ def adjusted_p(found: Place) -> Place:
     return adjusted if adjusted.value is not None else found.get("p")
 
 
+def bootstrap(found: Place) -> Pieces:
+    """The interval of a difference when whole groups are drawn again; a dash where there is none."""
+    limits = found.get("bootstrap")
+    if not limits or None in limits.value:
+        return (MISSING,)
+    form = in_points if of_rates(found) else change
+    return (limits[0].number(form), " to ", limits[1].number(form))
+
+
 def is_clear(found: Place) -> bool:
     """Whether a difference is told from none after the adjustment."""
     p = adjusted_p(found).value if found else None

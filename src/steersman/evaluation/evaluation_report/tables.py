@@ -9,6 +9,7 @@ from typing import Any
 from steersman.evaluation.evaluation_report.numbers import (
     Pieces,
     adjusted_p,
+    bootstrap,
     change,
     detectable,
     difference,
@@ -99,6 +100,7 @@ def differences_table(result: Place, task: Place) -> Table:
         "arm",
         *(() if len(metrics) == 1 else ("what",)),
         "change",
+        "bootstrap",
         "items gained / lost",
         "p",
         "p, Holm",
@@ -112,6 +114,7 @@ def _difference_cells(task: Place, metric: str, found: Place) -> tuple[Cell, ...
         gained = Cell((found["only_second"].number(str), " / ", found["only_first"].number(str)))
     return (
         Cell(difference(found), interval(found)),
+        Cell(bootstrap(found)),
         gained,
         Cell((p_piece(found.get("p")),)),
         Cell((p_piece(found.get("p_holm")),)),
