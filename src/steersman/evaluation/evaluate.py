@@ -110,6 +110,8 @@ def evaluate(
     )
     _check(settings)
     opened = [*_tasks(task, "effect", limit, judge), *_tasks(side_tasks, "side", limit, judge)]
+    if not getattr(tokenizer, "chat_template", None):
+        opened = [(each.as_texts(), role) for each, role in opened]
     if len({each.name for each, _ in opened}) < len(opened):
         raise PairsError("a task is named twice: each is measured once, as effect or as side effect")
     arms = plan_arms(

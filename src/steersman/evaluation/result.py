@@ -106,6 +106,7 @@ class Evaluation:
                         "prompt": item.content,
                         "positive": item.positive,
                         "negative": item.negative,
+                        **({"facts": dict(item.facts)} if item.facts else {}),
                         "text": one.text,
                         "outcome": one.outcome,
                         "scores": {key: number(value) for key, value in one.scores.items()},
