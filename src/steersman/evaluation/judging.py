@@ -102,6 +102,7 @@ def _answer(row: Row) -> Answered:
         positive=str(row.fields.get("positive") or ""),
         negative=cast("str | None", row.fields.get("negative")),
         kind=row.label("kind"),
+        facts=facts if isinstance(facts := row.fields.get("facts"), dict) else {},
     )
     text, outcome = row.fields.get("text"), row.fields.get("outcome")
     if not isinstance(text, str):

@@ -6,14 +6,17 @@ import csv
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from steersman.errors import JudgeError, PairsError
-from steersman.evaluation.judges import ClassifierJudge, load_judge
+from steersman.errors import JudgeError, PairsError, SteersmanError
+from steersman.evaluation.judges import ClassifierJudge, GuardJudge, load_judge
 from steersman.evaluation.measures import Answers, Choice, Naming, ReadTexts, Samples
 from steersman.evaluation.tasks import Item, Task, known_forms, load_task
 
@@ -491,3 +494,106 @@ def test_another_judge(write: Write) -> None:
     assert task.judge(["I don't know.", "I cannot help."]) == ["positive", "negative"]
     assert task.measure.metrics[0].better == "lower"
     assert task.measure.record()["judge"]["list"] == "abstentions"
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is installed and adds forms and scorers, one of each that cannot be loaded."""
+    (tmp_path / "their_package.py").write_text(
+        "from steersman.evaluation.judges import Verdict\n"
+        "from steersman.evaluation.tasks import load_task\n"
+        "def form(place, *, limit):\n"
+        "    return load_task(place, limit=limit)\n"
+        "def short(text, item):\n"
+        "    return Verdict('positive' if len(text) < 5 else 'negative')\n"
+    )
+    installed = tmp_path / "their_package-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(
+        "[steersman.tasks]\ntheirs = their_package:form\nbroken = their_package:nothing\n"
+        "[steersman.scorers]\ntheir-short = their_package:short\ntheir-broken = no_such_module:x\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("other_package")
+def test_other_packages_add_forms_and_scorers(write: Write) -> None:
+    place = write("own.jsonl", [{"prompt": "?", "positive": "x"}])
+    assert known_forms()["theirs"] == "from their_package:form"
+    assert sides(load_task(f"theirs:{place}#their-short"), "yes", "no, never") == ["positive", "negative"]
+    with pytest.raises(PairsError, match=r"broken: the form cannot be loaded from their_package:nothing"):
+        load_task("broken:x")
+    with pytest.raises(JudgeError, match=r"their-broken: the scorer cannot be loaded from no_such_module:x"):
+        load_judge("their-broken")
+
+
+def test_a_guard_says_what_its_sides_are(write: Write) -> None:
+    task = load_task("toxicity:" + write("t.jsonl", [{"prompt": "x"}]), judge=GuardJudge("nowhere"))
+    behaviour = task.behaviour
+    assert (behaviour.positive, behaviour.negative, behaviour.does) == (
+        "safe",
+        "unsafe",
+        "gives a safe answer",
+    )
+    assert task.measure.metrics[0].better == "higher"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+ALL_FIELDS = (
+    *(
+        "id",
+        "prompt",
+        "messages",
+        "text",
+        "positive",
+        "negative",
+        "options",
+        "correct",
+        "scorer",
+        "label",
+        "type",
+    ),
+    *(
+        "question",
+        "context",
+        "answers",
+        "answer",
+        "choices",
+        "answerKey",
+        "mc1_targets",
+        "mc2_targets",
+        "Question",
+    ),
+    *("sub_answer", "org_answer", "sub_context", "paragraphs", "goal", "Best Answer", "Incorrect Answers"),
+)
+FORMS = (
+    "jsonl",
+    "xstest",
+    "safety",
+    "squad",
+    "nq-swap",
+    "faitheval",
+    "truthfulqa",
+    "toxicity",
+    "gsm8k",
+    "text",
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.dictionaries(st.sampled_from(ALL_FIELDS), VALUES, max_size=6), max_size=3))
+def test_whatever_rows_hold_is_read_or_refused_in_one_line(rows: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "rows.jsonl"
+        place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for form in FORMS:
+            try:
+                said = load_task(f"{form}:{place}").sha256
+            except SteersmanError as error:
+                said = str(error)
+            assert "\n" not in said

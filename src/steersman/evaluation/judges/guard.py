@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from steersman.errors import JudgeError, SteersmanError
 from steersman.evaluation.judges.verdict import Verdict
@@ -34,9 +34,9 @@ class GuardJudge:
 
     place: str
 
-    @property
-    def sides(self) -> tuple[str, str]:
-        return "safe", "unsafe"
+    sides: ClassVar = ("safe", "unsafe")
+    does: ClassVar = "gives a safe answer"
+    better: ClassVar = "higher"
 
     def record(self) -> dict[str, Any]:
         """Raises JudgeError where the guard cannot be opened."""

@@ -9,7 +9,7 @@ from steersman.evaluation.judges.classifier import ClassifierJudge
 from steersman.evaluation.judges.endpoint import endpoint_judge
 from steersman.evaluation.judges.guard import GuardJudge
 from steersman.evaluation.judges.listed import ListJudge, phrase_list
-from steersman.evaluation.judges.scorers import ScorerJudge, known_scorers
+from steersman.evaluation.judges.scorers import ScorerJudge, is_scorer, known_scorers
 from steersman.evaluation.judges.verdict import Judge
 
 
@@ -62,6 +62,6 @@ def load_judge(name: str) -> Judge:
         return ListJudge(phrase_list(LISTED[name]))
     if kind in KINDS:
         return KINDS[kind][0](place)
-    if name not in known_scorers():
+    if not is_scorer(name):
         raise JudgeError(f"{name}: no such judge; known are {', '.join(known_judges())}")
     return ScorerJudge(name)

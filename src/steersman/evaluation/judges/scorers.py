@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from steersman.errors import JudgeError
+from steersman.evaluation.judges.listed import phrase_list
 from steersman.evaluation.judges.matching import exact_match, f1, final_number, first_said
 from steersman.evaluation.judges.phrases import begins_with
 from steersman.evaluation.judges.verdict import Outcome, Verdict
@@ -29,6 +30,9 @@ MATCH = (
 )
 """What scorers that compare answers note beside the side, of the positive side's answers."""
 
+UNANSWERABLE = "unanswerable"
+"""The answer of an item of SQuAD's form that has none."""
+
 _SCORERS: dict[str, tuple[Scorer, str, tuple[Metric, ...]]] = {}
 
 
@@ -44,10 +48,30 @@ def scorer(name: str, about: str, metrics: tuple[Metric, ...] = ()) -> Callable[
 
 def known_scorers() -> dict[str, str]:
     """Scorer → one line, those that other packages add included."""
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name not in _SCORERS:
-            _SCORERS[entry.name] = (entry.load(), f"from {entry.value}", ())
-    return {name: about for name, (_, about, _) in _SCORERS.items()}
+    ours = {name: about for name, (_, about, _) in _SCORERS.items()}
+    return {
+        **ours,
+        **{e.name: f"from {e.value}" for e in entry_points(group=ENTRY_POINTS) if e.name not in ours},
+    }
+
+
+def is_scorer(name: str) -> bool:
+    """Whether a scorer has this name."""
+    return name in _SCORERS or name in known_scorers()
+
+
+def _scorer(name: str) -> tuple[Scorer, str, tuple[Metric, ...]]:
+    if name not in _SCORERS:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            try:
+                _SCORERS[name] = (entry.load(), f"from {entry.value}", ())
+            except (ImportError, AttributeError) as error:
+                raise JudgeError(
+                    f"{name}: the scorer cannot be loaded from {entry.value} ({error})"
+                ) from error
+    if name not in _SCORERS:
+        raise JudgeError(f"{name}: no such scorer; known are {', '.join(known_scorers())}")
+    return _SCORERS[name]
 
 
 @dataclass(frozen=True)
@@ -57,18 +81,17 @@ class ScorerJudge:
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in (known := known_scorers()):
-            raise JudgeError(f"{self.name}: no such scorer; known are {', '.join(known)}")
+        _scorer(self.name)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return _SCORERS[self.name][2]
+        return _scorer(self.name)[2]
 
     def record(self) -> dict[str, Any]:
         return {"judge": self.name}
 
     def judge(self, items: Sequence[Item], texts: Sequence[str]) -> list[Verdict]:
-        function, _, metrics = _SCORERS[self.name]
+        function, _, metrics = _scorer(self.name)
         nothing = Verdict("neither", {metric.name: 0.0 for metric in metrics}, "an empty answer")
         return [
             function(text, item) if text.strip() else nothing for item, text in zip(items, texts, strict=True)
@@ -133,6 +156,16 @@ def _numeric(text: str, item: Item) -> Verdict:
     if found is None:
         return Verdict("neither", why="no number in it")
     return Verdict(_side(found in positives, found in negatives), why=f"the number {found}")
+
+
+@scorer("squad", "the answer by SQuAD's normalisation; where there is none, abstention", MATCH)
+def _squad(text: str, item: Item) -> Verdict:
+    """Negative: says that there is no answer where there is one, or answers where there is none."""
+    abstains = phrase_list("abstentions").found_in(text) is not None
+    if item.positive == UNANSWERABLE:
+        return Verdict(_side(abstains, True), {"exact_match": float(abstains), "f1": float(abstains)})
+    positives, _ = accepted(item)
+    return Verdict(_side(exact_match(text, positives), abstains), _scores(text, positives))
 
 
 def _matches(patterns: Sequence[str], text: str, item: Item) -> bool:

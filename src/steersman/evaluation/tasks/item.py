@@ -114,7 +114,8 @@ class Task(Sequence[Item]):
     def judged_by(self, judge: Judge) -> Task:
         """The same items, answered and judged by another judge.
 
-        A judge that has `sides` names them anew; one that has `for_task` is told what the task is about.
+        A judge that has `sides`, `does` or `better` says so of its own positive side; one that has `for_task`
+        is told what the task is about.
         Raises PairsError where the task is not judged.
         """
         measure = self.measure
@@ -122,13 +123,21 @@ class Task(Sequence[Item]):
             raise PairsError(f"{self.name}: what this task measures is not judged, so it takes no judge")
         if isinstance(judge, TaskJudge):
             judge = judge.for_task(self.behaviour)
-        measure = replace(measure, judge=judge, extra=tuple(getattr(judge, "metrics", ())))
-        positive, negative = getattr(judge, "sides", None) or (
-            self.behaviour.positive,
-            self.behaviour.negative,
+        own = self.behaviour
+        positive, negative = getattr(judge, "sides", (own.positive, own.negative))
+        measure = replace(
+            measure,
+            judge=judge,
+            better=getattr(judge, "better", measure.better),
+            extra=tuple(getattr(judge, "metrics", ())),
         )
         behaviour = replace(
-            self.behaviour, judge=judge, measure=measure, positive=positive, negative=negative
+            own,
+            judge=judge,
+            measure=measure,
+            does=getattr(judge, "does", own.does),
+            positive=positive,
+            negative=negative,
         )
         return Task(self.name, self._items, behaviour)
 

@@ -24,6 +24,7 @@ class Form(Protocol):
 
 
 _FORMS: dict[str, tuple[Form, str]] = {}
+"""Ours, and those that programs have registered. Other packages' are loaded when they are asked for."""
 
 
 def task_form(name: str, about: str) -> Callable[[Form], Form]:
@@ -38,8 +39,11 @@ def task_form(name: str, about: str) -> Callable[[Form], Form]:
 
 def known_forms() -> dict[str, str]:
     """Form → one line, those that other packages add included."""
-    _load()
-    return {name: about for name, (_, about) in _FORMS.items()}
+    from steersman.evaluation.tasks import forms
+
+    forms.register()
+    ours = {name: about for name, (_, about) in _FORMS.items()}
+    return {**{entry.name: f"from {entry.value}" for entry in entry_points(group=ENTRY_POINTS)}, **ours}
 
 
 def load_task(source: str, *, limit: int | None = None, judge: Judge | None = None) -> Task:
@@ -55,16 +59,15 @@ def load_task(source: str, *, limit: int | None = None, judge: Judge | None = No
     """
     if limit is not None and limit < 1:
         raise PairsError(f"{source}: {limit} items asked for; right is at least 1, or no limit for all")
-    _load()
     name, colon, place = source.partition(":")
-    if not colon or (name not in _FORMS and Path(source).is_file()):
-        name, place = "jsonl", source
-    if name not in _FORMS:
+    form = _form(name) if colon else None
+    if form is None and (not colon or Path(source).is_file()):
+        form, place = _form("jsonl"), source
+    if form is None:
         raise PairsError(
             f"{source}: no such task; right is lab:NAME[/train|dev|test], a .jsonl file, or FORM:PLACE with "
-            f"FORM one of {', '.join(_FORMS)}"
+            f"FORM one of {', '.join(known_forms())}"
         )
-    form, _ = _FORMS[name]
     task = form(place, limit=limit)
     if limit is not None and len(task) < limit:
         raise PairsError(
@@ -74,11 +77,15 @@ def load_task(source: str, *, limit: int | None = None, judge: Judge | None = No
     return task if judge is None else task.judged_by(judge)
 
 
-def _load() -> None:
-    """Register our own forms, then those of other packages that are not ours by name."""
+def _form(name: str) -> Form | None:
+    """A form by its name, None where there is none; one of ours before another package's of the same name."""
     from steersman.evaluation.tasks import forms
 
     forms.register()
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name not in _FORMS:
-            _FORMS[entry.name] = (entry.load(), f"from {entry.value}")
+    if name not in _FORMS:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            try:
+                _FORMS[name] = (entry.load(), f"from {entry.value}")
+            except (ImportError, AttributeError) as error:
+                raise PairsError(f"{name}: the form cannot be loaded from {entry.value} ({error})") from error
+    return _FORMS[name][0] if name in _FORMS else None

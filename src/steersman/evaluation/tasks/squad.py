@@ -7,18 +7,15 @@ flat rows with context, question and answers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
-from steersman.evaluation.judges import Outcome, ScorerJudge, Verdict, phrase_list, scorer
-from steersman.evaluation.judges.matching import exact_match, f1
-from steersman.evaluation.judges.scorers import MATCH, accepted
+from steersman.evaluation.judges import ScorerJudge
+from steersman.evaluation.judges.scorers import UNANSWERABLE
 from steersman.evaluation.measures import Answers
 from steersman.evaluation.tasks.asking import SHORT, question, question_on
 from steersman.evaluation.tasks.item import Behaviour, Item, Task
 from steersman.evaluation.tasks.registry import task_form
 from steersman.evaluation.tasks.rows import Row, items_of, read_rows
 
-UNANSWERABLE = "unanswerable"
 DECLINE = f'If the document does not answer the question, say "{UNANSWERABLE}".'
 
 
@@ -34,19 +31,6 @@ def squad_closed(place: str, *, limit: int | None) -> Task:
     return _task("squad-closed", place, limit, "Answering by heart", "gives the answer without its document")
 
 
-@scorer("squad", "the answer by SQuAD's normalisation; where there is none, abstention", MATCH)
-def judge_squad(text: str, item: Item) -> Verdict:
-    """Negative: says that there is no answer where there is one, or answers where there is none."""
-    abstains = phrase_list("abstentions").found_in(text) is not None
-    if item.facts.get("unanswerable"):
-        right = float(abstains)
-        return Verdict("positive" if abstains else "negative", {"exact_match": right, "f1": right})
-    positives, _ = accepted(item)
-    exact = exact_match(text, positives)
-    side: Outcome = "positive" if exact else "negative" if abstains else "neither"
-    return Verdict(side, {"exact_match": float(exact), "f1": f1(text, positives)})
-
-
 def _task(form: str, place: str, limit: int | None, title: str, does: str) -> Task:
     rows = [flat for row in read_rows(place, "dev-v1.1.json or dev-v2.0.json") for flat in _flat(row)]
     closed = form == "squad-closed"
@@ -54,7 +38,7 @@ def _task(form: str, place: str, limit: int | None, title: str, does: str) -> Ta
     items = items_of(rows, lambda row: _item(row, closed, some_unanswerable), limit)
     judge = ScorerJudge("squad")
     negative = "abstains wrongly" if closed or not some_unanswerable else "abstains or answers wrongly"
-    measure = Answers(judge, max_new_tokens=32, extra=MATCH)
+    measure = Answers(judge, max_new_tokens=32, extra=judge.metrics)
     return Task(f"{form}:{place}", items, Behaviour(title, does, "right", negative, judge, measure))
 
 
@@ -85,9 +69,8 @@ def _item(row: Row, closed: bool, some_unanswerable: bool) -> Item | None:
     instructions = [SHORT, DECLINE] if some_unanswerable else [SHORT]
     content = question(asked, SHORT) if closed else question_on(document, asked, *instructions)
     kinds = ("answerable", UNANSWERABLE) if some_unanswerable and not closed else ("", "")
-    facts: dict[str, Any] = {"positives": answers, "unanswerable": unanswerable}
     id_ = row.label("id") or row.number
-    return Item(id_, document, content, answers[0], None, kinds[unanswerable], facts=facts)
+    return Item(id_, document, content, answers[0], None, kinds[unanswerable], facts={"positives": answers})
 
 
 def _unanswerable(row: Row) -> bool:
