@@ -333,6 +333,10 @@ def test_evidence_is_attached_once_and_changes_nothing_else(
     assert effect["difference"] == of_plan["tasks"][0]["differences"]["safer"]["positive"]["difference"]
     assert effect["random_p"] == 0.05
     assert (2 * (0.5 * read)).evidence == ()
+    words = run("show", folder).words
+    assert "refusal, safer: refused +" in words
+    assert "p among random plans 0.05; 60 items" in words
+    assert "reading, safer: perplexity " in words
 
 
 # ---------------------------------------------------------------- damaged, foreign, newer

@@ -284,6 +284,10 @@ def _steering_in_words(artifact: str, manifest: dict[str, Any], steering: Steeri
     if not rows and not vectors:
         lines += ["", "No edits: it changes nothing."]
     lines += [f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}" for entry in skipped]
+    if steering.evidence:
+        from steersman.evaluation.evaluation_report import evidence_in_words
+
+        lines += ["", *evidence_in_words(steering.evidence)]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Reports of evaluations: a page, Markdown, the steering card; all from the data of evaluation.json alone."""
 
-from steersman.evaluation.evaluation_report.attaching import with_evidence
+from steersman.evaluation.evaluation_report.attaching import evidence_in_words, with_evidence
 from steersman.evaluation.evaluation_report.card import card_evidence, steering_card
 from steersman.evaluation.evaluation_report.reading import (
     check_evaluation,
@@ -14,6 +14,7 @@ __all__ = [
     "card_evidence",
     "check_evaluation",
     "evaluation_schema",
+    "evidence_in_words",
     "read_evaluation",
     "steering_card",
     "with_evidence",
