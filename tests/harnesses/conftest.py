@@ -16,6 +16,15 @@ def lab_moe() -> tuple[Any, Any]:
     return steersman.load_model("lab:moe")
 
 
+@pytest.fixture(scope="session")
+def checkpoint(lab_moe: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The lab's model as a folder, which others' libraries can open."""
+    folder = tmp_path_factory.mktemp("moe")
+    for part in lab_moe:
+        part.save_pretrained(folder)
+    return str(folder)
+
+
 def _plan(lab_moe: tuple[Any, Any], behaviour: str, folder: Path) -> Path:
     """Experts by risk difference over the first pairs: what a reader would make, from less."""
     pairs = steersman.load_pairs(f"lab:{behaviour}/train")[:60]

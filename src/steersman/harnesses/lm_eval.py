@@ -83,7 +83,7 @@ class SteeredHFLM(HFLM):
         opened, name = pretrained, pretrained
         if isinstance(pretrained, str) and pretrained.startswith("lab:"):
             opened, tokenizer = load_model(
-                pretrained, device=options.pop("device", None), dtype=options.pop("dtype", None)
+                pretrained, device=_device(options.pop("device", None)), dtype=options.pop("dtype", None)
             )
             options.setdefault("tokenizer", tokenizer)
         super().__init__(pretrained=opened, **options)
@@ -230,6 +230,11 @@ class SteeredHFLM(HFLM):
         every = functional.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         for row, log_p in zip(rows, every, strict=True):
             yield row, log_p[: len(row.fed)]
+
+
+def _device(given: str | None) -> str | None:
+    """A device that is here: the harness's command names cuda:0 on every machine, and `hf` then looks."""
+    return None if given is not None and "cuda" in given and not torch.cuda.is_available() else given
 
 
 def _answer(log_p: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
