@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
@@ -243,13 +242,18 @@ def bootstrap_interval(
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """p-values adjusted for how many there are (Holm 1979); those that do not exist stay None."""
+    """p-values adjusted for how many there are (Holm 1979); those that do not exist stay None.
+
+    Written out: statsmodels' multipletests collects garbage at every call, which takes longer than all else.
+    """
     known = [place for place, value in enumerate(values) if value is not None and not math.isnan(value)]
     adjusted: list[float | None] = [None] * len(values)
     if known:
-        found = multipletests([values[place] for place in known], method="holm")[1]
-        for place, value in zip(known, found, strict=True):
-            adjusted[place] = float(value)
+        given = np.array([values[place] for place in known], dtype=np.float64)
+        order = np.argsort(given, kind="stable")
+        steps = given[order] * np.arange(len(known), 0, -1)
+        for place, value in zip(order, np.minimum(np.maximum.accumulate(steps), 1.0), strict=True):
+            adjusted[known[place]] = float(value)
     return adjusted
 
 
