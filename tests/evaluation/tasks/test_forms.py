@@ -6,16 +6,13 @@ import csv
 import io
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from steersman.errors import JudgeError, PairsError, SteersmanError
+from steersman.errors import JudgeError, PairsError
 from steersman.evaluation.judges import ClassifierJudge, GuardJudge, load_judge
 from steersman.evaluation.measures import Answers, Choice, Naming, ReadTexts, Samples
 from steersman.evaluation.tasks import Item, Task, known_forms, load_task
@@ -537,63 +534,3 @@ def test_a_guard_says_what_its_sides_are(write: Write) -> None:
         "gives a safe answer",
     )
     assert task.measure.metrics[0].better == "higher"
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=4,
-)
-ALL_FIELDS = (
-    *(
-        "id",
-        "prompt",
-        "messages",
-        "text",
-        "positive",
-        "negative",
-        "options",
-        "correct",
-        "scorer",
-        "label",
-        "type",
-    ),
-    *(
-        "question",
-        "context",
-        "answers",
-        "answer",
-        "choices",
-        "answerKey",
-        "mc1_targets",
-        "mc2_targets",
-        "Question",
-    ),
-    *("sub_answer", "org_answer", "sub_context", "paragraphs", "goal", "Best Answer", "Incorrect Answers"),
-)
-FORMS = (
-    "jsonl",
-    "xstest",
-    "safety",
-    "squad",
-    "nq-swap",
-    "faitheval",
-    "truthfulqa",
-    "toxicity",
-    "gsm8k",
-    "text",
-)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.dictionaries(st.sampled_from(ALL_FIELDS), VALUES, max_size=6), max_size=3))
-def test_whatever_rows_hold_is_read_or_refused_in_one_line(rows: list[dict[str, Any]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "rows.jsonl"
-        place.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for form in FORMS:
-            try:
-                said = load_task(f"{form}:{place}").sha256
-            except SteersmanError as error:
-                said = str(error)
-            assert "\n" not in said

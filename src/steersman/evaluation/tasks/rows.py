@@ -117,7 +117,7 @@ def read_rows(place: str, example: str, *, config: str | None = None) -> Iterato
     empty = True
     for row in found:
         empty = False
-        yield _finite(row)
+        yield _sound(row)
     if empty:
         raise PairsError(f"{place}: no rows in it; right is {example}")
 
@@ -247,19 +247,23 @@ def _object(value: Any, where: str) -> Row:
     return Row(value, where)
 
 
-def _finite(row: Row) -> Row:
+def _sound(row: Row) -> Row:
     for name, value in row.fields.items():
-        if not _is_finite(value):
-            raise row.error(f'"{name}" holds NaN or infinity, which is no number')
+        if (flaw := _flaw(value)) is not None:
+            raise row.error(f'"{name}" holds {flaw}')
     return row
 
 
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+def _flaw(value: Any) -> str | None:
+    """What neither a tokenizer nor a JSON file could take, anywhere in a field."""
+    if isinstance(value, Mapping | list):
+        inner = [*value, *value.values()] if isinstance(value, Mapping) else value
+        return next((flaw for flaw in map(_flaw, inner) if flaw is not None), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN or infinity, which is no number"
+    if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+        return "half a character (a lone surrogate)"
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -84,7 +84,8 @@ def _answers(row: Row) -> list[str]:
     """Each wording once: of [{"text": …}, …], or {"text": [...]}."""
     value = row.fields.get("answers")
     if isinstance(value, Mapping):
-        value = [{"text": text} for text in value.get("text", [])]
+        texts = value.get("text")
+        value = [{"text": text} for text in texts] if isinstance(texts, list) else None
     if not isinstance(value, list) or not value or not all(isinstance(one, Mapping) for one in value):
         raise row.error(f'"answers" is {"missing" if value is None else repr(value)[:40]}; right is a list')
     return list(dict.fromkeys(Row(one, f'{row.where}, "answers"').text("text") for one in value))

@@ -75,9 +75,9 @@ def _of_targets(row: Row) -> tuple[str, Sequence[str], Sequence[str]]:
 def _labelled(row: Row, name: str) -> dict[str, bool]:
     value: Any = row.fields.get(name)
     if isinstance(value, Mapping) and {"choices", "labels"} <= set(value):
-        choices, labels = value["choices"], value["labels"]
-        if len(choices) != len(labels):
-            raise row.error(f'"{name}" has {len(choices)} choices and {len(labels)} labels')
+        choices, labels = Row(value, f'{row.where}, "{name}"').texts("choices"), value["labels"]
+        if not isinstance(labels, list) or len(choices) != len(labels):
+            raise row.error(f'"{name}" has {len(choices)} choices and other labels: {repr(labels)[:40]}')
         value = dict(zip(choices, labels, strict=True))
     if not isinstance(value, Mapping) or not value or any(right not in (0, 1) for right in value.values()):
         raise row.error(f'"{name}" is {repr(value)[:40]}; right is an object of answers with 0 or 1')
