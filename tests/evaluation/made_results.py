@@ -270,6 +270,7 @@ def _experts() -> dict[str, Any]:
     draw = np.random.default_rng(3)
     risk, effect = draw.normal(size=(2, 6)).round(3).tolist(), draw.normal(size=(2, 6)).round(3).tolist()
     risk[1][5] = effect[1][5] = None
+    effect[0][:3] = [4.26e-5, -1.5e-7, 0.0]
     return {"layers": [0, 1], "risk_difference": risk, "deactivate": effect, "activate": None}
 
 

@@ -19,6 +19,8 @@ MEASURES = {
 }
 SHOWN = 12
 """Experts in the table, beside those of the plan: the first by each measure."""
+WIDE = 20
+"""Experts from which maps are too wide to stand beside each other, and stand below each other instead."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Experts:
     """One plan's experts on the page."""
 
     name: str
+    wide: bool
     maps: Sequence[tuple[str, Markup]]
     table: Table
 
@@ -42,7 +45,8 @@ def experts_of(result: Place, *, pictures: bool = True) -> list[Experts]:
         drawn = [
             (MEASURES[m], expert_map(layers, place.value[m], plan, MEASURES[m])) for m in known if pictures
         ]
-        found.append(Experts(name, drawn, _table(place, plan, known)))
+        wide = len(place.value[known[0]][0]) > WIDE if known else False
+        found.append(Experts(name, wide, drawn, _table(place, plan, known)))
     return found
 
 
@@ -70,7 +74,8 @@ def _table(place: Place, plan: dict[int, dict[int, float]], known: Sequence[str]
     )
     caption = (
         f"The first {SHOWN} experts by each measure (rank by size in parentheses) and those of the plan. The "
-        "risk difference is what accompanies the behaviour; an effect what switching that expert alone does."
+        "risk difference is what accompanies the behaviour; an effect what switching that expert alone does "
+        "to d, in nats."
     )
     return Table(caption, ("layer:expert", *(MEASURES[measure] for measure in known), "in the plan"), rows)
 

@@ -23,7 +23,7 @@ def measured(value: float) -> str:
 def change(value: float) -> str:
     """A difference of such numbers, with its sign."""
     text = measured(abs(value))
-    return text if float(text) == 0 else ("+" if value > 0 else "−") + text
+    return text if value == 0 else ("+" if value > 0 else "−") + text
 
 
 def is_rate(metric: Any) -> bool:
