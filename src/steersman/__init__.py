@@ -29,8 +29,10 @@ if TYPE_CHECKING:
         WeightsMismatch,
     )
     from steersman.evaluation.evaluate import evaluate
+    from steersman.evaluation.judges.opening import load_judge
     from steersman.evaluation.result import Evaluation
     from steersman.evaluation.screening.screen import screen_experts
+    from steersman.evaluation.tasks.registry import load_task
     from steersman.experts.causal import CausalScreen
     from steersman.experts.contrast import RoutingContrast, merge_contrasts
     from steersman.experts.counting import detect_experts
@@ -75,6 +77,8 @@ _HOME = {
         "WeightsMismatch",
     ),
     "steersman.evaluation.evaluate": ("evaluate",),
+    "steersman.evaluation.judges.opening": ("load_judge",),
+    "steersman.evaluation.tasks.registry": ("load_task",),
     "steersman.evaluation.result": ("Evaluation",),
     "steersman.evaluation.screening.screen": ("screen_experts",),
     "steersman.experts.causal": ("CausalScreen",),
@@ -145,8 +149,10 @@ __all__ = [
     "import_repeng",
     "import_steering_vectors",
     "import_steermoe",
+    "load_judge",
     "load_model",
     "load_pairs",
+    "load_task",
     "merge_affine_maps",
     "merge_contrasts",
     "read_architecture",
