@@ -339,6 +339,19 @@ def test_evidence_is_attached_once_and_changes_nothing_else(
     assert "reading, safer: perplexity " in words
 
 
+def test_evidence_of_a_dialled_plan_says_at_which_strength(
+    result: dict[str, Any], contrast: RoutingContrast, tmp_path: Path
+) -> None:
+    plan = contrast.select(top=4)
+    plan.save_pretrained(tmp_path / "plan")
+    half = 0.5 * plan
+    of_half = copy.deepcopy(result)
+    of_half["steerings"][1] |= {"fingerprint": half.fingerprint, "provenance": dict(half.provenance)}
+    evidence = with_evidence(tmp_path / "plan", of_half).evidence
+    assert Steering.from_pretrained(tmp_path / "plan").evidence == evidence
+    assert {(task["arm"], task["strength"]) for task in evidence[0]["tasks"]} == {("a/b~c", 0.5)}
+
+
 # ---------------------------------------------------------------- damaged, foreign, newer
 
 

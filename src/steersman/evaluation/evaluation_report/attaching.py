@@ -19,6 +19,7 @@ def with_evidence(steering: str | Path, result: Mapping[str, Any]) -> Steering:
     """Write a saved plan anew, all at once, with an evaluation of it in its `evidence`.
 
     The edits and so the fingerprint stay as they are; an evaluation that is there already stays there once.
+    Where the plan ran at another strength (`PATH@0.5`), the strengths in the evidence are those.
 
     Args:
         steering: The plan's folder.
@@ -31,18 +32,35 @@ def with_evidence(steering: str | Path, result: Mapping[str, Any]) -> Steering:
         ArtifactError: the evaluation is not of this plan, or the folder cannot be read or written.
     """
     plan = Steering.from_pretrained(steering)
-    names = [of["name"] for of in result["steerings"] if of["fingerprint"] == plan.fingerprint]
-    if not names:
+    dials = _dials(result, plan.fingerprint)
+    if not dials:
         raise ArtifactError(
             f"{steering}: the evaluation is not of this plan "
             f"(it has none of fingerprint {plan.fingerprint[:16]}…)"
         )
-    evidence = card_evidence(result, names[0])
+    tasks = [
+        {**task, "strength": task["strength"] * dial}
+        for name, dial in dials.items()
+        for task in card_evidence(result, name)["tasks"]
+    ]
+    evidence = {**card_evidence(result, next(iter(dials))), "tasks": tasks}
     if any(isinstance(of, Mapping) and of.get("sha256") == evidence["sha256"] for of in plan.evidence):
         return plan
     plan = replace(plan, evidence=(*plan.evidence, evidence))
     plan.save_pretrained(steering, force=True)
     return plan
+
+
+def _dials(result: Mapping[str, Any], fingerprint: str) -> dict[str, float]:
+    """The evaluation's names of a plan, with the strength each runs it at: 1, or what it was scaled by."""
+    found = {}
+    for of in result["steerings"]:
+        made = of["provenance"]
+        if of["fingerprint"] == fingerprint:
+            found[of["name"]] = 1.0
+        elif made.get("made") == "scaled" and made["from"][0].get("fingerprint") == fingerprint:
+            found[of["name"]] = float(made["factor"])
+    return found
 
 
 def evidence_in_words(evidence: Sequence[str | Mapping[str, Any]]) -> list[str]:
