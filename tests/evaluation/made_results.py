@@ -40,6 +40,8 @@ ARMS: list[tuple[str, str, str | None, float | None, float]] = [
     ("please × safer", "cell", "safer", 1.0, 0.8),
 ]
 NAMES = [arm[0] for arm in ARMS]
+DRAWN = ("whiskers", "random_draws", "heatmap", "picture")
+"""What draws the pictures of a report, in `figures`."""
 
 
 def made_result() -> dict[str, Any]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_results import NAMES, hostile, made_result
+from made_results import DRAWN, hostile, made_result
 from markdown_it import MarkdownIt
 
-from cli.command_line import run
-from steersman import ArtifactError, Steering
+from steersman import ArtifactError
 from steersman.evaluation import figures
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.evaluate import evaluate
 from steersman.evaluation.evaluation_report import (
-    card_evidence,
-    check_evaluation,
-    evaluation_schema,
     read_evaluation,
     steering_card,
     with_evidence,
@@ -38,9 +32,6 @@ from steersman.experts.contrast import RoutingContrast
 from steersman.steering import sha256_of
 
 VOID = {"meta", "img", "source", "br", "input"}
-EVERY = 10
-"""Of the places at which a value is changed, one in so many: all of them take a minute."""
-DRAWN = ("whiskers", "random_draws", "heatmap", "picture")
 
 
 @pytest.fixture(autouse=True)
@@ -288,6 +279,44 @@ def test_the_first_words_say_effect_chance_and_cost(result: dict[str, Any], tmp_
     assert "not measured under this arm" in words
 
 
+def without_plans(result: dict[str, Any]) -> dict[str, Any]:
+    """The base and an instruction alone."""
+    made = copy.deepcopy(result)
+    made |= {"steerings": [], "experts": None}
+    made["arms"] = [arm for arm in made["arms"] if arm["name"] in ("base", "prompt")]
+    for task in made["tasks"]:
+        nothing = dict.fromkeys(("random", "dose_response", "factorial", "preferences"))
+        task |= {**nothing, "shown": [], "kinds": {}}
+        for part in ("results", "differences"):
+            task[part] = {arm: task[part][arm] for arm in ("base", "prompt") if arm in task[part]}
+    return made
+
+
+def test_without_a_plan_the_model_is_what_it_is_about(result: dict[str, Any], tmp_path: Path) -> None:
+    page = page_of(without_plans(result), tmp_path)
+    words = re.sub(r"\s+", " ", "".join(page.text))
+    assert "What lab:moe does" in words
+    assert "base: “refused” (About refusal) " in words
+    assert "prompt raises “refused” (About refusal) from" in words
+    assert "random plan" not in words.partition("Words")[0]
+    assert "no plan" in (tmp_path / "card.md").read_text("utf-8")
+
+
+def test_figures_without_intervals_are_shown_without(result: dict[str, Any], tmp_path: Path) -> None:
+    """As of items that are all one group: there is no interval and no p."""
+    made = copy.deepcopy(result)
+    nothing = {"low": None, "high": None, "p": None, "p_holm": None, "minimum_detectable": None}
+    for figure in [of["positive"] for of in made["tasks"][0]["results"].values()]:
+        figure |= {"low": None, "high": None}
+    for change in [of["positive"] for of in made["tasks"][0]["differences"].values()]:
+        change |= {**nothing, "bootstrap": [None, None]}
+    made["tasks"][0]["random"][0] |= {"draws": [1.0], "standard_deviation": None}
+    words = "".join(page_of(made, tmp_path).text)
+    assert "safer and “refused” (About refusal): +" in words
+    assert "points; how sure that is cannot be told." in words
+    assert "None" not in words.replace("None of", "")
+
+
 def test_an_effect_that_is_gone_after_holm_is_called_unclear(result: dict[str, Any], tmp_path: Path) -> None:
     changed = copy.deepcopy(result)
     changed["tasks"][0]["differences"]["safer"]["positive"] |= {"p": 0.02, "p_holm": 0.2}
@@ -308,150 +337,3 @@ def test_the_card_says_what_effect_cost_and_limits(result: dict[str, Any], tmp_p
     assert card["evaluation"] == sha256_of(result)
     with pytest.raises(ArtifactError, match=r"no plan called 'x' \(it has: safer, a/b~c\)"):
         steering_card(result, "x")
-
-
-# ---------------------------------------------------------------- evidence
-
-
-def test_evidence_is_attached_once_and_changes_nothing_else(
-    result: dict[str, Any], contrast: RoutingContrast, tmp_path: Path
-) -> None:
-    plan, folder = contrast.select(top=4), tmp_path / "plan"
-    plan.save_pretrained(folder)
-    with pytest.raises(ArtifactError, match="not of this plan"):
-        with_evidence(folder, result)
-    assert Steering.from_pretrained(folder).evidence == ()
-    of_plan = copy.deepcopy(result)
-    of_plan["steerings"][0]["fingerprint"] = plan.fingerprint
-    for _ in range(2):
-        with_evidence(folder, of_plan)
-    read = Steering.from_pretrained(folder)
-    assert read.fingerprint == plan.fingerprint
-    assert read.evidence == (card_evidence(of_plan, "safer"),)
-    assert read.provenance == plan.provenance
-    effect = next(task for task in read.evidence[0]["tasks"] if task["arm"] == "safer")
-    assert effect["difference"] == of_plan["tasks"][0]["differences"]["safer"]["positive"]["difference"]
-    assert effect["random_p"] == 0.05
-    assert (2 * (0.5 * read)).evidence == ()
-    words = run("show", folder).words
-    assert "refusal, safer: refused +" in words
-    assert "p among random plans 0.05; 60 items" in words
-    assert "reading, safer: perplexity " in words
-
-
-def test_evidence_of_a_dialled_plan_says_at_which_strength(
-    result: dict[str, Any], contrast: RoutingContrast, tmp_path: Path
-) -> None:
-    plan = contrast.select(top=4)
-    plan.save_pretrained(tmp_path / "plan")
-    half = 0.5 * plan
-    of_half = copy.deepcopy(result)
-    of_half["steerings"][1] |= {"fingerprint": half.fingerprint, "provenance": dict(half.provenance)}
-    evidence = with_evidence(tmp_path / "plan", of_half).evidence
-    assert Steering.from_pretrained(tmp_path / "plan").evidence == evidence
-    assert {(task["arm"], task["strength"]) for task in evidence[0]["tasks"]} == {("a/b~c", 0.5)}
-
-
-# ---------------------------------------------------------------- damaged, foreign, newer
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    if path:
-        yield path
-    if path and path[-1] in ("provenance", "settings", "record", "scores"):
-        return  # free, but for being objects
-    for key, inside in (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    ):
-        if not isinstance(key, int) or key < 1:
-            yield from places(inside, (*path, key))
-
-
-def changed_at(result: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    changed = copy.deepcopy(result)
-    inside: Any = changed
-    for key in path[:-1]:
-        inside = inside[key]
-    inside[path[-1]] = value
-    return changed
-
-
-def complaint(act: Callable[[], object]) -> str:
-    """What is said where something is refused; empty where it is not."""
-    try:
-        act()
-    except ArtifactError as error:
-        return str(error)
-    return ""
-
-
-def test_whatever_the_schema_takes_is_shown(result: dict[str, Any], tmp_path: Path) -> None:
-    """A value of another kind at any place: refused with one line that says where, or the report is made."""
-    small = copy.deepcopy(result)
-    small["tasks"], small["arms"] = small["tasks"][:1], small["arms"][:3]
-    for part in ("results", "differences", "preferences"):
-        small["tasks"][0][part] = {a: of for a, of in small["tasks"][0][part].items() if a in NAMES[:3]}
-    spots = list(places(small))
-    assert len(spots) > 200
-    refused = []
-    for number, path in enumerate(spots[::EVERY]):
-        value = [None, "x", -1, [], {}, True, 0.5][number % 7]
-        changed = changed_at(small, path, value)
-        said = complaint(partial(check_evaluation, changed))
-        if not said:
-            said = complaint(partial(write_evaluation_report, tmp_path, changed))
-            assert not said or "evaluation.json: not of the expected form" in said
-        refused.append(bool(said))
-        assert "\n" not in said
-    assert sum(refused) > len(refused) / 2
-
-
-def test_the_report_command(result: dict[str, Any], tmp_path: Path) -> None:
-    file = tmp_path / "evaluation.json"
-    file.write_text(json.dumps(result), encoding="utf-8")
-    assert run("report", tmp_path, "--json").json == {
-        "output": str(tmp_path),
-        "files": ["report.html", "report.md", "card.md"],
-    }
-    before = (tmp_path / "report.html").read_bytes()
-    assert "report.md" in run("report", tmp_path).words
-    assert (tmp_path / "report.html").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("card.md", "evaluation.json", "report.html", "report.md")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "not valid JSON"),
-        ("[]", "not a JSON object"),
-        ('{"format": "steersman"}', 'not an evaluation ("format" is not "steersman-evaluation")'),
-        ('{"format": "steersman-evaluation", "format_version": 2}', "upgrade steersman"),
-        ('{"format": "steersman-evaluation", "format_version": 1}', "is a required property"),
-        ('{"format": "steersman-evaluation", "format_version": NaN}', "NaN is not a number"),
-    ],
-)
-def test_what_is_no_evaluation_is_refused(content: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "evaluation.json").write_text(content, encoding="utf-8")
-    done = run("report", tmp_path)
-    assert done.status == 2
-    assert done.remarks.count("\n") == 1
-    assert words in done.remarks
-    assert str(tmp_path / "evaluation.json") in done.remarks
-    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
-
-
-def test_a_damaged_number_is_named(result: dict[str, Any], tmp_path: Path) -> None:
-    changed = changed_at(result, ("tasks", 0, "results", "base", "positive", "rate"), "much")
-    (tmp_path / "evaluation.json").write_text(json.dumps(changed), encoding="utf-8")
-    done = run("report", tmp_path)
-    assert done.status == 2
-    assert "tasks[0].results.base.positive.rate: 'much' is not of type 'number'" in done.remarks
-    assert run("report", tmp_path / "nowhere").status == 2
-
-
-def test_the_schema_is_one(result: dict[str, Any]) -> None:
-    schema = evaluation_schema()
-    check_evaluation(result)
-    assert set(schema["required"]) == set(result)

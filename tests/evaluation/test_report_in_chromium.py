@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_results import hostile, made_result
+from made_results import DRAWN, hostile, made_result
 
 from steersman.evaluation import figures
 from steersman.evaluation.evaluation_report import write_evaluation_report
@@ -251,7 +251,7 @@ def test_without_scripts_and_on_paper_all_is_there(browser: Any, report: Path) -
 def test_hostile_text_does_nothing(
     browser: Any, result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("whiskers", "random_draws", "heatmap", "picture"):  # looked at above
+    for name in DRAWN:  # looked at above
         monkeypatch.setattr(figures, name, lambda *_, **__: b"")
     write_evaluation_report(tmp_path, hostile(result))
     opened = Opened(browser, tmp_path / "report.html", viewport={"width": PHONE, "height": 740})

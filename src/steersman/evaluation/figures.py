@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,7 +346,8 @@ def picture(figure: Figure, path: str | Path | None) -> bytes:
     kind = "svg" if path is not None and Path(path).suffix == ".svg" else "png"
     unnamed: dict[str, Any] = {"Software": None} if kind == "png" else {"Creator": None, "Date": None}
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "steersman"}):
+    with rc_context({"svg.hashsalt": "steersman"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters the font lacks
         figure.savefig(buffer, format=kind, facecolor=figure.get_facecolor(), metadata=unnamed)
     content = buffer.getvalue()
     if path is not None:

@@ -26,6 +26,7 @@ from steersman.evaluation.evaluation_report.place import MISSING, Number, Place
 COLLECTIVE = ("cell", "strength")
 """Kinds of arms that have a section of their own: a factorial's, and a dose–response's."""
 
+UNTOLD = "how sure that is cannot be told"
 UNCLEAR = "unclear: it would count alone, but not as one of so many arms"
 
 
@@ -153,6 +154,8 @@ def in_words(task: Place, metric: str, found: Place) -> Pieces:
     """What a difference says: better, worse or more; or how large one could have been seen."""
     if not found:
         return ("not measured under this arm",)
+    if adjusted_p(found).value is None:
+        return (UNTOLD,)
     if not is_clear(found):
         if is_clear_alone(found):
             return (UNCLEAR,)

@@ -17,7 +17,7 @@ from steersman.evaluation.evaluation_report.numbers import (
     p_piece,
 )
 from steersman.evaluation.evaluation_report.place import Place
-from steersman.evaluation.evaluation_report.tables import UNCLEAR, arms_by
+from steersman.evaluation.evaluation_report.tables import UNCLEAR, UNTOLD, arms_by
 from steersman.evaluation.report import SIGNIFICANT
 
 
@@ -28,6 +28,8 @@ def effect_sentence(task: Place, arm: str, *, titled: bool = True) -> Pieces:
     what = f"“{metric['title']}”" + (f" ({task.value['title']})" if titled else "")
     if not found:
         return (f"{arm}: {what} could not be measured.",)
+    if adjusted_p(found).value is None:
+        return (f"{arm} and {what}: ", *uncertainty(found), f"; {UNTOLD}.")
     if not is_clear(found):
         if is_clear_alone(found):
             return (f"{arm} and {what}: ", *uncertainty(found), f"; {UNCLEAR}.")
@@ -116,6 +118,8 @@ def _tasks(count: int) -> str:
 def headline(result: Place) -> Sequence[Pieces]:
     """The first words: what each plan does to what it was made for, beyond chance, at what cost."""
     arms = arms_by(result, "steered")
+    if not arms:
+        return _without_plans(result)
     lines = [
         (*effect_sentence(task, arm), " ", *random_sentence(task, arm))
         for task in result["tasks"]
@@ -124,6 +128,23 @@ def headline(result: Place) -> Sequence[Pieces]:
         if arm in task.value["differences"]
     ]
     return [*lines, *(side_effects_sentence(result, arm) for arm in arms)]
+
+
+def _without_plans(result: Place) -> list[Pieces]:
+    """What the base does, and how the arms that are no plans differ from it."""
+    lines: list[Pieces] = []
+    for task in result["tasks"]:
+        metric = task.value["metrics"][0]
+        found = task["results"]["base"].get(metric["name"])
+        limits = interval(found)
+        within = (" (95% interval ", *limits, ")") if limits else ()
+        lines.append((f"base: “{metric['title']}” ({task.value['title']}) ", *estimate(found), *within, "."))
+        lines += [
+            effect_sentence(task, arm)
+            for arm in arms_by(result, "prompt", "model")
+            if arm in task.value["differences"]
+        ]
+    return lines
 
 
 def works(task: Place, arm: str, plan: str) -> bool:
