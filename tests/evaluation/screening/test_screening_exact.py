@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import pytest
 import torch
@@ -58,7 +57,8 @@ def test_many_experts_in_one_batch_are_as_each_applied_alone(name: str) -> None:
             edits = [(layer, expert, strength) for strength in (-1.0, 1.0) for expert in (0, 3)]
             found = tool.singles(batch, base, edits)
             want = [
-                [separate(model, reading.texts[text], (edit,), "all") for text in batch.texts] for edit in edits
+                [separate(model, reading.texts[text], (edit,), "all") for text in batch.texts]
+                for edit in edits
             ]
             np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
             assert np.abs(found - base.values).max() > 1e-4  # something happened
@@ -192,5 +192,3 @@ def test_a_scope_that_holds_nothing_is_an_error() -> None:
         pytest.raises(PairsError, match="generated holds no token"),
     ):
         tool.batches(Reading("t", texts, reading.groups))
-
-

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from steersman.errors import ModelError
-from steersman.evaluation.screening.exact import Edit, Floats, Instrument
+from steersman.evaluation.screening.exact import Edit, Floats
 from steersman.evaluation.statistics import clustered_mean
 from steersman.experts.causal_effects import SIGNS, Effects, Sign
 from steersman.experts.estimate import Estimate
@@ -47,15 +46,3 @@ def place_of(routers: Sequence[Router], edit: Edit) -> tuple[int, int, int]:
     """Where an edit is in arrays [signs, layers, experts]."""
     layers = [router.layer for router in routers]
     return int(edit[2] > 0), layers.index(edit[0]), edit[1]
-
-
-def require_finite(values: Floats, instrument: Instrument, what: str) -> Floats:
-    """The values [..., items]; raises ModelError where the model gives none for an item."""
-    bad = (~np.isfinite(values)).reshape(-1, values.shape[-1]).any(axis=0)
-    if bad.any():
-        dtype = str(next(instrument.model.parameters()).dtype).removeprefix("torch.")
-        raise ModelError(
-            f"{what}: the model gives no finite log probability for item {int(bad.argmax()) + 1} (nan or "
-            f"infinity, in {dtype}); is a number format too narrow, or a weight damaged?"
-        )
-    return values

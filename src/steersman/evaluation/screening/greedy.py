@@ -24,6 +24,8 @@ from steersman.limits import broken_limit
 
 LEAST_T = 3.0
 LEAST_GAIN = 0.01
+TOGETHER = 6
+"""Candidates whose harm is measured together."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class Gain:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(self.mean == 0, 0.0, self.mean / self.error)
 
-    def best(self) -> int | None:
+    def best(self, among: Sequence[int]) -> int | None:
         """The largest mean of those that are large enough and not chance; None where there is none."""
-        enough = (self.t >= LEAST_T) & (self.mean >= LEAST_GAIN)
-        return int(np.argmax(np.where(enough, self.mean, -np.inf))) if enough.any() else None
+        enough = [n for n in among if self.t[n] >= LEAST_T and self.mean[n] >= LEAST_GAIN]
+        return max(enough, key=lambda number: float(self.mean[number]), default=None)
 
 
 Remember = Callable[[str, Callable[[], Floats]], Floats]
@@ -95,9 +97,7 @@ class Chooser:
             left = [edit for edit in candidates if self._may_join(edit, chosen)]
             if not left:
                 return ChosenSet(tuple(picks), "no candidate is left", len(candidates))
-            found = self._values(f"{len(picks)}", tuple(chosen), left)
-            gain = self._gain([values[1:] for values in found], [values[0] for values in found])
-            best = gain.best()
+            gain, best = self._best(f"pick {len(picks)}", tuple(chosen), left)
             if best is None:
                 most = int(np.argmax(gain.mean))
                 reason = (
@@ -108,14 +108,40 @@ class Chooser:
             picks.append(Pick(*left[best], float(gain.mean[best]), float(gain.error[best])))
         return ChosenSet(tuple(picks), f"{at_most} experts are as many as asked for", len(candidates))
 
+    def _best(self, step: str, plan: tuple[Edit, ...], left: Sequence[Edit]) -> tuple[Gain, int | None]:
+        """What candidates add, and the best that is sure.
+
+        What is kept is measured for the most promising first, and for no more than can still win: it is
+        worth 0 at most, so that nothing adds more to it than it has lost. The others' gains are as if they
+        added all of that.
+        """
+        first, *kept = self._aims
+        (found,) = self._values(step, plan, left, [first])
+        now = [found[0], *(values[0] for values in self._values(f"{step}, kept now", plan, (), kept))]
+        gain = gains([first], [found[1:]], now[:1], self._unsteered[:1])
+        order = np.argsort(-gain.mean, kind="stable")
+        for aim, values, unsteered in zip(kept, now[1:], self._unsteered[1:], strict=True):
+            gain.mean[:] -= aim.worth(values, unsteered).mean()
+        for start in range(0, len(order) if kept else 0, TOGETHER):
+            some = order[start : start + TOGETHER]
+            best = gain.best(order[:start].tolist())
+            if gain.mean[some[0]] < (LEAST_GAIN if best is None else gain.mean[best]):
+                return gain, best
+            edits = [left[number] for number in some]
+            beside = self._values(f"{step}, kept from {start}", plan, edits, kept)
+            values_of_all = [found[1 + some], *(values[1:] for values in beside)]
+            exact = gains(self._aims, values_of_all, now, self._unsteered)
+            gain.mean[some], gain.error[some] = exact.mean, exact.error
+        return gain, gain.best(order.tolist())
+
     def _worth_keeping(self, chosen: list[Edit]) -> list[Pick]:
         """Leave out, one by one, what a set does as well without; what the others add, least first."""
         while chosen:
-            whole = [found[0] for found in self._values(f"start/{len(chosen)}", tuple(chosen), ())]
+            whole = [found[0] for found in self._values(f"start of {len(chosen)}", tuple(chosen), ())]
             added = []
             for number, edit in enumerate(chosen):
                 rest = tuple(other for other in chosen if other != edit)
-                without = self._values(f"start/{len(chosen)}/{number}", rest, ())
+                without = self._values(f"start of {len(chosen)} without {number}", rest, ())
                 gain = self._gain([values[None] for values in whole], [found[0] for found in without])
                 added.append(Pick(*edit, float(gain.mean[0]), float(gain.error[0])))
             least = min(range(len(added)), key=lambda number: added[number].gain)
@@ -134,13 +160,20 @@ class Chooser:
     def _gain(self, values: Sequence[Floats], now: Sequence[Floats]) -> Gain:
         return gains(self._aims, values, now, self._unsteered)
 
-    def _values(self, step: str, plan: tuple[Edit, ...], more: Sequence[Edit]) -> list[Floats]:
-        """Of each aim, values [1 + edits, items] under a plan, and when each edit joins it."""
+    def _values(
+        self, step: str, plan: tuple[Edit, ...], more: Sequence[Edit], aims: Sequence[Aim] | None = None
+    ) -> list[Floats]:
+        """Of each aim (None: of all), values [1 + edits, items] under a plan, and when each edit joins it."""
         return [
             values_beside(
-                self._instrument, aim.reading, plan, more, f"{self._name}/{step}/{number}", self._remember
+                self._instrument,
+                aim.reading,
+                plan,
+                more,
+                f"{self._name}, {step}, aim {number}",
+                self._remember,
             )
-            for number, aim in enumerate(self._aims)
+            for number, aim in enumerate(self._aims if aims is None else aims)
         ]
 
 
@@ -164,12 +197,12 @@ def values_beside(
     }
     for number, batch in enumerate(instrument.batches(reading)):
         base = functools.cache(functools.partial(instrument.base, batch, plan))
-        found[0, batch.texts] = remember(f"{name}/{number}", functools.partial(_values_of, base))
+        found[0, batch.texts] = remember(f"{name}, batch {number}", functools.partial(_values_of, base))
         for layer, places in layers.items():
             edits = [more[place] for place in places]
             work = functools.partial(_singles, instrument, batch, base, edits)
             found[np.array(places)[:, None] + 1, batch.texts[None]] = remember(
-                f"{name}/{number}/{layer}", work
+                f"{name}, batch {number}, layer {layer}", work
             )
     return by_item(reading, found)
 

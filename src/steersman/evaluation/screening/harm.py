@@ -53,7 +53,7 @@ def harm_of(
                 )
 
             bar.update()
-            outcomes = ledger.remember(f"harm/{number}/{name}", work)
+            outcomes = ledger.remember(f"harm, task {number}, {name}", work)
             return np.asarray(outcomes == OUTCOMES.index("positive"))
 
         base = on("base", None)

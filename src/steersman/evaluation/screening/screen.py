@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from steersman.errors import ArchitectureMismatch, ModelError, WeightsMismatch
-from steersman.evaluation.screening.effects import edits_of, effects_of, place_of, require_finite
+from steersman.evaluation.screening.effects import edits_of, effects_of, place_of
 from steersman.evaluation.screening.estimate import estimates
 from steersman.evaluation.screening.exact import Edit, Floats, Instrument, instrument
 from steersman.evaluation.screening.expert_calls import CannotEstimate
@@ -102,6 +102,7 @@ def screen_experts(
     task = some_of(open_items(items), given.limit, given.seed)
     kept = [some_of(open_items(each), min(KEPT_ITEMS, given.limit), given.seed) for each in keep]
     harmed = [some_of(open_items(each), given.harm_limit, given.seed) for each in harm]
+    parts(task, given)  # before the work: there may be too few
     sites = [site for site in find_routers(model) if site.facts.reason is None]
     if not sites:
         raise ModelError("the model has no router that can be steered: there is nothing to screen")
@@ -145,6 +146,17 @@ def screen_experts(
     return replace(screen, harm=measured)
 
 
+def parts(task: Task, options: Options) -> tuple[Task, Task]:
+    """The items that screen, and those that sets are chosen by: halves, or all where there are no sets.
+
+    Raises PairsError where there are too few groups.
+    """
+    if options.at_most:
+        return halves(task, options.seed)
+    require_clusters(len(set(task.groups)), task.name)
+    return task, task
+
+
 class _Screening:
     """One screen, step by step; each measurement is made once."""
 
@@ -160,11 +172,7 @@ class _Screening:
 
     def run(self, task: Task, kept: list[Task]) -> CausalScreen:
         options, tokenizer = self._options, self._tool.tokenizer
-        if options.at_most:
-            first, second = halves(task, options.seed)
-        else:
-            require_clusters(len(set(task.groups)), task.name)
-            first = second = task
+        first, second = parts(task, options)
         reading = preferences(first, tokenizer, whole=options.whole_answers)
         # Before the work: what is wrong with any item is said at once.
         aims = {direction: self._aims(second, kept, direction) for direction in DIRECTIONS}
@@ -255,16 +263,14 @@ class _Screening:
             def work(batch: Batch = batch) -> Floats:
                 return np.concatenate(list(estimates(self._tool, batch, edits)[1].values()))
 
-            found[:, batch.texts] = self._remember(f"estimate/{number}", work)
-        values = require_finite(by_item(reading, found), self._tool, reading.name)
-        return dict(zip(every, values, strict=True))
+            found[:, batch.texts] = self._remember(f"estimate, batch {number}", work)
+        return dict(zip(every, by_item(reading, found), strict=True))
 
     def _exact(self, reading: Reading, edits: dict[int, list[Edit]]) -> dict[Edit, Floats]:
         every = [edit for of_layer in edits.values() for edit in of_layer]
         if not every:
             return {}
         found = values_beside(self._tool, reading, (), every, "exact", self._remember)
-        require_finite(found, self._tool, reading.name)
         return dict(zip(every, found[1:] - found[0], strict=True))
 
     # ------------------------------------------------------------ sets
@@ -285,8 +291,8 @@ class _Screening:
             candidates, at_most=self._options.at_most, start=start[: self._options.at_most]
         )
         plan = tuple((pick.layer, pick.expert, pick.strength) for pick in chosen.picks)
-        before = values_beside(self._tool, reading, (), (), f"{direction}/d/base", self._remember)[0]
-        after = values_beside(self._tool, reading, plan, (), f"{direction}/d/set", self._remember)[0]
+        before = values_beside(self._tool, reading, (), (), f"{direction}, d unsteered", self._remember)[0]
+        after = values_beside(self._tool, reading, plan, (), f"{direction}, d of the set", self._remember)[0]
         shift = clustered_mean(after - before, reading.groups)
         return replace(chosen, shift=shift.mean, shift_error=shift.standard_error)
 

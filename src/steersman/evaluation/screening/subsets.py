@@ -115,13 +115,13 @@ def _changes(
     owner = np.array([text.item for text in reading.texts])
     for number, batch in enumerate(instrument.batches(reading)):
         found[0, batch.texts] = remember(
-            f"subsets/{sign}/{number}", functools.partial(_base, instrument, batch)
+            f"subsets {sign}, batch {number}", functools.partial(_base, instrument, batch)
         )
         for turn, of_items in enumerate(members):
             chosen = torch.from_numpy(of_items[owner[batch.texts]]).float() * STRENGTHS[sign]
             plans = {router.layer: chosen[:, row, : router.experts] for row, router in enumerate(routers)}
             work = functools.partial(instrument.subsets, batch, np.arange(batch.rows), plans)
-            found[1 + turn, batch.texts] = remember(f"subsets/{sign}/{number}/{turn}", work)
+            found[1 + turn, batch.texts] = remember(f"subsets {sign}, batch {number}, turn {turn}", work)
     values = by_item(reading, found)
     change: Floats = values[1:] - values[0]
     return change

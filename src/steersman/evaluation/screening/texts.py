@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steersman.edits import SCOPES, Scope
-from steersman.errors import PairsError
+from steersman.errors import ModelError, PairsError
 from steersman.evaluation.prompts import encode_answer, encode_fork, pad_id
 
 if TYPE_CHECKING:
@@ -146,13 +146,23 @@ class Batch:
         return self.ids.shape[1]
 
     def values(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Σ weight · log p of some of its rows, float64 [n], from logits [n, keep, vocabulary]."""
+        """Σ weight · log p of some of its rows, float64 [n], from logits [n, keep, vocabulary].
+
+        Raises ModelError where one is nan or infinite.
+        """
         places, tokens, weights = self.places[rows], self.tokens[rows], self.weights[rows]
         at = torch.arange(len(rows), device=logits.device)[:, None]
         found = logits[at, places, tokens].double()
         if self.normalised:
             found = found - logits.float().logsumexp(dim=-1)[at, places].double()
-        return (found * weights).sum(dim=1)
+        found = (found * weights).sum(dim=1)
+        if not bool(found.isfinite().all()):
+            raise ModelError(
+                f"the model gives no finite log probability for an item (nan or infinity, in "
+                f"{str(logits.dtype).removeprefix('torch.')}): is a number format too narrow, or a weight "
+                "damaged?"
+            )
+        return found
 
 
 def _span(scope: Scope, text: Text) -> tuple[int, int]:
