@@ -5,19 +5,21 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+HARNESS := .venv-harness
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_DIR ?= steersman-demo
 
 READY := $(VENV)/.installed
 OLDEST_READY := $(OLDEST)/.installed
+HARNESS_READY := $(HARNESS)/.installed
 INSTALL := requirements/install.py pyproject.toml
 # Nothing here needs the Hub. Small models and test processes side by side are fastest with one thread each.
 RUN := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-long test-oldest bench wheel lock install clean distclean
+.PHONY: help demo test check test-long test-oldest test-harness bench wheel lock install clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +41,10 @@ test-long: check ## The same, and the tests that take minutes: training, long si
 
 test-oldest: $(OLDEST_READY) ## The tests of `make test` with the oldest versions that are allowed (Python 3.11 or 3.12)
 	@$(RUN) $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m "not long" $(PYTEST_ARGS)
+
+test-harness: $(HARNESS_READY) ## A steered model inside lm-evaluation-harness and Inspect AI (85 packages more)
+	@$(RUN) $(HARNESS)/bin/python -m pytest -n $(WORKERS) tests/harnesses \
+	    "tests/test_docs.py::test_code_blocks_run[docs/harnesses.md]" $(PYTEST_ARGS)
 
 bench: $(READY) ## The benchmarks, each of which prints a ratio
 	@for file in $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py)); do \
@@ -63,7 +69,7 @@ clean: ## Remove what was built, cached or demonstrated; keep the environments
 	@find src tests benchmarks requirements -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environments too
-	@rm -rf $(VENV) $(OLDEST)
+	@rm -rf $(VENV) $(OLDEST) $(HARNESS)
 
 $(READY): $(INSTALL) requirements/test.lock requirements/torch.lock $(if $(TORCH),again) | python
 	@echo "Installing into $(VENV) (once; minutes, most of them for torch)"
@@ -74,6 +80,12 @@ $(OLDEST_READY): $(INSTALL) requirements/oldest.lock requirements/torch-oldest.l
 	@echo "Installing the oldest allowed versions into $(OLDEST)"
 	@$(PYTHON) requirements/install.py --venv $(OLDEST) --lock requirements/oldest.lock \
 	    --torch-lock requirements/torch-oldest.lock $(if $(TORCH),--torch "$(TORCH)")
+	@touch $@
+
+$(HARNESS_READY): $(INSTALL) requirements/harness.lock requirements/torch.lock $(if $(TORCH),again) | python
+	@echo "Installing lm-evaluation-harness and Inspect AI into $(HARNESS)"
+	@$(PYTHON) requirements/install.py --venv $(HARNESS) --lock requirements/harness.lock \
+	    $(if $(TORCH),--torch "$(TORCH)")
 	@touch $@
 
 .PHONY: again python

@@ -30,9 +30,17 @@ def main() -> int:
     needed = [line for line in project["dependencies"] if not line.startswith("torch>")]
     oldest = [f"{name}=={version}" for name, version in lower_ends().items() if name != "torch"]
     development = project["optional-dependencies"]["dev"]
+    harness = project["optional-dependencies"]["harness"]
     try:
         newest = resolve([*needed, *development])
         write("test.lock", newest, "Exact versions for `make test` and `make demo`.", "torch.lock", "to 3.13")
+        write(
+            "harness.lock",
+            resolve([*needed, *development, *harness]),
+            "Exact versions for `make test-harness`.",
+            "torch.lock",
+            "to 3.13",
+        )
         write(
             "oldest.lock",
             resolve([*oldest, *development]),

@@ -7,7 +7,8 @@ bash, with `make` only asked what it would do. A `text` block right after a bloc
     <!-- file: NAME -->       the block is the content of this file
     <!-- not run: REASON -->  the block is only shown
 
-A page that says `<!-- needs data: FILE FILE -->` is run where the folder $STEERSMAN_DATA has these files.
+A page that says `<!-- needs data: FILE FILE -->` is run where the folder $STEERSMAN_DATA has these files, one
+that says `<!-- needs packages: NAME NAME -->` where these can be imported.
 `docs` is this checkout's, as for a reader who stands in it.
 """
 
@@ -29,7 +30,8 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md", *ROOT.glob("docs/**/*.md")]
 )
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-SHOWN = {"json", "jsonl", "toml", "text"}
+SHOWN = {"json", "jsonl", "toml", "yaml", "text"}
+PACKAGES = re.compile(r"^<!-- needs packages: (.+?) -->$", re.M)
 NEEDS = re.compile(r"^<!-- needs data: (.+?) -->$", re.M)
 # Only what cannot be run in a test: fetching from the network, and what takes minutes.
 MOST_NOT_RUN = 4
@@ -141,6 +143,8 @@ def test_code_blocks_run(name: str, tmp_path: Path, own_checkpoint: Path) -> Non
     for file in " ".join(NEEDS.findall(page)).split():
         if not (Path(os.environ.get("STEERSMAN_DATA", "/nowhere")) / file).exists():
             pytest.skip(f"STEERSMAN_DATA names no folder with {file}")
+    for package in " ".join(PACKAGES.findall(page)).split():
+        pytest.importorskip(package, reason=f"{package} is not installed (make test-harness)")
     (tmp_path / "my-model").symlink_to(own_checkpoint)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     run_page(blocks_of(page, name), tmp_path)

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = [Requirement(line) for line in PROJECT["dependencies"]]
 DEVELOPMENT = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
-LOCKS = {"test.lock": "torch.lock", "oldest.lock": "torch-oldest.lock"}
+HARNESS = [Requirement(line) for line in PROJECT["optional-dependencies"]["harness"]]
+LOCKS = {"test.lock": "torch.lock", "oldest.lock": "torch-oldest.lock", "harness.lock": "torch.lock"}
 
 
 def locked(*names: str) -> dict[str, Version]:
@@ -33,7 +34,7 @@ def test_lock_is_within_the_ranges(lock: str) -> None:
     versions = locked(lock, LOCKS[lock])
     wrong = [
         f"{r} but {versions[r.name]}"
-        for r in [*NEEDED, *DEVELOPMENT]
+        for r in [*NEEDED, *DEVELOPMENT, *(HARNESS if lock == "harness.lock" else [])]
         if not r.specifier.contains(versions[r.name])
     ]
     assert not wrong

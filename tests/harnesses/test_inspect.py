@@ -82,8 +82,8 @@ def test_accuracies_are_those_of_the_evaluation(
         assert set(said) == {None}
     else:
         assert {each["fingerprint"] for each in said} == {steering.fingerprint}
-        assert {each["batch"] for each in said} == {45}
-        assert all(tokens > 45 for each in said for tokens in each["receipt"].values())
+        assert 20 <= max(each["batch"] for each in said) <= 45
+        assert all(tokens > each["batch"] for each in said for tokens in each["receipt"].values())
 
 
 def test_from_the_command_line(by_hand: Path, lab_moe: Any, tmp_path: Path) -> None:

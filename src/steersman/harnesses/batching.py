@@ -12,7 +12,7 @@ import anyio.to_thread
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
-PATIENCE = 0.05
+PATIENCE = 0.1
 """Seconds without a new request after which a batch is not waited for any longer."""
 
 
