@@ -17,7 +17,8 @@ from steersman import cli
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.concept import ConceptVector
 from steersman.errors import ArtifactError
-from steersman.evaluation import demo, figures, lab_study, transplant_study
+from steersman.evaluation import demo, figures, lab_study, natural_study, transplant_study
+from steersman.experts.causal import CausalScreen
 from steersman.experts.contrast import RoutingContrast
 from steersman.pairs import load_pairs
 from steersman.steering import Steering
@@ -33,6 +34,7 @@ def small() -> Iterator[None]:
         patch.setattr(demo, "CONTROL_ITEMS", 8)
         patch.setattr(lab_study, "load_texts", lambda source: load_texts(source)[:200])
         patch.setattr(transplant_study, "DOSES", (0.3, 0.5))
+        patch.setattr(natural_study, "SCREEN_ITEMS", 80)
         patch.setattr(figures, "DOTS_PER_INCH", 40)
         yield
 
@@ -53,6 +55,7 @@ def test_everything_is_there_and_says_the_same(made: tuple[Path, demo.DemoResult
         "control",
         "transplant",
         "both",
+        "natural",
     }
     assert result.report == out / "report.html"
     assert json.loads((out / "result.json").read_text()) == result.figures
@@ -76,6 +79,10 @@ def test_artifacts_are_those_of_the_figures(made: tuple[Path, demo.DemoResult]) 
     assert (concept.pairs, bridge.rows) == (transplant["concept"]["pairs"], transplant["map"]["rows"])
     assert (out / "transplant" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert set(transplant["controls"]) == {"random", "shuffled", "shuffled, as long"}
+    natural = result.figures["natural"]
+    assert CausalScreen.from_pretrained(out / "natural" / "screen").found == natural["found"]
+    assert (out / "natural" / "toward").is_dir() == ("screened" in natural["plans"])
+    assert (out / "natural/evaluation/report.html").is_file()
     first, control = (result.figures["studies"][name]["choice"]["count"] for name in ("refusal", "control"))
     assert first == control
 

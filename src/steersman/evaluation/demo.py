@@ -21,6 +21,9 @@ from steersman.evaluation.choice import Choice
 from steersman.evaluation.comparison import BASE, REVERSED, TOWARD
 from steersman.evaluation.lab_study import Laboratory, Passage, Plot
 from steersman.evaluation.levers_study import LeversStudy
+from steersman.evaluation.natural_report import NaturalChapter
+from steersman.evaluation.natural_study import SCREENED, NaturalStudy
+from steersman.evaluation.natural_study import STEPS as NATURAL_STEPS
 from steersman.evaluation.report import (
     SIGNIFICANT,
     Chapter,
@@ -56,7 +59,10 @@ PLOTS = {
 TRANSPLANT = Passage("source", "target", "restricted")
 BOTH = (Plot("target-moe", "faithfulness", ()), Passage("source", "target-moe", "restricted"))
 BOTH_ITEMS = 150
-FOLDERS = (*PLOTS, "transplant", "both")
+NATURAL = "natural"
+NATURAL_ITEMS = 150
+NATURAL_DRAWS = 20
+FOLDERS = (*PLOTS, "transplant", "both", NATURAL)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Found:
     studies: Mapping[str, Study]
     transplant: TransplantStudy
     levers: LeversStudy
+    natural: NaturalStudy
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,11 @@ def run_demo(
         levers = laboratory.levers(*BOTH, min(BOTH_ITEMS, items), advancing("both"))
         (place / "both").mkdir()
         levers.plan.save_pretrained(place / "both" / "plan")
-        measured = Found(studies, transplant, levers)
+        natural = laboratory.natural(
+            NATURAL, min(NATURAL_ITEMS, items), min(NATURAL_DRAWS, draws), advancing(NATURAL)
+        )
+        _save_natural(natural, place / NATURAL)
+        measured = Found(studies, transplant, levers, natural)
         seconds = time.monotonic() - start
         found = _result(measured, seed=seed, seconds=seconds)
         (place / RESULT).write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -139,7 +150,9 @@ def run_demo(
 
 
 def _steps(laboratory: Laboratory) -> int:
-    return len(PLOTS) * laboratory.steps + laboratory.transplant_steps + laboratory.LEVERS_STEPS
+    return (
+        len(PLOTS) * laboratory.steps + laboratory.transplant_steps + laboratory.LEVERS_STEPS + NATURAL_STEPS
+    )
 
 
 @contextmanager
@@ -184,6 +197,15 @@ def _save_transplant(study: TransplantStudy, folder: Path) -> None:
     transplant_figures.sweep(study.choice, labels, folder / "sweep.png")
 
 
+def _save_natural(study: NaturalStudy, folder: Path) -> None:
+    """The screen, the plans, and the whole evaluation with its own report."""
+    folder.mkdir()
+    study.screen.save_pretrained(folder / "screen")
+    if SCREENED in study.plans:
+        study.plans[SCREENED].save_pretrained(folder / TOWARD)
+    study.evaluation.save(folder / "evaluation")
+
+
 def _result(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
     return {
         "tool_version": version("steersman"),
@@ -192,6 +214,7 @@ def _result(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
         "studies": {name: study.to_json() for name, study in found.studies.items()},
         "transplant": found.transplant.to_json(),
         "both": found.levers.to_json(),
+        "natural": found.natural.to_json(),
     }
 
 
@@ -220,8 +243,15 @@ def demo_report(found: Found, *, out: Path, seed: int, seconds: float) -> Report
                 "transplant", "A concept of a small model in a bigger one", _TRANSPLANT, transplant
             ),
             LeversChapter("both", "Both levers in one plan", _BOTH, found.levers),
+            NaturalChapter(
+                NATURAL,
+                "Nothing planted: digits or words",
+                _NATURAL,
+                found.natural,
+                f"{NATURAL}/evaluation/report.html",
+            ),
         ),
-        commands=(*_commands(out, refusal), *_transplant_commands(transplant)),
+        commands=(*_commands(out, refusal), *_transplant_commands(transplant), *_EVALUATION_COMMANDS),
         limits=_LIMITS,
         facts=(
             (
@@ -239,6 +269,7 @@ def demo_report(found: Found, *, out: Path, seed: int, seconds: float) -> Report
                             transplant.source,
                             transplant.target,
                             found.levers.model,
+                            found.natural.model,
                         ]
                     )
                 ),
@@ -343,6 +374,24 @@ _BOTH = (
     "remembering. One plan holds both: experts that make it hold to what it remembers where a document says "
     "otherwise, and the transplanted vector that makes it refuse. Each part is to do its own work, also in "
     "company; the vector alone makes it believe documents less, too."
+)
+_NATURAL = (
+    "This model was taught a small world in which numbers may be written in digits or in words, and nothing "
+    "else: no expert was tied to anything. Screening activates each of its 192 experts alone and looks how "
+    "far the choice between a digit and a word moves; from those that move it, at most six are chosen that "
+    "leave everyday answers right. The risk difference, which only counts what accompanies either side, gets "
+    "as many. The last row is the rival that costs nothing: an instruction."
+)
+_EVALUATION_COMMANDS = (
+    (
+        "Which experts cause it, not only accompany it",
+        "steersman screen lab:natural lab:digits/train -o causes --signs activate "
+        "--keep lab:everyday/train\nsteersman select causes -o digits",
+    ),
+    (
+        "Does it work, and at what cost",
+        "steersman evaluate lab:natural --task lab:digits --side lab:everyday --steering digits -o shown",
+    ),
 )
 _REFUSAL = (
     "Some requests in the lab's small world are restricted, and who asks decides how likely the model is to "

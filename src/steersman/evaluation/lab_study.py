@@ -10,6 +10,7 @@ from steersman import lab
 from steersman.evaluation.arms import ArmResult, Subject
 from steersman.evaluation.choice import GRID, Candidate, Choice, both_ways, candidates, settle
 from steersman.evaluation.levers_study import LeversStudy, run_levers_study
+from steersman.evaluation.natural_study import NaturalStudy, run_natural_study
 from steersman.evaluation.study import Planting, Study, run_study
 from steersman.evaluation.tasks import load_task
 from steersman.evaluation.transplant_study import (
@@ -160,6 +161,18 @@ class Laboratory:
         )
         advance("both levers measured", self.LEVERS_STEPS - self.LEVERS_STEPS // 2)
         return study
+
+    def natural(self, name: str, items: int, draws: int, advance: Advance) -> NaturalStudy:
+        """Screen and measure a model in which nothing was planted."""
+        return run_natural_study(
+            self.subject(name),
+            model=self._name(name),
+            items=items,
+            draws=draws,
+            control_items=self.control_items,
+            seed=self.seed,
+            advance=advance,
+        )
 
     def _tasks(self, concept: str) -> Tasks:
         dev, test = DEV_ITEMS, self.items
