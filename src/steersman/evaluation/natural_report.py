@@ -42,7 +42,7 @@ class NaturalChapter:
             "works": works(self.study),
             "link": self.link,
             "model": self.study.model,
-            "items": (effect["items"], side["items"]),
+            "sizes": (effect["items"], side["items"]),
             "rows": [
                 (label, [effect["results"][arm]["positive"], side["results"][arm]["positive"]])
                 for arm, label in ARMS.items()
