@@ -107,7 +107,7 @@ SHOWN = 12
     default=400,
     show_default=True,
     metavar="N",
-    help="Read at most N items, of as many groups as there are.",
+    help="Read at most N items of a task, of as many groups as there are.",
 )
 @click.option("--resume", is_flag=True, help="Go on from what a run that was stopped has saved.")
 @seed_option

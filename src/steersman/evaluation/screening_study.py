@@ -117,7 +117,7 @@ def run_screening_study(
         **options,
     )
     advance(f"{model}: screened for {question.task}: {screen.reason}")
-    chosen = {name: screen.sets[name] for name in ("toward", "reversed")}  # type: ignore[index]
+    chosen = {name: screen.sets[name] for name in ("toward", "reversed")}
     if not screen.found or not all(found.picks for found in chosen.values()):
         return ScreeningStudy(model, question, screen, None, {}, None)
     toward, reverse = screen.select(), screen.select(reverse=True)

@@ -83,7 +83,8 @@ def screen_experts(
         at_most: Experts a direction; 0: choose no sets.
         gate: What an effect must reach: q and size.
         scope: Which tokens are steered.
-        limit: Read at most so many items, of as many groups as there are; `harm_limit` likewise.
+        limit: Read at most so many items of each task, of as many groups as there are; of those to `keep` at
+            most 200, of those of `harm` at most `harm_limit`.
         seed: Of every random choice.
         batch_size: Texts in one forward.
         checkpoint: A folder to save progress in. It is yours to remove when the result is safe.
@@ -101,7 +102,8 @@ def screen_experts(
     given = Options(**options)
     task = some_of(open_items(items), given.limit, given.seed)
     kept = [some_of(open_items(each), min(KEPT_ITEMS, given.limit), given.seed) for each in keep]
-    harmed = [some_of(open_items(each), given.harm_limit, given.seed) for each in harm]
+    most = min(given.harm_limit, given.limit)
+    harmed = [some_of(open_items(each), most, given.seed) for each in harm]
     parts(task, given)  # before the work: there may be too few
     sites = [site for site in find_routers(model) if site.facts.reason is None]
     if not sites:
