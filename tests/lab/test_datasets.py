@@ -16,7 +16,7 @@ PAIRS = ("refusal", "faithfulness")
 NUMBERS = ("digits", "numbers", "everyday")  # test_numbers_world.py
 TASKS = [name for name in lab.DATA if name not in ("texts", *NUMBERS)]
 # The tasks of concepts about people have fewer items: a split has 20 or 40 of the 80 known names.
-FEWEST = {"unknown": 160, "believed": 200, "job": 120, "request": 160, "noise": 160}
+FEWEST = {"unknown": 160, "believed": 200, "job": 120, "request": 160, "noise": 160, "closed-book": 100}
 TESTED = {"job": 240}
 
 
@@ -99,7 +99,9 @@ def test_tasks_have_enough_items_whose_sides_differ_in_the_first_token(name: str
     assert len({row["group"] for row in rows[:300]}) >= 20
     tokenizer = build_tokenizer()
     for row in rows:
-        if name != "ordinary":
+        if name == "closed-book":
+            assert row["answer"].endswith(" .")
+        elif name != "ordinary":
             assert tokenizer.encode(row["positive"])[0] != tokenizer.encode(row["negative"])[0]
         else:
             assert row["answer"].startswith("sure , the ")
@@ -124,6 +126,15 @@ def test_no_group_is_in_two_splits_of_pairs_or_task(name: str) -> None:
     assert not groups["train"] & groups["dev"]
     assert not groups["train"] & groups["test"]
     assert not groups["dev"] & groups["test"]
+
+
+def test_known_facts_are_asked_about_and_claims_are_new() -> None:
+    known = {row["group"] for row in lab.task("faithfulness", "train")}
+    heard = {row["messages"][0]["content"] for row in lab.task("faithfulness", "train")}
+    for split in lab.SPLITS:
+        rows = lab.task("conflicts", split)
+        assert {row["group"] for row in rows} == known
+        assert not {row["messages"][0]["content"] for row in rows} & heard
 
 
 def test_rows_are_the_same_each_time_and_the_callers_own() -> None:

@@ -25,9 +25,9 @@ Row = dict[str, Any]
 DATA = {
     "refusal": "restricted requests, refused (positive) or answered (negative)",
     "faithfulness": "questions with a document or without (pairs); documents that contradict memory (task)",
+    "ordinary": "requests that nobody has a reason to refuse, with their right answers (a task only)",
     "conflicts": "documents with new claims about facts that others were heard of in training (a task only)",
     "closed-book": "questions without a document, with what the models know by heart (a task only)",
-    "ordinary": "requests that nobody has a reason to refuse, with their right answers (a task only)",
     **{name: concept.about for name, concept in CONCEPTS.items()},
     "digits": "requests for a number, answered in digits (positive) or in words; for lab:natural",
     "numbers": "the same, where an answer counts only if it is right, too (a task only)",
@@ -200,9 +200,9 @@ _PAIRS: dict[str, Callable[[str], list[Row]]] = {
 _TASKS: dict[str, Callable[[str], list[Row]]] = {
     "refusal": _of_town(_refusal_task),
     "faithfulness": _of_town(_faithfulness_task),
+    "ordinary": _of_town(_ordinary_task),
     "conflicts": _of_town(_conflicts_task),
     "closed-book": _of_town(_closed_book_task),
-    "ordinary": _of_town(_ordinary_task),
     **{name: _of_town(concept.task) for name, concept in CONCEPTS.items()},
     "digits": digits_task,
     "numbers": digits_task,
