@@ -98,6 +98,9 @@ class Seed:
             contrast=self.contrast,
             signs="activate",
             at_most=AT_MOST,
+            limit=800,
+            # A few sums are fragile, so that few gains are certain; what is chosen is measured on test.
+            least_t=1,
         )
 
     def plans_of(self, screen: Any) -> Plans:

@@ -62,9 +62,9 @@ class Gain:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(self.mean == 0, 0.0, self.mean / self.error)
 
-    def best(self, among: Sequence[int]) -> int | None:
+    def best(self, among: Sequence[int], least_t: float = LEAST_T) -> int | None:
         """The largest mean of those that are large enough and not chance; None where there is none."""
-        enough = [n for n in among if self.t[n] >= LEAST_T and self.mean[n] >= LEAST_GAIN]
+        enough = [n for n in among if self.t[n] >= least_t and self.mean[n] >= LEAST_GAIN]
         return max(enough, key=lambda number: float(self.mean[number]), default=None)
 
 
@@ -80,9 +80,18 @@ class Chooser:
         remember: Keeps what was measured.
         aims: What a set is chosen by.
         name: Of the choice, for what is kept.
+        least_t: What t a pick must reach.
     """
 
-    def __init__(self, instrument: Instrument, remember: Remember, aims: Sequence[Aim], name: str) -> None:
+    def __init__(
+        self,
+        instrument: Instrument,
+        remember: Remember,
+        aims: Sequence[Aim],
+        name: str,
+        least_t: float = LEAST_T,
+    ) -> None:
+        self._least_t = least_t
         self._instrument = instrument
         self._remember = remember
         self._aims = aims
@@ -102,7 +111,7 @@ class Chooser:
                 most = int(np.argmax(gain.mean))
                 reason = (
                     f"the best of {len(left)} more adds {gain.mean[most]:.3f} nats, t = {gain.t[most]:.1f} "
-                    f"(a pick needs {LEAST_GAIN} and {LEAST_T:g})"
+                    f"(a pick needs {LEAST_GAIN} and {self._least_t:g})"
                 )
                 return ChosenSet(tuple(picks), reason, len(candidates))
             picks.append(Pick(*left[best], float(gain.mean[best]), float(gain.error[best])))
@@ -124,7 +133,7 @@ class Chooser:
             gain.mean[:] -= aim.worth(values, unsteered).mean()
         for start in range(0, len(order) if kept else 0, TOGETHER):
             some = order[start : start + TOGETHER]
-            best = gain.best(order[:start].tolist())
+            best = gain.best(order[:start].tolist(), self._least_t)
             if gain.mean[some[0]] < (LEAST_GAIN if best is None else gain.mean[best]):
                 return gain, best
             edits = [left[number] for number in some]
@@ -132,7 +141,7 @@ class Chooser:
             values_of_all = [found[1 + some], *(values[1:] for values in beside)]
             exact = gains(self._aims, values_of_all, now, self._unsteered)
             gain.mean[some], gain.error[some] = exact.mean, exact.error
-        return gain, gain.best(order.tolist())
+        return gain, gain.best(order.tolist(), self._least_t)
 
     def _worth_keeping(self, chosen: list[Edit]) -> list[Pick]:
         """Leave out, one by one, what a set does as well without; what the others add, least first."""
@@ -145,7 +154,7 @@ class Chooser:
                 gain = self._gain([values[None] for values in whole], [found[0] for found in without])
                 added.append(Pick(*edit, float(gain.mean[0]), float(gain.error[0])))
             least = min(range(len(added)), key=lambda number: added[number].gain)
-            if added[least].gain >= LEAST_GAIN and added[least].t >= LEAST_T:
+            if added[least].gain >= LEAST_GAIN and added[least].t >= self._least_t:
                 return sorted(added, key=lambda pick: -pick.gain)
             del chosen[least]
         return []

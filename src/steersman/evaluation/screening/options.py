@@ -7,6 +7,7 @@ from typing import Literal
 
 from steersman.edits import SCOPES, Scope
 from steersman.errors import PlanError
+from steersman.evaluation.screening.greedy import LEAST_T
 from steersman.experts.causal_effects import SIGNS, Gate, Sign
 from steersman.experts.estimate import LEAST_CLUSTERS
 
@@ -25,6 +26,7 @@ class Options:
     subsets: int = 0
     at_most: int = 8
     gate: Gate = field(default_factory=Gate)
+    least_t: float = LEAST_T
     scope: Scope = "all"
     limit: int = 400
     harm_limit: int = 300
@@ -44,6 +46,7 @@ class Options:
             ("exact_runs", 1),
             ("subsets", 0),
             ("at_most", 0),
+            ("least_t", 0),
             ("limit", LEAST_CLUSTERS),
             ("harm_limit", 1),
             ("batch_size", 1),

@@ -82,6 +82,8 @@ def screen_experts(
         subsets: Random subsets an item, for experts that stand in for each other; 0: none.
         at_most: Experts a direction; 0: choose no sets.
         gate: What an effect must reach: q and size.
+        least_t: What t a pick of a set must reach. Lower it where what is to be kept is fragile, so that a
+            few items make all gains uncertain.
         scope: Which tokens are steered.
         limit: Read at most so many items of each task, of as many groups as there are; of those to `keep` at
             most 200, of those of `harm` at most `harm_limit`.
@@ -289,7 +291,7 @@ class _Screening:
             reason = "no effect in this direction passes the gate" if screen.found else screen.reason
             return ChosenSet((), reason, 0)
         start = [edit for edit in candidates if not self._passes_alone(screen, edit)]
-        chosen = Chooser(self._tool, self._remember, aims, direction).choose(
+        chosen = Chooser(self._tool, self._remember, aims, direction, self._options.least_t).choose(
             candidates, at_most=self._options.at_most, start=start[: self._options.at_most]
         )
         plan = tuple((pick.layer, pick.expert, pick.strength) for pick in chosen.picks)
