@@ -133,7 +133,7 @@ def refine(
 @output_option("the steering")
 @strength_option
 @layers_option("Layers to steer at, or all [default: the one that separates best].")
-@scope_option
+@scope_option("answer")
 @click.option(
     "--operation",
     type=click.Choice(["add", "project"]),

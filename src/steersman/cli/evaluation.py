@@ -16,8 +16,11 @@ from steersman.cli.options import (
     batch_size_option,
     force_option,
     json_option,
+    match_option,
+    max_new_tokens_option,
     model_options,
     output_option,
+    resume_option,
     seed_option,
 )
 from steersman.cli.output import in_columns, put_out
@@ -109,14 +112,7 @@ class StrengthsType(click.ParamType[tuple[float, ...]]):
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N items of each task.")
 @click.option("--judge", metavar="JUDGE", help="Instead of the tasks' own.")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="At most so many tokens an answer, where the task does not say.",
-)
+@max_new_tokens_option
 @click.option(
     "--shown",
     type=click.IntRange(min=0),
@@ -137,14 +133,8 @@ class StrengthsType(click.ParamType[tuple[float, ...]]):
     metavar="C",
     help="Causal effects for the report's map of experts.",
 )
-@click.option(
-    "--match",
-    type=click.Choice(["weights", "architecture"]),
-    default="weights",
-    show_default=True,
-    help="Take only the weights that the steering was made for, or any of the same architecture.",
-)
-@click.option("--resume", is_flag=True, help="Go on from what a run that was stopped has saved.")
+@match_option
+@resume_option
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep what the unsteered model did.")
 @click.option("--attach", is_flag=True, help="Put what was found into each steering's evidence.")
 @batch_size_option(32)

@@ -16,6 +16,7 @@ from steersman.cli.options import (
     json_option,
     model_options,
     output_option,
+    resume_option,
 )
 from steersman.cli.output import in_columns, number, put_out, require_free
 from steersman.cli.selecting import select_of_screen, selected_in_words, selection_for_json
@@ -79,7 +80,7 @@ PLANTED_SIDES = {"refusal": ("refuse", "comply"), "faithfulness": ("document", "
     help="Replicates, which tell how stable a selection is; 200 are good.",
 )
 @click.option("--shard", metavar="I/N", help="Count part I of N; merge adds them up.")
-@click.option("--resume", is_flag=True, help="Go on from what a run that was stopped has saved.")
+@resume_option
 @click.option(
     "--truncate", is_flag=True, help="Leave out pairs that are too long for the model, and count them."
 )
@@ -257,24 +258,21 @@ def select(
       steersman select refusal -o unsafe --activate 4 --deactivate 8 --reverse
       steersman select causes -o safer --by causal
     """
-    from steersman.artifacts import read_manifest
-
-    of_screen = read_manifest(contrast)["kind"] == "causal_screen"
-    if by is not None and of_screen != (by == "causal"):
-        needed = "a contrast, made by detect" if of_screen else "a causal screen, made by screen"
-        raise PlanError(f"{contrast}: --by {by} needs {needed}")
     sizes = [top is not None, activate is not None or deactivate is not None, preset is not None]
-    if sum(sizes) != 1 and not (of_screen and not any(sizes)):
-        raise click.UsageError(
-            "name how many experts: either --top N, or --activate N and --deactivate M, or --preset NAME"
-            + (", not both" if sum(sizes) > 1 else ""),
-            click.get_current_context(),
-        )
+    how_many = "name how many experts: either --top N, or --activate N and --deactivate M, or --preset NAME"
+    if sum(sizes) > 1:
+        raise click.UsageError(f"{how_many}, not both", click.get_current_context())
     if not 0 < strength <= 1:  # also true for NaN
         raise click.UsageError(
             f"--strength is {strength:g}; right is above 0, at most 1 (--reverse steers the other way)",
             click.get_current_context(),
         )
+    of_screen = _is_screen(contrast)
+    if by is not None and of_screen != (by == "causal"):
+        needed = "a contrast, made by detect" if of_screen else "a causal screen, made by screen"
+        raise PlanError(f"{contrast}: --by {by} needs {needed}")
+    if not of_screen and not any(sizes):
+        raise click.UsageError(how_many, click.get_current_context())
     require_free(output, force, [contrast])
     from steersman import CausalScreen, RoutingContrast
 
@@ -488,3 +486,10 @@ def _stability_in_words(stability: dict[str, Any] | None) -> list[str]:
         more = f" and {len(unsure) - SHOWN} more" if len(unsure) > SHOWN else ""
         lines.append(f"less sure: {named}{more}")
     return lines
+
+
+def _is_screen(folder: Path) -> bool:
+    """Whether a folder holds a causal screen; what is no artifact is told by whoever opens it."""
+    from steersman.artifacts import MANIFEST, read_manifest
+
+    return (folder / MANIFEST).is_file() and read_manifest(folder)["kind"] == "causal_screen"

@@ -17,6 +17,8 @@ from steersman.cli.options import (
     SteeringChoice,
     batch_size_option,
     json_option,
+    match_option,
+    max_new_tokens_option,
     model_options,
     seed_option,
     steering_option,
@@ -53,14 +55,7 @@ class Prompt:
     help='Prompts, one a line: a text, or {"prompt": text} or {"messages": [...]}; or a task lab:NAME/SPLIT.',
 )
 @click.option("--compare", is_flag=True, help="The model's own answer beside the steered one.")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="At most so many tokens an answer.",
-)
+@max_new_tokens_option
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
@@ -68,13 +63,7 @@ class Prompt:
     show_default=True,
     help="0 takes the likeliest token; more samples, from --seed.",
 )
-@click.option(
-    "--match",
-    type=click.Choice(["weights", "architecture"]),
-    default="weights",
-    show_default=True,
-    help="Take only the weights that the steering was made for, or any of the same architecture.",
-)
+@match_option
 @on_conflict_option
 @batch_size_option(1)
 @seed_option

@@ -16,6 +16,7 @@ from steersman.cli.options import (
     force_option,
     json_option,
     output_option,
+    resume_option,
     seed_option,
 )
 from steersman.cli.output import in_columns, number, put_out, require_free, whole_file
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     help="Keep the source's states here, and reuse them for the next target.",
 )
 @click.option("--shard", metavar="I/N", help="Read part I of N; merge adds them up.")
-@click.option("--resume", is_flag=True, help="Go on from what a run that was stopped has saved.")
+@resume_option
 @click.option("--truncate", is_flag=True, help="Leave out texts that are too long for a model.")
 @click.option("--device", metavar="DEVICE", help="Of both models: cpu, cuda, cuda:1, mps, or auto.")
 @click.option("--source-device", metavar="DEVICE", help="Of the source.")

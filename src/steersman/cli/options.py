@@ -171,12 +171,23 @@ strength_option = click.option(
     metavar="X",
     help="A factor of the vector such as 1.5, or dose:0.7: its length as a share of a state's.",
 )
-scope_option = click.option(
-    "--scope",
-    type=click.Choice(["all", "prompt", "generated", "answer"]),
-    default="answer",
+resume_option = click.option(
+    "--resume", is_flag=True, help="Go on from what a run that was stopped has saved."
+)
+match_option = click.option(
+    "--match",
+    type=click.Choice(["weights", "architecture"]),
+    default="weights",
     show_default=True,
-    help="Which tokens are steered.",
+    help="Take only the weights that the steering was made for, or any of the same architecture.",
+)
+max_new_tokens_option = click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="At most so many tokens an answer, where a task does not say.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
 force_option = click.option("--force", is_flag=True, help="Replace what is already there.")
@@ -207,4 +218,15 @@ def batch_size_option(default: int) -> Callable[[Command], Command]:
         default=default,
         show_default=True,
         help="Texts that the model reads at once.",
+    )
+
+
+def scope_option(default: str) -> Callable[[Command], Command]:
+    """--scope."""
+    return click.option(
+        "--scope",
+        type=click.Choice(["all", "prompt", "generated", "answer"]),
+        default=default,
+        show_default=True,
+        help="Which tokens are steered.",
     )

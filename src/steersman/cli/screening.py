@@ -15,6 +15,8 @@ from steersman.cli.options import (
     json_option,
     model_options,
     output_option,
+    resume_option,
+    scope_option,
     seed_option,
 )
 from steersman.cli.output import in_columns, number, put_out, require_free
@@ -94,13 +96,7 @@ SHOWN = 12
 @click.option(
     "--gate-effect", type=float, default=0.1, show_default=True, help="… and from this size on, in nats."
 )
-@click.option(
-    "--scope",
-    type=click.Choice(["all", "prompt", "generated", "answer"]),
-    default="all",
-    show_default=True,
-    help="Which tokens are steered.",
-)
+@scope_option("all")
 @click.option(
     "--limit",
     type=click.IntRange(min=20),
@@ -109,7 +105,7 @@ SHOWN = 12
     metavar="N",
     help="Read at most N items of a task, of as many groups as there are.",
 )
-@click.option("--resume", is_flag=True, help="Go on from what a run that was stopped has saved.")
+@resume_option
 @seed_option
 @batch_size_option(128)
 @force_option
@@ -163,8 +159,8 @@ def screen(
         click.echo(f"steersman: no progress in {partial} to go on from: starting at the beginning", err=True)
     if not (0 < gate_q <= 1 and gate_effect >= 0):
         raise PlanError(
-            f"--gate-q {gate_q:g} --gate-effect {gate_effect:g}: right is a q above 0, at most 1, and an effect "
-            "from 0"
+            f"--gate-q {gate_q:g} --gate-effect {gate_effect:g}: right is a q above 0, at most 1, and an "
+            "effect from 0"
         )
     with resumable(partial):
         counted = None if contrast is None else RoutingContrast.from_pretrained(contrast)

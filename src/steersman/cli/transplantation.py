@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     help="Pairs to look with; once, or once a concept [default: those that it was refined from].",
 )
 @click.option("--check", is_flag=True, help="Only say which concepts will carry over, and how that is known.")
-@scope_option
+@scope_option("answer")
 @click.option("--device", metavar="DEVICE", help="Where to put the target: cpu, cuda, cuda:1, mps or auto.")
 @click.option(
     "--dtype",
