@@ -1,9 +1,10 @@
-"""evaluate, end to end: on a tiny checkpoint with files of one's own, killed and resumed, and what is refused."""
+"""evaluate, end to end: a tiny checkpoint, files of one's own, killed and resumed, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from cli.command_line import run
+from cli.command_line import run, save_tiny
+from steersman.evaluation.run_store import append
 
 QUESTIONS = ["who wrote the book?", "is the river long?", "what is beside it?", "was the town old?"]
 
@@ -45,8 +47,8 @@ def plan(made: Callable[[str], Path], contrast: Path) -> Path:
 
 def arguments(tiny: Path, task_file: Path, plan: Path, out: Path) -> list[object]:
     return [
-        "evaluate", tiny, "--task", task_file, "--steering", f"helpful={plan}", "--random", 2, "--control-items", 4,
-        "--max-new-tokens", 4, "--batch-size", 4, "--shown", 2, "--no-cache", "-o", out,
+        "evaluate", tiny, "--task", task_file, "--steering", f"helpful={plan}", "--random", 2,
+        "--control-items", 4, "--max-new-tokens", 4, "--batch-size", 4, "--shown", 2, "--no-cache", "-o", out,
     ]  # fmt: skip
 
 
@@ -143,6 +145,12 @@ def test_a_killed_run_goes_on_where_it_was(tiny: Path, task_file: Path, plan: Pa
         (["--screen", "PLAN"], "a causal screen is needed"),
         (["--contrast", "PLAN"], "a routing contrast is needed"),
         (["--random", "-1"], "--random"),
+        (["--instruction", " "], "the instruction is ' '"),
+        (["--instruction", "\udcff"], "half a character"),
+        (["--other", "a=b", "--other", "a=c"], "two are called 'a'"),
+        (["--reversed", "PLAN", "--reversed", "helpful=PLAN"], "reversed twice"),
+        (["--reverse", "--reversed", "PLAN"], "right is one of them"),
+        (["--limit", "9" * 30], "there are 12"),
         (["-o", "PLAN"], "not empty"),
     ],
 )
@@ -154,7 +162,7 @@ def test_bad_input_is_one_line(
     (tmp_path / "empty.jsonl").write_text("\n")
     places: dict[str, Any] = {"BAD": bad, "EMPTY": tmp_path / "empty.jsonl", "PLAN": plan}
     given = [str(places.get(part, part)).replace("PLAN", str(plan)) for part in changed]
-    base = [part for part in arguments(tiny, task_file, plan, tmp_path / "out")]
+    base = arguments(tiny, task_file, plan, tmp_path / "out")
     if changed[0] == "-o":
         base = base[:-2]
     error = run(*base, *given).error
@@ -168,3 +176,40 @@ def test_a_plan_of_another_model_is_refused_before_the_work(
     error = run(*arguments(dense, task_file, plan, tmp_path / "out")).error
     assert "this steering is for" in error
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_plan_for_what_is_generated_is_compared_by_the_task_itself(
+    tiny: Path, task_file: Path, contrast: Path, tmp_path: Path
+) -> None:
+    """It changes nothing before the first token, so that tells nothing of it."""
+    plan = tmp_path / "plan"
+    assert run("select", contrast, "-o", plan, "--top", 2, "--scope", "generated").status == 0
+    (task,) = run(*arguments(tiny, task_file, plan, tmp_path / "out"), "--limit", 4, "--json").json["tasks"]
+    assert task["random"][0]["measure"] == "positive"
+    assert list(task["preferences"]) == ["base"]
+
+
+def test_a_prompt_beyond_the_context_is_refused(task_file: Path, tmp_path: Path) -> None:
+    short = save_tiny(tmp_path / "short", context=16)
+    error = run("evaluate", short, "--task", task_file, "--no-cache", "-o", tmp_path / "out").error
+    assert "questions.jsonl: base: a prompt of" in error
+    assert "context holds 16" in error
+
+
+def test_progress_with_too_few_items_is_run_again(
+    tiny: Path, task_file: Path, plan: Path, tmp_path: Path
+) -> None:
+    command = [*arguments(tiny, task_file, plan, tmp_path / "out"), "--limit", 4]
+    whole = run(*command, "--json").json
+    shutil.rmtree(tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("steersman.evaluation.result.Evaluation.save", lambda *_, **__: 1 / 0)
+        assert run(*command).status == 1
+    batches = tmp_path / "out.partial" / "batches.jsonl"
+    first, *others = batches.read_bytes().splitlines(keepends=True)
+    key, entry = json.loads(first)["key"], json.loads(first)["entry"]
+    entry["items"].pop()
+    batches.write_bytes(b"".join(others))
+    append(batches, key, entry)
+    again = run(*command, "--resume", "--json").json
+    assert {**again, "created": ""} == {**whole, "created": ""}

@@ -96,7 +96,7 @@ class StrengthsType(click.ParamType[tuple[float, ...]]):
 @click.option(
     "--random",
     "draws",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=9999),
     default=19,
     show_default=True,
     metavar="B",
@@ -197,6 +197,8 @@ def evaluate(
         discard(partial)
     if is_saved(partial) and not resume:
         raise unwanted(partial)
+    if reverse and backs:
+        raise PlanError("--reverse and --reversed: right is one of them")
     plans, paths = _opened(steerings)
     chosen = _chosen_judge(judge)
     with resumable(partial):
@@ -225,7 +227,7 @@ def evaluate(
             contrast=_contrast(contrast),
             screen=_screen(screen),
             model_name=model.name,
-            paths=paths,
+            paths={**dict(text.split("=", 1) for text in others if "=" in text), **paths},
             checkpoint=partial,
             resume=resume,
             cache=None if no_cache else cache_directory() / "evaluations",
@@ -333,6 +335,10 @@ def _backs(backs: tuple[SteeringChoice, ...], plans: Mapping[str, Steering]) -> 
             raise PlanError(
                 f"--reversed {choice}: there is no steering {name!r}; there are {', '.join(plans)}"
             )
+        if name in found:
+            raise PlanError(
+                f"--reversed {choice}: {name!r} is reversed twice; right is one plan of the other direction"
+            )
         found[name] = choice.open()
     return found
 
@@ -345,6 +351,8 @@ def _others(others: tuple[str, ...], model: ModelChoice) -> dict[str, Callable[[
             raise PlanError(
                 f"--other {text}: right is NAME=MODEL, such as instructed=allenai/OLMoE-1B-7B-0125-Instruct"
             )
+        if name in found:
+            raise PlanError(f"--other {text}: two are called {name!r}; name them apart")
         found[name] = ModelChoice(place, model.device, model.dtype, None).open
     return found
 

@@ -100,6 +100,7 @@ class Condition:
             for text in texts:
                 rows.append(encode_answer(self.subject.tokenizer, self.prompt(content), text))
                 places.append(index)
+        self._check_room([ids for ids, _ in rows])
         found: list[list[LogLikelihood]] = [[] for _ in contents]
         scored = [None] * len(rows)
         for batch in self._batches([ids for ids, _ in rows]):
@@ -116,7 +117,7 @@ class Condition:
 
         Longer texts than the model takes are cut. Raises PairsError for a text of fewer than two tokens.
         """
-        limit = getattr(self.subject.model.config, "max_position_embeddings", None) or 1 << 30
+        limit = self._context()
         rows = [tuple(self.subject.tokenizer(text, verbose=False)["input_ids"])[:limit] for text in texts]
         if short := [text for text, ids in zip(texts, rows, strict=True) if len(ids) < 2]:
             raise PairsError(f"{short[0]!r}: a text to read must have at least two tokens")
@@ -158,6 +159,7 @@ class Condition:
     ) -> list[list[str]]:
         tokenizer = self.subject.tokenizer
         rows = [encode_prompt(tokenizer, self.prompt(content)) for content in contents]
+        self._check_room(rows, limit or self.subject.max_new_tokens)
         texts: list[list[str]] = [[] for _ in rows]
         for batch in self._batches(rows):
             with self._steered():
@@ -219,6 +221,23 @@ class Condition:
             yield
         for site, tokens in receipt.tokens.items():
             self.receipt[site] = self.receipt.get(site, 0) + tokens
+
+    def _context(self) -> int:
+        """How many tokens the model takes at once."""
+        config = self.subject.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+    def _check_room(self, rows: Sequence[Sequence[int]], new: int = 0) -> None:
+        """Raise PairsError where a row is empty, or longer with its `new` tokens than the model's context."""
+        lengths = [len(row) for row in rows]
+        if lengths and min(lengths) == 0:
+            raise PairsError("a prompt has no tokens")
+        if lengths and max(lengths) + new > self._context():
+            more = f" and {new} new ones" if new else ""
+            raise PairsError(
+                f"{self.arm.name}: a prompt of {max(lengths)} tokens{more}, but the model's context holds "
+                f"{self._context()}; shorten it" + (", or lower --max-new-tokens" if new else "")
+            )
 
     def _batches(self, rows: Sequence[Sequence[int]]) -> list[Batch]:
         subject = self.subject

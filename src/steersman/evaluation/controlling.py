@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from steersman.evaluation.condition import Condition
 from steersman.evaluation.planning import Arms
 from steersman.evaluation.prompts import Fork, encode_fork
 from steersman.evaluation.random_arm import MATCHED, random_plans_like
+from steersman.evaluation.run_store import key_of
 from steersman.evaluation.statistics import clustered_mean, random_control
 from steersman.evaluation.summary import values_of
 from steersman.evaluation.tasks import Task
@@ -39,7 +41,7 @@ def preferences(
     found: dict[str, dict[str, Any]] = {}
     for arm in arms:
         own = condition(arm)
-        if own.subject is not first.subject:
+        if own.subject is not first.subject or (own.steering is not None and not _begins(own.steering)):
             continue
 
         def measured(own: Condition = own) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def preferences(
             values = None if forks is None else own.subject.preference(forks, own.steering).tolist()
             return {"values": values}
 
-        values = runner_once(f"{task.name}|d|{arm.name}", measured)["values"]
+        values = runner_once(key_of("d", task.name, arm.name), measured)["values"]
         if values is not None:
             found[arm.name] = clustered_mean(values, task.groups).to_json()
     return found
@@ -67,18 +69,23 @@ def random_controls(
     """For each plan: its effect on the first `items` of a task among those of `draws` random plans alike.
 
     The effect is the plan's value minus that of its reverse, or of the base where there is none: mean d where
-    items have two answers that can be compared, the task's first metric otherwise. p is one-sided in the
-    direction of the plan's effect.
+    items have two answers that can be compared (and the plan acts before the first token of an answer), the
+    task's first metric otherwise. p is one-sided in the direction of the plan's effect.
     """
-    effect = _Effect(subject, task[:items])
-    return [_control(once, effect, arms, name, draws=draws, seed=seed) for name in steerings]
+    effects: dict[bool, _Effect] = {}
+    found = []
+    for name in steerings:
+        first = all(_begins(plan) for plan in _both(arms, name) if plan is not None)
+        effect = effects.setdefault(first, _Effect(subject, task[:items], first_token=first))
+        found.append(_control(once, effect, arms, name, draws=draws, seed=seed))
+    return [control for control in found if control is not None]
 
 
-def _control(once: Once, effect: _Effect, arms: Arms, name: str, *, draws: int, seed: int) -> dict[str, Any]:
-    """One plan among random ones."""
-    toward = _plan(arms.named(name))
-    back_arm = arms.reversed_of.get(name)
-    back = None if back_arm is None else _plan(arms.named(back_arm))
+def _control(
+    once: Once, effect: _Effect, arms: Arms, name: str, *, draws: int, seed: int
+) -> dict[str, Any] | None:
+    """One plan among random ones; None where no item has the number."""
+    toward, back = _both(arms, name)
     plans = _Lazy(
         lambda: random_plans_like(effect.subject, effect.task, toward, back, draws=draws, seed=seed)
     )
@@ -87,14 +94,16 @@ def _control(once: Once, effect: _Effect, arms: Arms, name: str, *, draws: int, 
         plan = plans.get()[number]
         return {"value": effect.of(plan.toward, plan.back)}
 
-    key = f"{effect.task.name}|random|{name}"
-    observed = once(f"{key}|itself", lambda: {"value": effect.of(toward, back)})["value"]
-    values = [once(f"{key}|{number}", partial(drawn, number))["value"] for number in range(draws)]
+    observed = once(_key(effect, name, "itself"), lambda: {"value": effect.of(toward, back)})["value"]
+    values = [once(_key(effect, name, number), partial(drawn, number))["value"] for number in range(draws)]
+    values = [value for value in values if value is not None]
+    if observed is None or not values:
+        return None
     sign = -1.0 if observed < 0 else 1.0
     control = random_control(sign * observed, sign * np.array(values)).to_json()
     return {
         "steering": name,
-        "arms": [name, back_arm],
+        "arms": [name, arms.reversed_of.get(name)],
         "measure": effect.name,
         "items": len(effect.task),
         "matched": MATCHED,
@@ -105,14 +114,18 @@ def _control(once: Once, effect: _Effect, arms: Arms, name: str, *, draws: int, 
     }
 
 
+def _key(effect: _Effect, name: str, draw: int | str) -> str:
+    return key_of("random", effect.task.name, name, draw)
+
+
 class _Effect:
     """What a plan does on items, in one number."""
 
-    def __init__(self, subject: Subject, task: Task) -> None:
+    def __init__(self, subject: Subject, task: Task, *, first_token: bool) -> None:
         self.subject = subject
         self.task = task
         self._base = Condition(subject, Arm(BASE, None))
-        self._forks = _forks(task, self._base)
+        self._forks = _forks(task, self._base) if first_token else None
         self._metric = task.measure.metrics[0]
         self._known: dict[None, float] = {}
 
@@ -121,10 +134,12 @@ class _Effect:
         """What is measured."""
         return self._metric.name if self._forks is None else PREFERENCE
 
-    def of(self, toward: Steering, back: Steering | None) -> float:
+    def of(self, toward: Steering, back: Steering | None) -> float | None:
+        """None where no item has the number."""
         if back is None and None not in self._known:
             self._known[None] = self._value(None)
-        return self._value(toward) - (self._known[None] if back is None else self._value(back))
+        found = self._value(toward) - (self._known[None] if back is None else self._value(back))
+        return None if math.isnan(found) else found
 
     def _value(self, plan: Steering | None) -> float:
         if self._forks is not None:
@@ -135,7 +150,9 @@ class _Effect:
         for start in range(0, len(self.task), size):
             noted = self.task.measure.run(condition, list(self.task[start : start + size]))
             values.append(values_of(noted, self._metric))
-        return float(np.nanmean(np.concatenate(values)))
+        numbers = np.concatenate(values)
+        numbers = numbers[np.isfinite(numbers)]
+        return float(numbers.mean()) if len(numbers) else math.nan
 
 
 class _Lazy:
@@ -149,6 +166,17 @@ class _Lazy:
         if self._plans is None:
             self._plans = self._draw()
         return self._plans
+
+
+def _both(arms: Arms, name: str) -> tuple[Steering, Steering | None]:
+    """A plan and that of the other direction, if there is one."""
+    back = arms.reversed_of.get(name)
+    return _plan(arms.named(name)), None if back is None else _plan(arms.named(back))
+
+
+def _begins(plan: Steering) -> bool:
+    """Whether a plan acts on what decides the first token of an answer."""
+    return not plan.edits or any(edit.scope != "generated" for edit in plan.edits)
 
 
 def _plan(arm: Arm) -> Steering:

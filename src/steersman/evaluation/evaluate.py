@@ -21,6 +21,7 @@ from steersman.evaluation.run_store import RunStore
 from steersman.evaluation.running import Opened, Part, Runner, closing
 from steersman.evaluation.tasks import Task, load_task
 from steersman.evaluation.told import told_arm, told_model, told_steering
+from steersman.models.reading import evaluating
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def evaluate(
         random: Random plans of the same shape that each plan is compared with; 0: none.
         control_items: On the first so many items.
         limit: The first so many items of each task that is given by name.
-        judge: Instead of the tasks' own.
+        judge: Instead of the own ones of the tasks that are steered for.
         batch_size: Prompts at once.
         max_new_tokens: At most so many tokens an answer, where a task does not say.
         shown: Items that the report shows side by side.
@@ -89,7 +90,7 @@ def evaluate(
         contrast: Risk differences for the map of experts.
         screen: Causal effects for the map of experts.
         model_name: What to call the model; None: its own name.
-        paths: Name → where a plan was read from, for the record.
+        paths: Name → where a plan or another model was read from, for the record.
         checkpoint: A folder that keeps what is finished.
         resume: Go on from it.
         cache: A folder that keeps what the unsteered model did, for other evaluations of it.
@@ -124,6 +125,9 @@ def evaluate(
         defences=defences,
     )
     _check_models(model, arms, match)
+    for part in (contrast, screen):
+        if part is not None:
+            _check_figures(part, model, match)
     parts = [
         Part(each, role, tuple(arm for arm in arms if role == "effect" or arm.kind != "cell"))
         for each, role in opened
@@ -141,12 +145,12 @@ def evaluate(
         "tasks": [
             [part.task.name, part.role, part.task.sha256, part.task.measure.record()] for part in parts
         ],
-        "arms": [told_arm(arm, arms) for arm in arms],
+        "arms": [told_arm(arm, arms, paths or {}) for arm in arms],
     }
     store = RunStore(None if checkpoint is None else Path(checkpoint), run, resume=resume)
     files = base_cache.files(cache, subject, [part.task for part in parts], told["model"], seed)
     runner = Runner(subject, parts, arms, others or {}, store, files, seed=seed, progress=progress)
-    with closing(runner):
+    with closing(runner), evaluating(model):
         noted = runner.run(more=more_steps(parts, arms, settings, len(steerings)))
         tasks = [
             task_record(runner, part, noted[part.task.name], arms, tuple(steerings), settings)
@@ -159,7 +163,7 @@ def evaluate(
         "created": store.run["created"],
         "seed": seed,
         **told,
-        "arms": [{**told_arm(arm, arms), "receipt": runner.receipt(arm)} for arm in arms],
+        "arms": [{**told_arm(arm, arms, paths or {}), "receipt": runner.receipt(arm)} for arm in arms],
         "tasks": tasks,
         "experts": expert_map(steerings, contrast, screen),
         "warnings": warnings(tasks, arms, tuple(steerings), runner),
@@ -176,20 +180,23 @@ def evaluate(
 def _named(steering: Steering | Mapping[str, Steering] | None) -> dict[str, Steering]:
     if steering is None:
         return {}
-    return {"steered": steering} if isinstance(steering, Steering) else dict(steering)
+    named = {"steered": steering} if isinstance(steering, Steering) else steering
+    if not isinstance(named, Mapping) or not all(isinstance(plan, Steering) for plan in named.values()):
+        raise PlanError(
+            "steering is no plan: give a Steering (Steering.from_pretrained(path)), or {name: plan}"
+        )
+    return dict(named)
 
 
 def _tasks(given: Tasks, role: str, limit: int | None, judge: Judge | None) -> list[tuple[Task, str]]:
     each: Sequence[str | Task] = [given] if isinstance(given, str | Task) else list(given)
-    return [
-        (
-            one
-            if isinstance(one, Task)
-            else load_task(one, limit=limit, judge=judge if role == "effect" else None),
-            role,
-        )
-        for one in each
-    ]
+    return [(_task(one, limit, judge if role == "effect" else None), role) for one in each]
+
+
+def _task(given: str | Task, limit: int | None, judge: Judge | None) -> Task:
+    if isinstance(given, Task):
+        return given if judge is None else given.judged_by(judge)
+    return load_task(given, limit=limit, judge=judge)
 
 
 def _check(settings: Settings) -> None:
@@ -199,10 +206,27 @@ def _check(settings: Settings) -> None:
         ("batch_size", 1),
         ("max_new_tokens", 1),
         ("shown", 0),
+        ("seed", 0),
     ):
         value = vars(settings)[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise PlanError(f"{name} is {value!r}: give a whole number, {least} or more")
+
+
+def _check_figures(
+    figures: RoutingContrast | CausalScreen, model: PreTrainedModel, match: Literal["weights", "architecture"]
+) -> None:
+    """The map of experts is this model's."""
+    from steersman.models.architecture import read_architecture
+    from steersman.models.identity import weights_id
+
+    alike = figures.architecture.id == read_architecture(model).id
+    if not alike or (match == "weights" and figures.weights_id != weights_id(model)):
+        of = f"{figures.model or 'a model'}, which has {'other weights' if alike else 'another structure'}"
+        raise PlanError(
+            f"the contrast or screen for the map of experts is of {of}: right is one of the model that is "
+            "evaluated"
+        )
 
 
 def _check_models(model: PreTrainedModel, arms: Arms, match: Literal["weights", "architecture"]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from steersman.experts.contrast import RoutingContrast
 
 
+FIGURES = ("risk_difference", "deactivate", "activate")
+
+
 def expert_map(
     steerings: Mapping[str, Steering], contrast: RoutingContrast | None, screen: CausalScreen | None
 ) -> dict[str, Any] | None:
@@ -23,18 +26,26 @@ def expert_map(
     named = [name for name, plan in steerings.items() if plan.strengths]
     if not named or (contrast is None and screen is None):
         return None
-    differences = contrast.risk_difference if contrast is not None else None
-    if differences is None and screen is not None:
-        differences = screen.risk_difference
-    layers = contrast.layers if contrast is not None else screen.layers if screen is not None else []
-    figures = {
-        "layers": [int(layer) for layer in layers],
-        "risk_difference": None if differences is None else _plain(differences),
-        "deactivate": None if screen is None else _plain(screen.deactivate.mean),
-        "activate": None if screen is None else _plain(screen.activate.mean),
-    }
-    return dict.fromkeys(named, figures)
+    found: dict[str, tuple[Sequence[int], Any]] = {}
+    if screen is not None:
+        found["risk_difference"] = (screen.layers, screen.risk_difference)
+        found["deactivate"] = (screen.layers, screen.deactivate.mean)
+        found["activate"] = (screen.layers, screen.activate.mean)
+    if contrast is not None:
+        found["risk_difference"] = (contrast.layers, contrast.risk_difference)
+    layers = sorted({int(layer) for own, _ in found.values() for layer in own})
+    figures = {name: _plain(*found.get(name, ((), None)), layers) for name in FIGURES}
+    return {name: {"layers": layers, **figures} for name in named}
 
 
-def _plain(values: Any) -> list[list[float | None]]:
-    return [[float(value) if np.isfinite(value) else None for value in row] for row in np.asarray(values)]
+def _plain(own: Sequence[int], values: Any, layers: Sequence[int]) -> list[list[float | None]] | None:
+    """Values by rows of `own` layers as rows of `layers`; None where there are none at all."""
+    if values is None:
+        return None
+    table = np.asarray(values)
+    rows = dict(zip(own, table, strict=True))
+    nothing = np.full(table.shape[1], np.nan)
+    return [
+        [float(value) if np.isfinite(value) else None for value in rows.get(layer, nothing)]
+        for layer in layers
+    ]

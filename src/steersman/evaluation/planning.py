@@ -76,6 +76,15 @@ def plan_arms(
         PlanError: two arms of one name, a plan that cannot be reversed or scaled.
         PairsError: an attack's template has no place for the prompt.
     """
+    if isinstance(reverse, Mapping) and (unknown := [name for name in reverse if name not in steerings]):
+        raise PlanError(
+            f"there is no steering {unknown[0]!r} to reverse; there are {', '.join(steerings) or 'none'}"
+        )
+    if instruction is not None:
+        _check_text(instruction, "the instruction")
+    for kind, texts in (("attack", attacks or {}), ("defence", defences or {})):
+        for name, text in texts.items():
+            _check_text(text, f"{kind} {name!r}")
     layout = _Layout()
     layout.add(Arm(BASE, None, "base"))
     for name, plan in steerings.items():
@@ -90,7 +99,7 @@ def plan_arms(
         layout.add(Arm(name, None, "model", other=name))
     for name, plan in steerings.items():
         for strength in sorted({*strengths} - {0.0, 1.0}):
-            arm = f"{name}@{strength:g}"
+            arm = f"{name}@{_dial(strength)}"
             layout.add(Arm(arm, _scaled(plan, strength, arm), "strength"), name, strength)
     layout.cross(steerings, attacks or {}, defences or {})
     return Arms(
@@ -113,8 +122,13 @@ class _Layout:
         self.cells: list[Cell] = []
 
     def add(self, arm: Arm, steering: str | None = None, strength: float = 1.0) -> None:
+        if not arm.name.strip() or not arm.name.isprintable():
+            raise PlanError(f"{arm.name!r} is no name of an arm; right is one line of letters (NAME=PATH)")
         if any(arm.name == other.name for other in self.arms):
-            raise PlanError(f"two arms are called {arm.name!r}: name the steerings apart (NAME=PATH)")
+            raise PlanError(
+                f"two arms are called {arm.name!r}: name steerings (NAME=PATH), other models, attacks and "
+                "defences apart"
+            )
         self.arms.append(arm)
         if steering is not None:
             self.steering_of[arm.name] = steering
@@ -173,6 +187,18 @@ class _Layout:
         )
         self.add(arm, steering)
         self.cells.append(Cell(attack, defence, steering, name))
+
+
+def _check_text(text: str, what: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise PlanError(f"{what} is {text!r:.40}; right is a text with words in it")
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise PlanError(f"{what} holds half a character (a lone surrogate): right is UTF-8")
+
+
+def _dial(strength: float) -> str:
+    short = f"{strength:g}"
+    return short if float(short) == strength else repr(strength)
 
 
 def _scaled(plan: Steering, strength: float, name: str) -> Steering:

@@ -23,6 +23,11 @@ FORMAT = "steersman-evaluation-progress"
 Entry = dict[str, Any]
 
 
+def key_of(*parts: str | int) -> str:
+    """What a piece of work is kept under; no two lists of names give the same, whatever is in the names."""
+    return json.dumps(parts, ensure_ascii=False)
+
+
 class RunStore:
     """The finished batches of one run, in memory and, where there is a folder, on disk.
 

@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
+from steersman.errors import ArtifactError, PairsError
 from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.comparison import BASE
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.measures.measure import Measured
 from steersman.evaluation.planning import Arms
 from steersman.evaluation.prompts import encode_prompt
-from steersman.evaluation.run_store import Entry, RunStore, append, read_entries
+from steersman.evaluation.run_store import Entry, RunStore, append, key_of, read_entries
 from steersman.evaluation.tasks import Task
 from steersman.models.reading import evaluating
 
@@ -134,14 +135,17 @@ class Runner:
 
     def _entry(self, task: Task, arm: Arm, number: int, places: Sequence[int]) -> Entry:
         key = _key(task, arm, number)
-        if (found := self._store.get(key)) is not None:
+        if (found := self._store.get(key)) is not None and _fits(found, places):
             return found
         cached = self._cached.get(task.name) if arm.name == BASE else None
-        if cached is not None and str(number) in cached[1]:
-            return self._store.put(key, cached[1][str(number)])
+        if cached is not None and _fits(found := cached[1].get(str(number)), places):
+            return self._store.put(key, cast(Entry, found))
         entry = self._store.put(key, self._measure(task, arm, places))
         if cached is not None:
-            append(cached[0], str(number), entry)
+            try:
+                append(cached[0], str(number), entry)
+            except ArtifactError as error:
+                raise ArtifactError(f"{error}; --no-cache (in Python cache=None) does without") from None
         return entry
 
     def _measure(self, task: Task, arm: Arm, places: Sequence[int]) -> Entry:
@@ -149,7 +153,10 @@ class Runner:
         condition.receipt = {}
         items = [task[place] for place in places]
         with evaluating(condition.subject.model):
-            noted = task.measure.run(condition, items)
+            try:
+                noted = task.measure.run(condition, items)
+            except PairsError as error:
+                raise PairsError(f"{task.name}: {error}") from error
         self.ran += 1
         return {"items": [_plain(one) for one in noted], "receipt": condition.receipt}
 
@@ -182,7 +189,12 @@ def closing(runner: Runner) -> Iterator[Runner]:
 
 
 def _key(task: Task, arm: Arm, number: int) -> str:
-    return f"{task.name}|{arm.name}|{number}"
+    return key_of("batch", task.name, arm.name, number)
+
+
+def _fits(entry: Entry | None, places: Sequence[int]) -> bool:
+    """Whether a kept batch holds as many items as are asked; one that does not is run again."""
+    return entry is not None and len(entry.get("items", ())) == len(places)
 
 
 def _plain(one: Measured) -> list[Any]:

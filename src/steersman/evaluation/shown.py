@@ -13,7 +13,9 @@ from steersman.evaluation.condition import Condition
 from steersman.evaluation.controlling import Once
 from steersman.evaluation.measures.measure import Measured
 from steersman.evaluation.result import number
+from steersman.evaluation.run_store import key_of
 from steersman.evaluation.tasks import Task
+from steersman.models.reading import evaluating
 
 
 def shown_items(
@@ -31,7 +33,7 @@ def shown_items(
     base = conditions[BASE]
     shifts = {
         arm: once(
-            f"{task.name}|shown|{arm}",
+            key_of("shown", task.name, arm),
             partial(_shifts, task, places, noted[arm], condition, base),
         )
         for arm, condition in conditions.items()
@@ -72,7 +74,8 @@ def _shifts(
     if not task.measure.sides or not same_tokens(condition, base):
         return {}
     contents, texts = [task[place].content for place in places], [noted[place].text for place in places]
-    found = condition.token_shifts(contents, texts, base)
+    with evaluating(condition.subject.model):
+        found = condition.token_shifts(contents, texts, base)
     return {
         str(place): [[piece, round(shift, 6)] for piece, shift in tokens]
         for place, tokens in zip(places, found, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from steersman.edits import ResidualEdit
@@ -58,9 +59,9 @@ def told_steering(name: str, plan: Steering, path: str | None) -> dict[str, Any]
     }
 
 
-def told_arm(arm: Arm, arms: Arms) -> dict[str, Any]:
-    """An arm: what it is made of."""
-    template = next((name for name, text in arms.attacks.items() if text == arm.template), None)
+def told_arm(arm: Arm, arms: Arms, paths: Mapping[str, str]) -> dict[str, Any]:
+    """An arm: what it is made of; `paths` names where other models are from."""
+    template = next((cell.attack for cell in arms.cells if cell.arm == arm.name), None)
     return {
         "name": arm.name,
         "kind": arm.kind,
@@ -69,5 +70,5 @@ def told_arm(arm: Arm, arms: Arms) -> dict[str, Any]:
         "fingerprint": None if arm.steering is None else arm.steering.fingerprint,
         "system": arm.system,
         "template": None if arm.template is None else {"name": template, "text": arm.template},
-        "model": arm.other,
+        "model": None if arm.other is None else paths.get(arm.other, arm.other),
     }

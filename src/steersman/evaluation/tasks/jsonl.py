@@ -96,6 +96,8 @@ def _item(row: Row, choice: bool) -> Item:
         correct = _correct(row, options)
     positives = (options[correct[0]],) if choice and not row.has("positive") else row.texts("positive")
     negatives = row.texts("negative") if row.has("negative") else ()
+    if both := set(positives) & set(negatives):
+        raise row.error(f"{min(both)!r:.40} is the answer of both sides; right is of one")
     facts: Mapping[str, Any] = {"positives": list(positives), "negatives": list(negatives)}
     return Item(
         id=id_,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -57,8 +58,8 @@ def load_task(source: str, *, limit: int | None = None, judge: Judge | None = No
     Raises PairsError for an unknown form, a file that is not there, a row that lacks a field, and where there
     are fewer items than asked for.
     """
-    if limit is not None and limit < 1:
-        raise PairsError(f"{source}: {limit} items asked for; right is at least 1, or no limit for all")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise PairsError(f"{source}: {limit!r} items asked for; right is at least 1, or no limit for all")
     name, colon, place = source.partition(":")
     form = _form(name) if colon else None
     if form is None and (not colon or Path(source).is_file()):
@@ -68,7 +69,7 @@ def load_task(source: str, *, limit: int | None = None, judge: Judge | None = No
             f"{source}: no such task; right is lab:NAME[/train|dev|test], a .jsonl file, or FORM:PLACE with "
             f"FORM one of {', '.join(known_forms())}"
         )
-    task = form(place, limit=limit)
+    task = form(place, limit=None if limit is None else min(limit, sys.maxsize))
     if limit is not None and len(task) < limit:
         raise PairsError(
             f"{source}: {limit} items asked for, but there are {len(task)}; ask for at most those, or "
