@@ -64,7 +64,13 @@ def test_show_has_both_ranks_side_by_side(folder: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 128
     assert [row["causal_rank"] for row in rows[:2]] == ["1", "2"]
-    assert "go with a contrast" in run("show", folder / "causes", "--heatmap", tmp_path / "m.svg").error
+    assert run("select", folder / "causes", "-o", tmp_path / "plan").status == 0
+    picture = tmp_path / "m.png"
+    said = run("show", folder / "causes", "--heatmap", picture, "--steering", tmp_path / "plan").words
+    assert f"written: {picture}" in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "written as .png" in run("show", folder / "causes", "--heatmap", tmp_path / "m.svg").error
+    assert "--experts with a contrast" in run("show", folder / "causes", "--experts", tmp_path).error
 
 
 def test_select_takes_the_chosen_set_or_so_many(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import SteeringChoice, SteeringType, force_option, json_option
 from steersman.cli.output import in_columns, put_out, whole_file
 from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
-from steersman.cli.screening import screen_for_json, screen_in_words
+from steersman.cli.screening import draw_screen, screen_for_json, screen_in_words
 from steersman.cli.shards import shards_in_words
 from steersman.edits import expert_edits, residual_edits
 from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "--heatmap",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A contrast's layer × expert map as .png, or as .svg with tooltips.",
+    help="A contrast's layer × expert map as .png, or as .svg with tooltips; a screen's as .png.",
 )
 @click.option("--steering", type=SteeringType(), metavar="PATH", help="Outline its experts on the map.")
 @click.option("--experts", metavar="PROFILE", help="Say what experts are for in the tooltips of an .svg map.")
@@ -71,14 +71,12 @@ def show(
     if kind == "affine map" and not (table or steering or experts or layer is not None or expert is not None):
         _show_map(artifact, manifest, heatmap, force, as_json)
         return
-    if kind == "causal screen" and not (
-        heatmap or steering or experts or layer is not None or expert is not None
-    ):
-        _show_screen(artifact, manifest, table, force, as_json)
+    if kind == "causal screen" and not experts and layer is None and expert is None:
+        _show_screen(artifact, manifest, table, _Drawing(heatmap, steering, None), force, as_json)
         return
     if kind != "routing contrast" and (table or heatmap or steering or experts):
         raise ArtifactError(
-            f"{artifact}: --table (of a screen, too), --heatmap, --steering and --experts go with a "
+            f"{artifact}: --table, --heatmap and --steering go with a contrast or a screen, --experts with a "
             f"contrast; this is: {kind}"
         )
     if kind != "expert profile" and (layer is not None or expert is not None):
@@ -106,20 +104,30 @@ def _show_profile(
 
 
 def _show_screen(
-    artifact: str, manifest: dict[str, Any], table: Path | None, force: bool, as_json: bool
+    artifact: str,
+    manifest: dict[str, Any],
+    table: Path | None,
+    drawing: _Drawing,
+    force: bool,
+    as_json: bool,
 ) -> None:
     from steersman import CausalScreen
 
     _check_table(table)
+    if drawing.path is not None and drawing.path.suffix != ".png":
+        raise ArtifactError(f"{drawing.path}: a screen's map is written as .png")
     found = CausalScreen.from_pretrained(artifact)
+    plan, _ = drawing.open(artifact, found)
     result: dict[str, Any] = {"manifest": manifest, **screen_for_json(found)}
-    with _file(table, force) as place:
-        if place is not None:
-            _write_table(found, place)
+    with _file(table, force) as for_table, _file(drawing.path, force) as for_map:
+        if for_table is not None:
+            _write_table(found, for_table)
             result["table"] = str(table)
+        if for_map is not None:
+            draw_screen(found, plan, for_map)
+            result["heatmap"] = str(drawing.path)
     words = [f"{artifact}: a causal screen", *_origin(manifest)]
-    if table is not None:
-        words.append(f"written: {table}")
+    words += [f"written: {result[key]}" for key in ("table", "heatmap") if key in result]
     put_out(result, as_json, lambda: "\n".join([*words, screen_in_words(found)]))
 
 
@@ -183,7 +191,9 @@ class _Drawing:
         if self.experts is not None and (self.path is None or self.path.suffix != ".svg"):
             raise ArtifactError("--experts is for the tooltips of a map: add --heatmap FILE.svg")
 
-    def open(self, artifact: str, contrast: RoutingContrast) -> tuple[Steering | None, ExpertProfile | None]:
+    def open(
+        self, artifact: str, contrast: RoutingContrast | CausalScreen
+    ) -> tuple[Steering | None, ExpertProfile | None]:
         """The plan and the profile, which must be for the contrast's model."""
         from steersman import ExpertProfile
 

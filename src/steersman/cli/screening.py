@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from steersman.cli.output import in_columns, number, put_out, require_free
 from steersman.errors import PlanError
 
 if TYPE_CHECKING:
-    from steersman import CausalScreen
+    from steersman import CausalScreen, Steering
     from steersman.edits import Scope
     from steersman.evaluation.screening.options import Method, Signs
 
@@ -300,3 +301,25 @@ def _harm_rows(found: CausalScreen) -> list[list[object]]:
         ]
         for entry in found.harm
     ]
+
+
+@dataclass(frozen=True)
+class _Map:
+    """What a map shows of a screen: a number an expert, under the name that maps have for it."""
+
+    layers: list[int]
+    risk_difference: Any
+
+
+def draw_screen(found: CausalScreen, plan: Steering | None, place: Path) -> None:
+    """The effect of every expert, layers down and experts across, those with the largest numbered."""
+    from steersman.evaluation.figures import heatmap
+
+    sign = found.signs[-1]
+    effects = found.activate.mean if sign == "activate" else -found.deactivate.mean
+    measure = (
+        "effect of putting it in (nats)"
+        if sign == "activate"
+        else "minus the effect of keeping it out (nats)"
+    )
+    heatmap(_Map(found.layers, effects), plan, place, measure=measure, ranked=SHOWN)
