@@ -219,7 +219,7 @@ def test_more_right_answers_come_in_the_style_that_is_steered_toward(
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_model_is_able_and_an_instruction_decides(by_seed: dict[int, dict[str, Any]], seed: int) -> None:
     base = by_seed[seed]["base"]
-    assert 0.35 <= base["rate"]["digits"]["rate"] <= 0.65
+    assert 0.3 <= base["rate"]["digits"]["rate"] <= 0.7
     assert base["everyday"] >= 0.85
     assert sum(base["right"].values()) >= 0.8
     for style, arm in by_seed[seed]["prompt"].items():
