@@ -213,3 +213,19 @@ def test_progress_with_too_few_items_is_run_again(
     append(batches, key, entry)
     again = run(*command, "--resume", "--json").json
     assert {**again, "created": ""} == {**whole, "created": ""}
+
+
+def test_a_checkpoints_own_way_of_decoding_is_not_used(tiny: Path, task_file: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny, tmp_path / "other")
+    settings = json.loads((tiny / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "min_p": 0.9, "return_dict_in_generate": True, "stop_strings": ["never"]}
+    (other / "generation_config.json").write_text(json.dumps({**settings, "penalty_alpha": 0.6, "top_k": 2}))
+    (tmp_path / "prompts.txt").write_text("The river\n")
+    rest = ["--side", f"diversity:{tmp_path / 'prompts.txt'}", "--task", task_file, "--no-cache"]
+    plain, changed = (
+        run(
+            "evaluate", model, *rest, "--max-new-tokens", 4, "-o", tmp_path / f"{model.name}-out", "--json"
+        ).json
+        for model in (tiny, other)
+    )
+    assert changed["tasks"] == plain["tasks"]

@@ -15,11 +15,31 @@ from torch.nn import functional
 from steersman.errors import PairsError
 from steersman.evaluation.instructing import instructed
 from steersman.evaluation.prompts import Batch, batches, encode_answer, encode_prompt, pad_id
+from steersman.models.architecture import check_ids
 from steersman.pairs import Content
 
 if TYPE_CHECKING:
     from steersman.evaluation.arms import Arm, Subject
     from steersman.steering import Steering
+
+PLAIN: dict[str, Any] = {
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "prompt_lookup_num_tokens": None,
+    "guidance_scale": None,
+    "max_time": None,
+    "return_dict_in_generate": False,
+}
+"""One way of decoding for all, whatever else a checkpoint's generation config prefers."""
+
+WHOLE: dict[str, Any] = {
+    "top_k": 0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+"""Nothing cut off what is sampled from but by top-p."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,7 @@ class Condition:
         max_new_tokens: int | None = None,
     ) -> list[list[str]]:
         """`count` sampled answers to each prompt; the same ones whenever the same batch is asked again."""
-        settings = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        settings = {"do_sample": True, "temperature": temperature, "top_p": top_p, **WHOLE}
         with torch.random.fork_rng(devices=_devices(self.subject.model)):
             torch.manual_seed(self._seed_of(contents))
             return self._generated(contents, max_new_tokens, count, settings)
@@ -166,10 +186,11 @@ class Condition:
                 produced = cast(Any, self.subject.model).generate(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,
-                    num_beams=1,
                     num_return_sequences=count,
                     max_new_tokens=limit or self.subject.max_new_tokens,
                     pad_token_id=pad_id(tokenizer),
+                    tokenizer=tokenizer,  # for stop strings that a checkpoint may ask for
+                    **PLAIN,
                     **settings,
                 )
             answers = produced[:, batch.input_ids.shape[1] :]
@@ -232,6 +253,7 @@ class Condition:
         lengths = [len(row) for row in rows]
         if lengths and min(lengths) == 0:
             raise PairsError("a prompt has no tokens")
+        check_ids(self.subject.model, max(map(max, rows), default=0), self.arm.name)
         if lengths and max(lengths) + new > self._context():
             more = f" and {new} new ones" if new else ""
             raise PairsError(
