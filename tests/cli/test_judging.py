@@ -103,9 +103,15 @@ def test_wrong_records(folder: Path, tmp_path: Path) -> None:
         ({"text": None}, ':1: "text" is None'),
         ({"outcome": "good"}, """:1: "outcome" is 'good'"""),
         ({"id": None}, ':1: "id" is None'),
+        ({"prompt": 5}, '"prompt" is a number'),
+        ({"positive": 5}, ':1: "positive" is 5'),
+        ({"facts": "x"}, ':1: "facts" is'),
+        ({"facts": {"positives": 5}}, '"positives" of "facts" is 5'),
     ):
         place = write(tmp_path / "wrong.jsonl", [{**record(0, "base", "x"), **wrong}])
         assert said in run("judge", place, "--judge", "exact").error
+    twice = write(tmp_path / "twice.jsonl", [record(0, "base", "x")] * 2)
+    assert ':2: the answer to "i0" of base is there twice' in run("judge", twice, "--judge", "exact").error
     two = write(tmp_path / "two.jsonl", [record(0, "base", "x"), {**record(0, "base", "x"), "task": "u"}])
     assert "name one of its tasks: t, u" in run("judge", two, "--judge", "exact").error
     assert run("judge", two, "--judge", "exact", "--task", "u", "--json").json["task"] == "u"

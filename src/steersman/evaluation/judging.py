@@ -13,6 +13,7 @@ from steersman.evaluation.judges import OUTCOMES, Judge, Outcome
 from steersman.evaluation.judges.agreement import Agreement, agreement
 from steersman.evaluation.tasks.item import Item
 from steersman.evaluation.tasks.rows import Row, read_rows
+from steersman.pairs import Content, check_content
 
 ITEMS = "items.jsonl"
 
@@ -91,18 +92,25 @@ def judge_records(
 def read_answers(records: str | Path) -> list[Answered]:
     """What an evaluation has recorded. Raises PairsError that names file and line."""
     path = Path(records) / ITEMS if Path(records).is_dir() else Path(records)
-    return [_answer(row) for row in read_rows(str(path), "the items.jsonl of an evaluation")]
+    found: dict[tuple[str, str, str], Answered] = {}
+    for row in read_rows(str(path), "the items.jsonl of an evaluation"):
+        answer = _answer(row)
+        key = (answer.task, answer.arm, answer.item.id)
+        if key in found:
+            raise row.error(f'the answer to "{key[2]}" of {key[1]} is there twice')
+        found[key] = answer
+    return list(found.values())
 
 
 def _answer(row: Row) -> Answered:
     item = Item(
         id=row.text("id"),
         group=row.label("group") or row.text("id"),
-        content=row.fields.get("prompt", ""),
-        positive=str(row.fields.get("positive") or ""),
-        negative=cast("str | None", row.fields.get("negative")),
+        content=_prompt(row),
+        positive=_optional(row, "positive") or "",
+        negative=_optional(row, "negative"),
         kind=row.label("kind"),
-        facts=facts if isinstance(facts := row.fields.get("facts"), dict) else {},
+        facts=_facts(row),
     )
     text, outcome = row.fields.get("text"), row.fields.get("outcome")
     if not isinstance(text, str):
@@ -110,6 +118,32 @@ def _answer(row: Row) -> Answered:
     if outcome is not None and outcome not in OUTCOMES:
         raise row.error(f'"outcome" is {outcome!r:.40}; right is one of {", ".join(OUTCOMES)}, or null')
     return Answered(row.text("task"), row.text("arm"), item, text, outcome)
+
+
+def _prompt(row: Row) -> Content:
+    prompt = row.fields.get("prompt")
+    if prompt is None:
+        return ""
+    check_content(prompt, f'{row.where}: "prompt"')
+    return cast(Content, prompt)
+
+
+def _optional(row: Row, name: str) -> str | None:
+    value = row.fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise row.error(f'"{name}" is {value!r:.40}; right is a text, or null')
+    return value
+
+
+def _facts(row: Row) -> Mapping[str, Any]:
+    facts = row.fields.get("facts") or {}
+    if not isinstance(facts, dict):
+        raise row.error(f'"facts" is {facts!r:.40}; right is what evaluate has written')
+    for name in {"positives", "negatives"} & set(facts):
+        wordings = facts[name]
+        if not isinstance(wordings, list) or not all(isinstance(one, str) for one in wordings):
+            raise row.error(f'"{name}" of "facts" is {wordings!r:.40}; right is a list of texts')
+    return facts
 
 
 def _chosen(answers: Sequence[Answered], source: str, task: str | None, arm: str | None) -> list[Answered]:

@@ -136,6 +136,8 @@ def warnings(
                 found.append(f"{task['name']}: the judge could not place {count} answers of {arm}")
         if task["items"] < FEW:
             found.append(f"{task['name']}: {task['items']} items only; intervals are wide")
+        if task["random"] == []:
+            found.append(f"{task['name']}: no random control: no item has a number to compare plans by")
         for control in task["random"] or ():
             if control["p"] > 0.05:
                 found.append(

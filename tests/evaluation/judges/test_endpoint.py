@@ -205,9 +205,12 @@ def test_a_prompt_of_ones_own(server: Server, tmp_path: Path, monkeypatch: pytes
         ("Yes", None),
         ("", None),
         ("[" * 100_000, None),
+        ('{"verdict": "yes", "why": "half \\ud800"}', "positive"),
+        ("half \ud800", None),
     ],
 )
 def test_what_a_reply_says(reply: str, outcome: str | None) -> None:
     verdict = read_verdict(reply, {"yes": "positive", "no": "negative", "neither": "neither"})
     assert verdict.outcome == outcome
     assert outcome is not None or len(verdict.why) < 250
+    assert verdict.why.encode().isascii()

@@ -212,7 +212,7 @@ def endpoint_judge(place: str) -> EndpointJudge:
 
 def read_verdict(reply: str, labels: Mapping[str, Outcome]) -> Verdict:
     """The verdict in a reply: {"verdict": label, "why"?: text}, or a label by itself; else there is none."""
-    said = reply.strip()
+    said = _whole_characters(reply.strip())
     if said in labels:
         return Verdict(labels[said])
     try:
@@ -220,10 +220,15 @@ def read_verdict(reply: str, labels: Mapping[str, Outcome]) -> Verdict:
         label = found["verdict"]
         why = found.get("why", "")
         if set(found) <= {"verdict", "why"} and isinstance(why, str) and label in labels:
-            return Verdict(labels[label], why=why)
+            return Verdict(labels[label], why=_whole_characters(why))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     return Verdict(None, why=f"malformed verdict: {said[:200]!r}")
+
+
+def _whole_characters(text: str) -> str:
+    """Half characters, which JSON can name and no file can hold, as question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _told(content: Content) -> str:
