@@ -116,7 +116,7 @@ class StrengthsType(click.ParamType[tuple[float, ...]]):
 @click.option(
     "--shown",
     type=click.IntRange(min=0),
-    default=24,
+    default=12,
     show_default=True,
     metavar="N",
     help="Items of each task that the report shows.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,12 +16,23 @@ from steersman.evaluation.judges import OUTCOMES, Outcome
 from steersman.evaluation.prompts import Batch, Fork, batches, encode_fork, encode_prompt, pad_id
 from steersman.evaluation.statistics import Rate, rate
 from steersman.evaluation.tasks import Task
+from steersman.pairs import Content
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from steersman.steering import Steering
 
+
+PLAIN: dict[str, Any] = {
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "prompt_lookup_num_tokens": None,
+    "guidance_scale": None,
+    "max_time": None,
+    "return_dict_in_generate": False,
+}
+"""One way of decoding for all, whatever else a checkpoint's generation config prefers."""
 
 ArmKind = Literal["base", "steered", "reversed", "strength", "prompt", "prompt+steered", "model", "cell"]
 
@@ -75,6 +87,14 @@ class Subject:
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         self.match: Literal["weights", "architecture"] = match
+        self._encoded: dict[tuple[bool, str], tuple[int, ...]] = {}
+
+    def encoded(self, content: Content) -> tuple[int, ...]:
+        """Token ids of a prompt, the generation prompt included; each prompt is encoded once."""
+        key = (isinstance(content, str), content if isinstance(content, str) else json.dumps(content))
+        if key not in self._encoded:
+            self._encoded[key] = encode_prompt(self.tokenizer, content)
+        return self._encoded[key]
 
     def run(self, task: Task, arm: Arm) -> ArmResult:
         """Answer every item of a task under an arm, and judge the answers."""
@@ -86,7 +106,7 @@ class Subject:
     @torch.inference_mode()
     def generate(self, task: Task, steering: Steering | None = None) -> list[str]:
         """Greedy answers, one per item, without special tokens."""
-        rows = [encode_prompt(self.tokenizer, item.content) for item in task]
+        rows = [self.encoded(item.content) for item in task]
         texts = [""] * len(rows)
         for batch in self._batches(rows):
             with self._applied(steering):
@@ -100,7 +120,7 @@ class Subject:
     def receipt_of(self, task: Task, steering: Steering) -> dict[str, Any]:
         """What is applied of a plan while the model answers a task, batch by batch, added up."""
         total: dict[str, int] = {}
-        for batch in self._batches([encode_prompt(self.tokenizer, item.content) for item in task]):
+        for batch in self._batches([self.encoded(item.content) for item in task]):
             with steering.apply(self.model, match=self.match) as receipt:
                 self._answers(batch)
             for site, count in receipt.tokens.items():
@@ -135,9 +155,10 @@ class Subject:
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             do_sample=False,
-            num_beams=1,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=pad_id(self.tokenizer),
+            tokenizer=self.tokenizer,
+            **PLAIN,
         )
         return produced[:, batch.input_ids.shape[1] :]
 

@@ -13,24 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from steersman.errors import PairsError
+from steersman.evaluation.arms import PLAIN
 from steersman.evaluation.instructing import instructed
-from steersman.evaluation.prompts import Batch, batches, encode_answer, encode_prompt, pad_id
+from steersman.evaluation.prompts import Batch, batches, encode_answer, pad_id
 from steersman.models.architecture import check_ids
 from steersman.pairs import Content
 
 if TYPE_CHECKING:
     from steersman.evaluation.arms import Arm, Subject
     from steersman.steering import Steering
-
-PLAIN: dict[str, Any] = {
-    "num_beams": 1,
-    "penalty_alpha": None,
-    "prompt_lookup_num_tokens": None,
-    "guidance_scale": None,
-    "max_time": None,
-    "return_dict_in_generate": False,
-}
-"""One way of decoding for all, whatever else a checkpoint's generation config prefers."""
 
 WHOLE: dict[str, Any] = {
     "top_k": 0,
@@ -40,6 +31,10 @@ WHOLE: dict[str, Any] = {
     "eta_cutoff": 0.0,
 }
 """Nothing cut off what is sampled from but by top-p."""
+
+
+AT_ONCE = 12
+"""Answers whose logits over the whole vocabulary are held at once."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +158,14 @@ class Condition:
         """
         found: list[list[tuple[str, float]]] = [[] for _ in contents]
         chosen = [index for index, text in enumerate(texts) if text.strip()]
-        own = self._answer_logits([(contents[index], texts[index]) for index in chosen])
-        other = base._answer_logits([(contents[index], texts[index]) for index in chosen])
-        for index, (pieces, mine), (_, theirs) in zip(chosen, own, other, strict=True):
-            length = min(len(mine), len(theirs))
-            shifts = divergences(mine[-length:], theirs[-length:]).tolist()
-            found[index] = list(zip(pieces[-length:], shifts, strict=True))
+        for start in range(0, len(chosen), AT_ONCE):
+            places = chosen[start : start + AT_ONCE]
+            asked = [(contents[index], texts[index]) for index in places]
+            own, other = self._answer_logits(asked), base._answer_logits(asked)
+            for index, (pieces, mine), (_, theirs) in zip(places, own, other, strict=True):
+                length = min(len(mine), len(theirs))
+                shifts = divergences(mine[-length:], theirs[-length:]).tolist()
+                found[index] = list(zip(pieces[-length:], shifts, strict=True))
         return found
 
     # ---------------------------------------------------------------- inside
@@ -178,7 +175,7 @@ class Condition:
         self, contents: Sequence[Content], limit: int | None, count: int, settings: dict[str, Any]
     ) -> list[list[str]]:
         tokenizer = self.subject.tokenizer
-        rows = [encode_prompt(tokenizer, self.prompt(content)) for content in contents]
+        rows = [self.subject.encoded(self.prompt(content)) for content in contents]
         self._check_room(rows, limit or self.subject.max_new_tokens)
         texts: list[list[str]] = [[] for _ in rows]
         for batch in self._batches(rows):

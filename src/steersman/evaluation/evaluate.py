@@ -52,7 +52,7 @@ def evaluate(
     judge: Judge | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 64,
-    shown: int = 24,
+    shown: int = 12,
     seed: int = 0,
     match: Literal["weights", "architecture"] = "weights",
     contrast: RoutingContrast | None = None,

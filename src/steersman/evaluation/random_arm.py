@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from steersman.edits import Edit, ExpertEdit, ResidualEdit
 from steersman.errors import PlanError
 from steersman.evaluation.controls import TRIES, base_rates, exchanged, exchanges
-from steersman.evaluation.prompts import encode_prompt
 from steersman.experts.recording import recording
 from steersman.models.architecture import RouterSite, find_routers
 from steersman.models.reading import evaluating, read_batch
@@ -102,7 +101,7 @@ def prompt_rates(subject: Subject, task: Task) -> PromptRates:
     counts = np.zeros((2, len(layers), widest), dtype=np.int64)
     for row, layer in enumerate(layers):
         counts[:, row, sites[layer].facts.experts :] = -1
-    rows = [encode_prompt(subject.tokenizer, item.content) for item in list(task)[:READ]]
+    rows = [subject.encoded(item.content) for item in list(task)[:READ]]
     tokens = 0
     chosen: dict[int, torch.Tensor] = {}
     with evaluating(subject.model), recording([sites[layer] for layer in layers], chosen.__setitem__):

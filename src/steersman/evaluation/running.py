@@ -17,7 +17,6 @@ from steersman.evaluation.comparison import BASE
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.measures.measure import Measured
 from steersman.evaluation.planning import Arms
-from steersman.evaluation.prompts import encode_prompt
 from steersman.evaluation.run_store import Entry, RunStore, append, key_of, read_entries
 from steersman.evaluation.tasks import Task
 from steersman.models.reading import evaluating
@@ -173,7 +172,7 @@ class Runner:
 
     def _in_batches(self, task: Task) -> list[list[int]]:
         """Places of items of like length: the same batches whatever the arm, and after a kill."""
-        lengths = [len(encode_prompt(self.subject.tokenizer, item.content)) for item in task]
+        lengths = [len(self.subject.encoded(item.content)) for item in task]
         order = sorted(range(len(task)), key=lambda place: (lengths[place], place))
         size = self.subject.batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
