@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +159,7 @@ def screen(
         refuse_unwanted(partial)
     if resume and not is_saved(partial):
         click.echo(f"steersman: no progress in {partial} to go on from: starting at the beginning", err=True)
-    if not (0 < gate_q <= 1 and gate_effect >= 0):
+    if not (0 < gate_q <= 1 and 0 <= gate_effect < math.inf):
         raise PlanError(
             f"--gate-q {gate_q:g} --gate-effect {gate_effect:g}: right is a q above 0, at most 1, and an "
             "effect from 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from steersman.evaluation.screening import exact
 from steersman.evaluation.screening.items import halves, open_items, some_of
 from steersman.evaluation.statistics import clustered_mean
 from steersman.evaluation.tasks import BEHAVIOURS, Task, load_task
+from steersman.experts.causal_effects import Gate
 
 TASK = "lab:faithfulness/train"
 KEPT = load_task("lab:ordinary/train", limit=20)
@@ -217,6 +219,11 @@ def test_a_gate_that_nothing_passes_is_said(subject: Subject) -> None:
         ({"signs": "none"}, "signs='none' is unknown"),
         ({"at_most": -1}, "at_most=-1: right is a whole number from 0"),
         ({"limit": 5}, "limit=5: right is a whole number from 20"),
+        ({"seed": -1}, "seed=-1: right is a whole number from 0"),
+        ({"exact_runs": 1.5}, "exact_runs=1.5: right is a whole number from 1"),
+        ({"least_t": math.nan}, "least_t=nan: right is a number from 0"),
+        ({"gate": Gate(effect=math.inf)}, "effect inf: right is"),
+        ({"gate": Gate(q=math.nan)}, "the gate is q nan"),
         ({"subsets": 1, "limit": 40}, "subsets=1: too few to tell 128 experts apart; use 13 or more"),
     ],
 )
@@ -237,6 +244,24 @@ def test_items_without_a_d(subject: Subject, tmp_path: Path) -> None:
         run("lab:nothing/train")
     with pytest.raises(PairsError, match="is a folder"):
         run(tmp_path)
+
+
+def test_tasks_that_show_no_harm_and_have_nothing_to_keep(subject: Subject, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the river is long .\n")
+    text = f"text:{tmp_path / 'text.txt'}"
+    with pytest.raises(PairsError, match="answers to it are not judged"):
+        screen_experts(subject.model, subject.tokenizer, TASK, harm=[text], **QUICK)
+    with pytest.raises(PairsError, match="nothing of them to keep"):
+        screen_experts(subject.model, subject.tokenizer, TASK, keep=[text], **QUICK)
+
+
+def test_a_prompt_beyond_the_context(subject: Subject) -> None:
+    items = list(load_task(TASK, limit=60))
+    long = replace(items[0], content="the river is long . " * 100)
+    task = Task("long", [long, *items[1:]], BEHAVIOURS["faithfulness"])
+    options = {**QUICK, "limit": 60, "signs": "activate"}
+    with pytest.raises(PairsError, match=r"long: a prompt of .* tokens, but the model's context holds 256"):
+        screen_experts(subject.model, subject.tokenizer, task, **options)
 
 
 def test_too_few_groups(subject: Subject) -> None:

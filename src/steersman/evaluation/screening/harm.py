@@ -17,6 +17,7 @@ from steersman.evaluation.statistics import paired_difference, rate
 from steersman.evaluation.tasks import Task
 from steersman.experts.causal import CausalScreen
 from steersman.experts.causal_effects import DIRECTIONS, Bools
+from steersman.models.reading import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,9 +49,9 @@ def harm_of(
 
         def on(name: str, plan: Steering | None, task: Task = task, number: int = number) -> Bools:
             def work() -> npt.NDArray[np.int64]:
-                return np.array(
-                    [OUTCOMES.index(side) for side in subject.run(task, Arm(name, plan)).outcomes]
-                )
+                with evaluating(model):
+                    outcomes = subject.run(task, Arm(name, plan)).outcomes
+                return np.array([OUTCOMES.index(side) for side in outcomes])
 
             bar.update()
             outcomes = ledger.remember(f"harm, task {number}, {name}", work)

@@ -38,6 +38,20 @@ def open_items(source: Items) -> Task:
     return load_task(source)
 
 
+def require_answers(task: Task) -> Task:
+    """The task itself. Raises PairsError where an item has no answer whose probability could be kept."""
+    if any(not item.positive.strip() for item in task):
+        raise PairsError(f"{task.name}: its items have no answers, so there is nothing of them to keep")
+    return task
+
+
+def require_judged(task: Task) -> Task:
+    """The task itself. Raises PairsError where its answers are on no side, which would show no harm."""
+    if not task.measure.sides:
+        raise PairsError(f"{task.name}: answers to it are not judged, so harm cannot be told by them")
+    return task
+
+
 def _is_task(path: Path) -> bool:
     """Whether a file's first row is a prompt's, or the header of such rows."""
     try:

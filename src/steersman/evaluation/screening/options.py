@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,14 +47,22 @@ class Options:
             ("exact_runs", 1),
             ("subsets", 0),
             ("at_most", 0),
-            ("least_t", 0),
+            ("seed", 0),
             ("limit", LEAST_CLUSTERS),
             ("harm_limit", 1),
             ("batch_size", 1),
             ("max_new_tokens", 1),
         ):
-            if getattr(self, name) < least:
-                raise PlanError(f"{name}={getattr(self, name)}: right is a whole number from {least}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise PlanError(f"{name}={value!r}: right is a whole number from {least}")
+        if not 0 <= self.least_t < math.inf:
+            raise PlanError(f"least_t={self.least_t!r}: right is a number from 0")
+        if not (0 < self.gate.q <= 1 and 0 <= self.gate.effect < math.inf):
+            raise PlanError(
+                f"the gate is q {self.gate.q:g} and effect {self.gate.effect:g}: right is a q above 0, at "
+                "most 1, and an effect from 0 nats"
+            )
 
     @property
     def chosen_signs(self) -> tuple[Sign, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,13 +24,15 @@ from steersman.evaluation.screening.items import (
     describe,
     halves,
     open_items,
+    require_answers,
     require_clusters,
+    require_judged,
     some_of,
 )
 from steersman.evaluation.screening.ledger import Ledger
 from steersman.evaluation.screening.options import Options
 from steersman.evaluation.screening.subsets import subset_effects
-from steersman.evaluation.screening.texts import Batch, Reading, answers, by_item, preferences
+from steersman.evaluation.screening.texts import Batch, Reading, answers, by_item, preferences, require_room
 from steersman.evaluation.statistics import clustered_mean
 from steersman.evaluation.tasks import Task
 from steersman.experts.causal import CausalScreen
@@ -102,10 +105,11 @@ def screen_experts(
         ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
     """
     given = Options(**options)
-    task = some_of(open_items(items), given.limit, given.seed)
-    kept = [some_of(open_items(each), min(KEPT_ITEMS, given.limit), given.seed) for each in keep]
+    opened = partial(_opened, tokenizer=tokenizer)
+    task = some_of(opened(items), given.limit, given.seed)
+    kept = [some_of(require_answers(opened(each)), min(KEPT_ITEMS, given.limit), given.seed) for each in keep]
     most = min(given.harm_limit, given.limit)
-    harmed = [some_of(open_items(each), most, given.seed) for each in harm]
+    harmed = [some_of(require_judged(opened(each)), most, given.seed) for each in harm]
     parts(task, given)  # before the work: there may be too few
     sites = [site for site in find_routers(model) if site.facts.reason is None]
     if not sites:
@@ -181,6 +185,8 @@ class _Screening:
         # Before the work: what is wrong with any item is said at once.
         aims = {direction: self._aims(second, kept, direction) for direction in DIRECTIONS}
         chooser_reading = preferences(second, tokenizer, whole=options.whole_answers)
+        for one in (reading, chooser_reading, *(aim.reading for of in aims.values() for aim in of)):
+            require_room(one, self._tool.model)
         effects, exact = self._effects(reading)
         subsets = None
         if options.subsets:
@@ -307,6 +313,12 @@ class _Screening:
     def _remember(self, name: str, work: Callable[[], Floats]) -> Floats:
         self._bar.update()
         return self._ledger.remember(name, work)
+
+
+def _opened(source: Items, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """Items as the model can be asked them: as plain texts where it has no chat template."""
+    task = open_items(source)
+    return task if getattr(tokenizer, "chat_template", None) else task.as_texts()
 
 
 def _check_contrast(contrast: RoutingContrast, model: nn.Module, identity: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steersman.edits import SCOPES, Scope
 from steersman.errors import ModelError, PairsError
@@ -85,6 +85,18 @@ def answers(task: Task, tokenizer: PreTrainedTokenizerBase, side: Side = "positi
         for number, item in enumerate(task)
     ]
     return Reading(task.name, tuple(texts), tuple(task.groups))
+
+
+def require_room(reading: Reading, model: nn.Module) -> None:
+    """Raise PairsError where a text is longer than the model's context."""
+    config = cast(Any, model).config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or 1 << 30
+    longest = max(len(text.ids) for text in reading.texts)
+    if longest > context:
+        raise PairsError(
+            f"{reading.name}: a prompt of {longest} tokens, but the model's context holds {context}; "
+            "shorten it"
+        )
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, number: int, item: Item, answer: str, weight: float) -> Text:
