@@ -14,6 +14,9 @@ from steersman.evaluation.arms import Subject
 from steersman.evaluation.tasks import Task
 from steersman.steering import sha256_of
 
+UNHELD = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Of a model's config, what changes nothing that it says (or is told elsewhere)."""
+
 
 def files(
     folder: str | Path | None, subject: Subject, tasks: Sequence[Task], model: Mapping[str, Any], seed: int
@@ -32,7 +35,11 @@ def files(
     except OSError as error:
         raise ArtifactError(f"{place}: cannot be written ({error.strerror})") from None
     common = {
-        **_held(subject),
+        **held(subject),
+        "versions": {name: version(name) for name in ("steersman", "torch", "transformers", "tokenizers")},
+        "device": str(subject.model.device.type),
+        "batch_size": subject.batch_size,
+        "max_new_tokens": subject.max_new_tokens,
         "weights": model["weights_id"],
         "architecture": model["architecture_id"],
         "seed": seed,
@@ -44,18 +51,24 @@ def files(
     }
 
 
-def _held(subject: Subject) -> dict[str, Any]:
+def held(subject: Subject) -> dict[str, Any]:
+    """How a model's weights are held and asked: what else than they decides its answers."""
     model, tokenizer = subject.model, subject.tokenizer
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {} if backend is None else json.loads(backend.to_str())
+    for name in ("padding", "truncation"):  # those are of whoever used it last
+        rules.pop(name, None)
     return {
-        "versions": {name: version(name) for name in ("steersman", "torch", "transformers", "tokenizers")},
         "dtype": str(model.dtype),
-        "device": str(model.device.type),
+        "config": _digest({key: v for key, v in model.config.to_dict().items() if key not in UNHELD}),
+        "attention": getattr(model.config, "_attn_implementation", None),
         "quantised": repr(getattr(model.config, "quantization_config", None)),
-        "generation": json.loads(json.dumps(model.generation_config.to_dict(), default=str))
-        if model.generation_config is not None
-        else None,
-        "tokenizer": hashlib.sha256(f"{vocabulary}{tokenizer.chat_template}".encode()).hexdigest(),
-        "batch_size": subject.batch_size,
-        "max_new_tokens": subject.max_new_tokens,
+        "generation": None if model.generation_config is None else _digest(model.generation_config.to_dict()),
+        "tokenizer": _digest([vocabulary, str(tokenizer.chat_template), rules]),
     }
+
+
+def _digest(settings: Any) -> str:
+    # Not canonical JSON: a config may hold infinity.
+    return hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode()).hexdigest()

@@ -142,6 +142,7 @@ def evaluate(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "steersman": version("steersman"),
         **told,
+        **base_cache.held(subject),
         "tasks": [
             [part.task.name, part.role, part.task.sha256, part.task.measure.record()] for part in parts
         ],

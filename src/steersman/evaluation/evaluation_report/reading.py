@@ -51,7 +51,7 @@ def check_evaluation(result: Mapping[str, Any], name: str = FILE) -> None:
         raise ArtifactError(f"{name}: nested too deep to be an evaluation") from None
     if found is not None:
         place = found.json_path.removeprefix("$").removeprefix(".")
-        raise ArtifactError(f"{name}: {place + ': ' if place else ''}{one_line(found)}")
+        raise ArtifactError(f"{name}: {place + ': ' if place else ''}{one_line(found.message)}")
 
 
 def evaluation_schema() -> dict[str, Any]:
