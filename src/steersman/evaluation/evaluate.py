@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from steersman.errors import PairsError, PlanError
+from steersman.errors import JudgeError, PairsError, PlanError
 from steersman.evaluation import base_cache
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.expert_map import expert_map
@@ -105,6 +105,8 @@ def evaluate(
         ArchitectureMismatch, WeightsMismatch: a plan for another model.
         JudgeError: a judge that cannot be had; what is finished is in `checkpoint`.
     """
+    if isinstance(judge, str):
+        raise JudgeError(f"judge is the text {judge!r}: right is load_judge({judge!r})")
     steerings = _named(steering)
     settings = Settings(
         limit, batch_size, max_new_tokens, random if steerings else 0, control_items, shown, seed, match
@@ -113,6 +115,8 @@ def evaluate(
     opened = [*_tasks(task, "effect", limit, judge), *_tasks(side_tasks, "side", limit, judge)]
     if not getattr(tokenizer, "chat_template", None):
         opened = [(each.as_texts(), role) for each, role in opened]
+    if not opened:
+        raise PairsError("no task: name what to measure, such as lab:refusal")
     if len({each.name for each, _ in opened}) < len(opened):
         raise PairsError("a task is named twice: each is measured once, as effect or as side effect")
     arms = plan_arms(

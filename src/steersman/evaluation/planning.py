@@ -85,6 +85,9 @@ def plan_arms(
     for kind, texts in (("attack", attacks or {}), ("defence", defences or {})):
         for name, text in texts.items():
             _check_text(text, f"{kind} {name!r}")
+            _check_text(name, f"the name of {kind} {name!r}")
+    if wrong := [strength for strength in strengths if not isinstance(strength, int | float)]:
+        raise PlanError(f"strengths hold {wrong[0]!r}: right are numbers such as 0.5")
     layout = _Layout()
     layout.add(Arm(BASE, None, "base"))
     for name, plan in steerings.items():
@@ -122,7 +125,7 @@ class _Layout:
         self.cells: list[Cell] = []
 
     def add(self, arm: Arm, steering: str | None = None, strength: float = 1.0) -> None:
-        if not arm.name.strip() or not arm.name.isprintable():
+        if not isinstance(arm.name, str) or not arm.name.strip() or not arm.name.isprintable():
             raise PlanError(f"{arm.name!r} is no name of an arm; right is one line of letters (NAME=PATH)")
         if any(arm.name == other.name for other in self.arms):
             raise PlanError(

@@ -189,6 +189,12 @@ def test_a_prompt_of_ones_own(server: Server, tmp_path: Path, monkeypatch: pytes
         load_judge(f"endpoint:{server.url}#m#{tmp_path / 'prompt.txt'}")
 
 
+@pytest.mark.parametrize("url", ["ftp://x", "http://[::1", "http://x:99999999", "http://"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(JudgeError, match="no address; right is http://HOST:PORT"):
+        load_judge(f"endpoint:{url}#m")
+
+
 @pytest.mark.parametrize(
     ("reply", "outcome"),
     [

@@ -77,8 +77,12 @@ class EndpointJudge:
     max_tokens: int = 512
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.url)
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port or a bracket that is none
+            known = False
+        if not known:
             raise JudgeError(f"endpoint:{self.url}: no address; right is http://HOST:PORT/v1#MODEL")
         if parts.username or parts.password or parts.query:
             raise JudgeError(
