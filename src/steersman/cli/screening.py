@@ -94,6 +94,14 @@ SHOWN = 12
     metavar="N",
     help="With auto: how many of the best are run.",
 )
+@click.option(
+    "--least-t",
+    type=click.FloatRange(min=0),
+    default=3.0,
+    show_default=True,
+    metavar="T",
+    help="What t of its gain the next expert of a set must reach.",
+)
 @click.option("--gate-q", type=float, default=0.05, show_default=True, help="An effect counts below this q …")
 @click.option(
     "--gate-effect", type=float, default=0.1, show_default=True, help="… and from this size on, in nats."
@@ -126,6 +134,7 @@ def screen(
     at_most: int,
     no_sets: bool,
     exact_runs: int,
+    least_t: float,
     gate_q: float,
     gate_effect: float,
     scope: Scope,
@@ -183,6 +192,7 @@ def screen(
             subsets=subsets,
             at_most=0 if no_sets else at_most,
             exact_runs=exact_runs,
+            least_t=least_t,
             gate=Gate(gate_q, gate_effect),
             scope=scope,
             limit=limit,
