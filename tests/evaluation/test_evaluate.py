@@ -327,6 +327,20 @@ def test_what_cannot_be_evaluated_is_said(subject: Subject, plans: tuple[Steerin
         evaluate(other, tokenizer, plans[0], task=TASK, limit=4)
 
 
+def test_a_model_that_is_steered_already_is_no_base(
+    subject: Subject, plans: tuple[Steering, Steering]
+) -> None:
+    """Else the base arm would run steered, and the others twice."""
+    ids = subject.tokenizer("where", return_tensors="pt").input_ids
+    with plans[0].apply(subject.model):
+        with pytest.raises(PlanError, match="evaluate compares with the model as it is"):
+            run(subject, plans, limit=2)
+        with pytest.raises(PlanError, match="screening compares with the model as it is"):
+            steersman.screen_experts(subject.model, subject.tokenizer, "lab:refusal/dev")
+        subject.model(ids)
+    assert run(subject, plans, limit=2, side_tasks=(), strengths=(), random=0, instruction=None).noted
+
+
 def test_another_model_is_asked_with_its_own_tokenizer(
     subject: Subject, plans: tuple[Steering, Steering]
 ) -> None:

@@ -21,6 +21,7 @@ from steersman.evaluation.run_store import RunStore
 from steersman.evaluation.running import Opened, Part, Runner, closing
 from steersman.evaluation.tasks import Task, load_task
 from steersman.evaluation.told import told_arm, told_model, told_steering
+from steersman.models.attachment import refuse_steered
 from steersman.models.reading import evaluating
 from steersman.steering import Steering
 
@@ -128,6 +129,7 @@ def evaluate(
         attacks=attacks,
         defences=defences,
     )
+    refuse_steered(model, "evaluate")
     _check_models(model, arms, match)
     for part in (contrast, screen):
         if part is not None:

@@ -388,6 +388,17 @@ def _given(kwargs: dict[str, Any]) -> Tensor:
     return given
 
 
+def refuse_steered(model: nn.Module, work: str) -> None:
+    """Raise `PlanError` where this thread has a steering block open on the model: `work` compares with the
+    model as it is, and would take the steered one for it.
+    """
+    attachment = Attachment._known.get(find_decoder(model))
+    if attachment is not None and any(c.sites and c.holds_thread() for c in attachment.contexts):
+        raise PlanError(
+            f"the model is steered here: {work} compares with the model as it is, outside of the block"
+        )
+
+
 def _plans(contexts: tuple[Context, ...]) -> list[Steering | None]:
     return [plan for context in contexts for plan in context.plans]
 

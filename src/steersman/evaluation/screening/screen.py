@@ -38,6 +38,7 @@ from steersman.evaluation.tasks import Task
 from steersman.experts.causal import CausalScreen
 from steersman.experts.causal_effects import DIRECTIONS, SIGNS, ChosenSet, Direction, Effects
 from steersman.models.architecture import RouterSite, find_routers, read_architecture
+from steersman.models.attachment import refuse_steered
 from steersman.models.identity import model_name, weights_id
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def screen_experts(
         ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
     """
     given = Options(**options)
+    refuse_steered(model, "screening")
     opened = partial(_opened, tokenizer=tokenizer)
     task = some_of(opened(items), given.limit, given.seed)
     kept = [some_of(require_answers(opened(each)), min(KEPT_ITEMS, given.limit), given.seed) for each in keep]
