@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steersman.evaluation.condition import Condition
 from steersman.evaluation.judges import OUTCOMES, Outcome
 from steersman.evaluation.prompts import Batch, Fork, batches, encode_fork, encode_prompt, pad_id
 from steersman.evaluation.statistics import Rate, rate
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
 
     from steersman.steering import Steering
 
-
-PLAIN: dict[str, Any] = {
-    "num_beams": 1,
-    "penalty_alpha": None,
-    "prompt_lookup_num_tokens": None,
-    "guidance_scale": None,
-    "max_time": None,
-    "return_dict_in_generate": False,
-}
-"""One way of decoding for all, whatever else a checkpoint's generation config prefers."""
 
 ArmKind = Literal["base", "steered", "reversed", "strength", "prompt", "prompt+steered", "model", "cell"]
 
@@ -103,29 +94,15 @@ class Subject:
         rates = {side: rate([found == side for found in outcomes], task.groups) for side in OUTCOMES}
         return ArmResult(arm.name, tuple(texts), tuple(outcomes), rates)
 
-    @torch.inference_mode()
     def generate(self, task: Task, steering: Steering | None = None) -> list[str]:
         """Greedy answers, one per item, without special tokens."""
-        rows = [self.encoded(item.content) for item in task]
-        texts = [""] * len(rows)
-        for batch in self._batches(rows):
-            with self._applied(steering):
-                answers = self._answers(batch)
-            found = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-            for index, text in zip(batch.indices, found, strict=True):
-                texts[index] = text.strip()
-        return texts
+        return Condition(self, Arm("", steering)).answers([item.content for item in task])
 
-    @torch.inference_mode()
     def receipt_of(self, task: Task, steering: Steering) -> dict[str, Any]:
         """What is applied of a plan while the model answers a task, batch by batch, added up."""
-        total: dict[str, int] = {}
-        for batch in self._batches([self.encoded(item.content) for item in task]):
-            with steering.apply(self.model, match=self.match) as receipt:
-                self._answers(batch)
-            for site, count in receipt.tokens.items():
-                total[site] = total.get(site, 0) + count
-        return {"fingerprint": steering.fingerprint, "tokens": total}
+        condition = Condition(self, Arm("", steering))
+        condition.answers([item.content for item in task])
+        return {"fingerprint": steering.fingerprint, "tokens": condition.receipt}
 
     def forks(self, task: Task) -> list[Fork]:
         """Where each item's two answers part; encode once, measure many plans."""
@@ -148,19 +125,6 @@ class Subject:
             positive, negative = logits.gather(1, sides).double().unbind(dim=1)
             found[list(batch.indices)] = (positive - negative).cpu().numpy()
         return found
-
-    def _answers(self, batch: Batch) -> torch.Tensor:
-        """Greedy answers to a batch, int64 [rows, new tokens]."""
-        produced: torch.Tensor = cast(Any, self.model).generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            do_sample=False,
-            max_new_tokens=self.max_new_tokens,
-            pad_token_id=pad_id(self.tokenizer),
-            tokenizer=self.tokenizer,
-            **PLAIN,
-        )
-        return produced[:, batch.input_ids.shape[1] :]
 
     def _last_logits(self, batch: Batch) -> torch.Tensor:
         output = self.model(

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from steersman.errors import PairsError
-from steersman.evaluation.arms import PLAIN
 from steersman.evaluation.instructing import instructed
 from steersman.evaluation.prompts import Batch, batches, encode_answer, pad_id
 from steersman.models.architecture import check_ids
@@ -22,6 +21,16 @@ from steersman.pairs import Content
 if TYPE_CHECKING:
     from steersman.evaluation.arms import Arm, Subject
     from steersman.steering import Steering
+
+PLAIN: dict[str, Any] = {
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "prompt_lookup_num_tokens": None,
+    "guidance_scale": None,
+    "max_time": None,
+    "return_dict_in_generate": False,
+}
+"""One way of decoding for all, whatever else a checkpoint's generation config prefers."""
 
 WHOLE: dict[str, Any] = {
     "top_k": 0,
@@ -117,11 +126,11 @@ class Condition:
                 places.append(index)
         self._check_room([ids for ids, _ in rows])
         found: list[list[LogLikelihood]] = [[] for _ in contents]
-        scored = [None] * len(rows)
+        scored: list[LogLikelihood | None] = [None] * len(rows)
         for batch in self._batches([ids for ids, _ in rows]):
             logits, targets, starts = self._forced(batch, [rows[index][1] for index in batch.indices])
             for place, index in enumerate(batch.indices):
-                scored[index] = _likelihood(logits[place], targets[place], starts[place])  # type: ignore[call-overload]
+                scored[index] = _likelihood(logits[place], targets[place], starts[place])
         for index, value in zip(places, scored, strict=True):
             found[index].append(cast(LogLikelihood, value))
         return found
@@ -146,7 +155,7 @@ class Condition:
                 total = -_log_p(own, wanted).sum().item()
                 other = None if base is None else base[place, starts[place] :]
                 shift = None if other is None else divergences(own, other).mean().item()
-                found[index] = Reading(total, len(wanted), shift if other is not None else None)
+                found[index] = Reading(total, len(wanted), shift)
         return cast(list[Reading], found)
 
     @torch.inference_mode()

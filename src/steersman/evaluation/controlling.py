@@ -32,7 +32,7 @@ Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 def preferences(
-    runner_once: Once, condition: Callable[[Arm], Condition], task: Task, arms: Sequence[Arm]
+    once: Once, condition: Callable[[Arm], Condition], task: Task, arms: Sequence[Arm]
 ) -> dict[str, dict[str, Any]] | None:
     """Arm → mean d with its interval; None where an item has not two answers that can be compared."""
     first = condition(arms[0])
@@ -49,7 +49,7 @@ def preferences(
             values = None if forks is None else own.subject.preference(forks, own.steering).tolist()
             return {"values": values}
 
-        values = runner_once(key_of("d", task.name, arm.name), measured)["values"]
+        values = once(key_of("d", task.name, arm.name), measured)["values"]
         if values is not None:
             found[arm.name] = clustered_mean(values, task.groups).to_json()
     return found
@@ -76,8 +76,9 @@ def random_controls(
     found = []
     for name in steerings:
         first = all(_begins(plan) for plan in _both(arms, name) if plan is not None)
-        effect = effects.setdefault(first, _Effect(subject, task[:items], first_token=first))
-        found.append(_control(once, effect, arms, name, draws=draws, seed=seed))
+        if first not in effects:
+            effects[first] = _Effect(subject, task[:items], first_token=first)
+        found.append(_control(once, effects[first], arms, name, draws=draws, seed=seed))
     return [control for control in found if control is not None]
 
 
@@ -127,7 +128,7 @@ class _Effect:
         self._base = Condition(subject, Arm(BASE, None))
         self._forks = _forks(task, self._base) if first_token else None
         self._metric = task.measure.metrics[0]
-        self._known: dict[None, float] = {}
+        self._unsteered: float | None = None
 
     @property
     def name(self) -> str:
@@ -136,10 +137,13 @@ class _Effect:
 
     def of(self, toward: Steering, back: Steering | None) -> float | None:
         """None where no item has the number."""
-        if back is None and None not in self._known:
-            self._known[None] = self._value(None)
-        found = self._value(toward) - (self._known[None] if back is None else self._value(back))
+        found = self._value(toward) - (self._base_value() if back is None else self._value(back))
         return None if math.isnan(found) else found
+
+    def _base_value(self) -> float:
+        if self._unsteered is None:
+            self._unsteered = self._value(None)
+        return self._unsteered
 
     def _value(self, plan: Steering | None) -> float:
         if self._forks is not None:

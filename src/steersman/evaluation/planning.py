@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steersman.errors import PlanError
 from steersman.evaluation.arms import Arm
@@ -41,7 +41,7 @@ class Arms:
     attacks: Mapping[str, str] = field(default_factory=dict)
     defences: Mapping[str, str] = field(default_factory=dict)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Arm]:
         return iter(self.arms)
 
     def named(self, name: str) -> Arm:
