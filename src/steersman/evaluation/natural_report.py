@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steersman.evaluation.natural_study import EFFECT, OBSERVED, SCREENED, SIDE, NaturalStudy
+from steersman.evaluation.report import signed
 
 ARMS = {
     "base": "unsteered",
@@ -49,10 +50,13 @@ class NaturalChapter:
                 if arm in effect["results"]
             ],
             "experts": [
-                (f"layer {pick.layer}, expert {pick.expert}", pick.gain)
+                (f"layer {pick.layer}, expert {pick.expert}", pick.gain, pick.standard_error)
                 for pick in self.study.screen.sets["toward"].picks
             ],
-            "controls": effect["random"],
+            "controls": [
+                {**control, "observed": signed(control["observed"], 2), "mean": signed(control["mean"], 2)}
+                for control in effect["random"]
+            ],
         }
 
 
@@ -69,12 +73,18 @@ def verdict(study: NaturalStudy) -> str:
     """In one sentence, what screening found in a model that nobody prepared."""
     if SCREENED not in study.plans:
         return f"Screening chose no experts, and says so: {study.screen.reason}."
-    up = study.evaluation.difference(EFFECT, SCREENED)["difference"]
-    down = study.evaluation.difference(EFFECT, f"{SCREENED} reversed")["difference"]
-    moved = f"{100 * up:+.0f} points toward digits, {100 * down:+.0f} the other way"
+    up, down = (_in_points(study, arm) for arm in (SCREENED, f"{SCREENED} reversed"))
+    moved = f"{up} toward digits, {down} the other way"
     control = _control(study)
     beyond = f"{control['at_least']} of {len(control['draws'])} random plans do as much"
     return f"{'An effect in both directions' if works(study) else 'Not both directions'}: {moved}; {beyond}."
+
+
+def _in_points(study: NaturalStudy, arm: str) -> str:
+    """An arm's difference to the base in percentage points, with its interval."""
+    found = study.evaluation.difference(EFFECT, arm)
+    value, low, high = (signed(100 * found[part]) for part in ("difference", "low", "high"))
+    return f"{value} points [{low}, {high}]"
 
 
 def _control(study: NaturalStudy) -> dict[str, Any]:

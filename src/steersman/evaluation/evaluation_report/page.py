@@ -68,9 +68,11 @@ def page(result: Place) -> str:
 
 def title_of(result: Place) -> str:
     """What the report is about."""
-    plans = ", ".join(steering["name"] for steering in result.value["steerings"])
     model = result.value["model"]["name"] or "a model in memory"
-    return f"What {plans} does to {model}" if plans else f"What {model} does"
+    *others, last = [steering["name"] for steering in result.value["steerings"]] or [""]
+    if not last:
+        return f"What {model} does"
+    return f"What {', '.join(others)} and {last} do to {model}" if others else f"What {last} does to {model}"
 
 
 def facts(result: Place) -> list[tuple[str, str]]:
