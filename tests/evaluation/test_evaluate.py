@@ -33,6 +33,17 @@ def plans(contrast: RoutingContrast) -> tuple[Steering, Steering]:
     return contrast.select(top=12), contrast.select(top=12, reverse=True)
 
 
+BARE: dict[str, Any] = {
+    "random": 0,
+    "side_tasks": (),
+    "strengths": (),
+    "instruction": None,
+    "reverse": False,
+    "shown": 0,
+}
+"""The base and one plan on one task, and nothing more."""
+
+
 def run(subject: Subject, plans: tuple[Steering, Steering], **changed: Any) -> Evaluation:
     settings: dict[str, Any] = {
         "task": TASK,
@@ -211,11 +222,7 @@ def test_progress_of_another_run_is_refused(
 ) -> None:
     settings: dict[str, Any] = {
         "limit": 4,
-        "random": 0,
-        "side_tasks": (),
-        "strengths": (),
-        "instruction": None,
-        "reverse": False,
+        **BARE,
         "checkpoint": tmp_path / "partial",
     }
     run(subject, plans, **settings)
@@ -234,12 +241,7 @@ def test_the_base_is_run_once_for_several_plans(
     settings: dict[str, Any] = {
         "limit": 8,
         "batch_size": 4,
-        "random": 0,
-        "side_tasks": (),
-        "strengths": (),
-        "instruction": None,
-        "reverse": False,
-        "shown": 0,
+        **BARE,
         "cache": tmp_path / "cache",
     }
     first = run(subject, plans, **settings)
@@ -268,12 +270,7 @@ def test_a_judge_that_fails_leaves_what_is_finished(
     settings: dict[str, Any] = {
         "limit": 8,
         "batch_size": 4,
-        "random": 0,
-        "side_tasks": (),
-        "strengths": (),
-        "instruction": None,
-        "reverse": False,
-        "shown": 0,
+        **BARE,
         "checkpoint": tmp_path / "partial",
         "judge": Failing(judge_refusal),
     }
@@ -296,11 +293,7 @@ def test_answers_that_nobody_can_judge_are_on_no_side(
         subject,
         plans,
         limit=8,
-        random=0,
-        side_tasks=(),
-        strengths=(),
-        reverse=False,
-        instruction=None,
+        **BARE,
         judge=Unsure(judge_refusal),
     )
     told = of(found, TASK)
@@ -348,11 +341,7 @@ def test_another_model_is_asked_with_its_own_tokenizer(
         subject,
         plans,
         limit=8,
-        random=0,
-        side_tasks=(),
-        strengths=(),
-        reverse=False,
-        instruction=None,
+        **{**BARE, "shown": 1},
         others={"aligned": lambda: steersman.load_model("lab:source-split")},
     )
     assert found.value(TASK, "aligned") == 1.0

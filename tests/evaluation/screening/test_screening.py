@@ -127,40 +127,9 @@ def test_a_stopped_screen_goes_on_to_the_same(
         return single(tool, *rest)
 
     monkeypatch.setattr(exact.Instrument, "singles", counting)
-    found = None
-    while found is None:
-        try:
-            found = screen_experts(
-                subject.model,
-                subject.tokenizer,
-                TASK,
-                keep=[KEPT],
-                harm=["lab:ordinary/dev"],
-                harm_limit=12,
-                checkpoint=tmp_path / "p",
-                resume=True,
-                **QUICK,
-            )
-        except KeyboardInterrupt:
-            continue
-    assert json.dumps(screen_for_json(found)) == json.dumps(screen_for_json(screen))
-    interrupted = len(runs)
-    runs[:] = [0] * 100
-    screen_experts(
-        subject.model,
-        subject.tokenizer,
-        TASK,
-        keep=[KEPT],
-        harm=["lab:ordinary/dev"],
-        harm_limit=12,
-        checkpoint=tmp_path / "p",
-        resume=True,
-        **QUICK,
-    )
-    assert len(runs) == 100  # all was there
-    assert interrupted > 6
-    with pytest.raises(ArtifactError, match="another run, which differs in seed"):
-        screen_experts(
+
+    def go_on(**changed: Any) -> CausalScreen:
+        return screen_experts(
             subject.model,
             subject.tokenizer,
             TASK,
@@ -169,8 +138,23 @@ def test_a_stopped_screen_goes_on_to_the_same(
             harm_limit=12,
             checkpoint=tmp_path / "p",
             resume=True,
-            **{**QUICK, "seed": 1},
+            **{**QUICK, **changed},
         )
+
+    found = None
+    while found is None:
+        try:
+            found = go_on()
+        except KeyboardInterrupt:
+            continue
+    assert json.dumps(screen_for_json(found)) == json.dumps(screen_for_json(screen))
+    interrupted = len(runs)
+    runs[:] = [0] * 100
+    go_on()
+    assert len(runs) == 100  # all was there
+    assert interrupted > 6
+    with pytest.raises(ArtifactError, match="another run, which differs in seed"):
+        go_on(seed=1)
 
 
 def test_subsets_are_screened_beside(subject: Subject) -> None:
