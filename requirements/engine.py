@@ -16,9 +16,9 @@ MACHINES = ("x86_64", "aarch64")
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
 
 
-def why_not() -> str:
+def why_not(python: tuple[int, ...] = sys.version_info[:2]) -> str:
     """The reason, empty if the engine can be installed here."""
-    engine, python = locked_engine(), sys.version_info[:2]
+    engine = locked_engine()
     if platform.system() != "Linux" or platform.machine() not in MACHINES:
         here = f"{platform.system()} on {platform.machine()}"
         return f"{engine} has wheels for Linux on {' and '.join(MACHINES)}, and this is {here}"

