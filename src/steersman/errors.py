@@ -39,3 +39,11 @@ class WeightsMismatch(SteersmanError, ValueError):
 
 class SteeringNotApplied(SteersmanError, RuntimeError):
     """A planned edit did not take place: the output must not be used as steered."""
+
+
+class ServingError(SteersmanError, ValueError):
+    """A serving engine that cannot be steered as it is configured."""
+
+
+class RequestError(SteersmanError, ValueError):
+    """A request to a serving engine that asks for a steering that it cannot have."""

@@ -92,7 +92,7 @@ class Slots:
     def __init__(
         self, rows: Sequence[Sequence[Step]], width: int, device: torch.device, least: int = 0
     ) -> None:
-        placed = [_placed(steps) for steps in rows]
+        placed = [in_slots(steps) for steps in rows]
         count = max(least, 1 + max((max(slots, default=-1) for slots in placed), default=-1))
         self.tables: list[Step] = [_table(placed, slot, width, device) for slot in range(count)]
 
@@ -101,7 +101,7 @@ class Slots:
         return [_gathered(table, index) for table in self.tables]
 
 
-def _placed(steps: Sequence[Step]) -> dict[int, Step]:
+def in_slots(steps: Sequence[Step]) -> dict[int, Step]:
     """Each step at the first free slot of its kind: adding at even ones, projecting at odd ones."""
     placed: dict[int, Step] = {}
     slot = 0

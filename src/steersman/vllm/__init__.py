@@ -1,0 +1,1 @@
+"""The engine plugin: both levers, per request, inside an unmodified vLLM."""

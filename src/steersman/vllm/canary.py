@@ -1,0 +1,67 @@
+"""The start-up canary: a sentinel plan must change what the model computes, and no plan must not.
+
+An engine keeps compiled graphs from earlier starts. One that was compiled without the operations, or with
+fewer, would serve every request unsteered and say nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from steersman.concepts.residual import Add
+from steersman.edits import ROLES
+from steersman.errors import SteeringNotApplied
+from steersman.vllm.live import Span
+from steersman.vllm.plan_rows import PlanRow
+from steersman.vllm.worker_state import WorkerState
+
+TOKENS = 4
+STALE = (
+    "the model that the engine runs does not hold the operations of this steering: clear the engine's compile "
+    "cache (VLLM_CACHE_ROOT, VLLM_DISABLE_COMPILE_CACHE=1) and start again"
+)
+
+
+def sing(state: WorkerState, forward: Callable[[int], Tensor]) -> None:
+    """Run the model unsteered, with the sentinel, and unsteered again.
+
+    Args:
+        state: The worker's.
+        forward: Runs the model on so many tokens, always the same, as requests are run; gives states.
+
+    Raises:
+        SteeringNotApplied: a site did not run, or the sentinel changed nothing, or something else did.
+    """
+    bank = state.bank
+    if not bank.places.routers and not bank.places.blocks:
+        return
+    bank.write(bank.sentinel, _sentinel(state))
+    row = bank.row(bank.sentinel, 0)
+    try:
+        state.follow([], TOKENS)
+        before = forward(TOKENS).clone()
+        again = forward(TOKENS).clone()
+        state.follow([Span(0, TOKENS, ((row, 1.0),))], TOKENS)
+        steered = forward(TOKENS).clone()
+        state.check_ran()
+        state.follow([], TOKENS)
+        after = forward(TOKENS).clone()
+    finally:
+        state.follow([], TOKENS)
+        bank.clear(bank.sentinel)
+    if torch.equal(before, steered):
+        raise SteeringNotApplied(f"the sentinel plan changed nothing: {STALE}")
+    if torch.equal(before, again) and not torch.equal(before, after):
+        raise SteeringNotApplied("the model computes something else after the sentinel plan than before it")
+
+
+def _sentinel(state: WorkerState) -> tuple[PlanRow, ...]:
+    """A plan that no model can compute the same under: experts forced, states pushed, everywhere."""
+    places = state.bank.places
+    strengths = {place.layer: {0: -1.0, place.experts - 1: 1.0} for place in places.routers}
+    push = Add(torch.linspace(-8, 8, places.width))
+    steps = {layer: [push] for layer in places.blocks}
+    return (PlanRow(strengths, steps),) * len(ROLES)

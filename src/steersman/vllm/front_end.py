@@ -1,0 +1,215 @@
+"""The engine's front end: each request's steering is resolved, or refused, before the engine sees it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+
+from steersman.artifacts import load_steering
+from steersman.errors import RequestError, SteersmanError
+from steersman.vllm.receipt import receipt_of
+from steersman.vllm.registry import ASKED, Registry
+from steersman.vllm.served import checker
+from steersman.vllm.settings import KEY, Settings, read_settings
+from steersman.vllm.signatures import extend
+from steersman.vllm.supported import check_supported
+
+RECEIPT = "steersman"
+"""The attribute of an engine's output that holds its receipt."""
+
+
+def extend_front_end() -> None:
+    """Extend the classes of the engine's front end. Raises `ServingError` where they are not as known."""
+    extend(
+        InputProcessor,
+        "process_inputs",
+        (
+            "self",
+            "request_id",
+            "prompt",
+            "params",
+            "supported_tasks",
+            "arrival_time",
+            "lora_request",
+            "tokenization_kwargs",
+            "trace_headers",
+            "priority",
+            "data_parallel_rank",
+            "resumable",
+            "session_id",
+            "kv_hints",
+        ),
+        _process_inputs,
+    )
+    extend(
+        OutputProcessor,
+        "add_request",
+        ("self", "request", "prompt", "parent_req", "request_index", "queue"),
+        _add_request,
+    )
+    extend(OutputProcessor, "_finish_request", ("self", "req_state"), _finish_request)
+    extend(OutputProcessor, "abort_requests", ("self", "request_ids", "internal"), _abort_requests)
+    extend(
+        RequestState,
+        "make_request_output",
+        (
+            "self",
+            "new_token_ids",
+            "pooling_output",
+            "finish_reason",
+            "stop_reason",
+            "kv_transfer_params",
+            "ec_transfer_params",
+            "error",
+        ),
+        _make_request_output,
+    )
+    for engine in (LLMEngine, AsyncLLM):
+        _extend_engine(engine)
+
+
+def _extend_engine(engine: type) -> None:
+    original = engine.__init__  # type: ignore[misc]
+    if getattr(original, "steersman", False):
+        return
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        registry = registry_of(self.vllm_config)
+        self.input_processor.steersman = registry
+        self.output_processor.steersman = registry
+
+    __init__.steersman = True  # type: ignore[attr-defined]
+    engine.__init__ = __init__  # type: ignore[misc]
+
+
+def registry_of(vllm_config: Any) -> Registry | None:
+    """A register of the plans that an engine is configured with; None where it is not.
+
+    Raises:
+        ServingError, ArtifactError, ArchitectureMismatch, WeightsMismatch: a plan cannot be served.
+    """
+    settings = read_settings(vllm_config.additional_config)
+    if settings is None:
+        return None
+    check_supported(vllm_config)
+    registry = Registry(settings, checker(vllm_config.model_config, settings.match))
+    for name, folder in settings.steerings.items():
+        steering = first_plan(name, folder)
+        slot = registry.reserve(steering)
+        registry.publish(name, slot, steering, str(Path(folder)))
+    for given in (settings.default, *settings.aliases.values()):
+        if given is not None:
+            registry.resolve(given)
+    return registry
+
+
+def first_plan(name: str, folder: str) -> Steering:
+    """Open one of the plans that an engine starts with."""
+    try:
+        return load_steering(folder)
+    except SteersmanError as error:
+        raise type(error)(f"steering {name!r}: {error}") from None
+
+
+def first_plans(settings: Settings) -> dict[str, Steering]:
+    """All plans that an engine starts with, in the order of their slots."""
+    return {name: first_plan(name, folder) for name, folder in settings.steerings.items()}
+
+
+# ---------------------------------------------------------------- requests
+
+
+def _process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    bound = inspect.signature(original).bind(self, *args, **kwargs)
+    params = bound.arguments["params"]
+    extra = getattr(params, "extra_args", None) or {}
+    registry: Registry | None = getattr(self, "steersman", None)
+    if KEY in extra:
+        raise RequestError(f'"{KEY}" is no argument of a request: ask by name, {{"{ASKED}": "name"}}')
+    if registry is None:
+        if ASKED in extra:
+            raise RequestError("steering: this engine has no steerings; it is not configured with any")
+        return original(*bound.args, **bound.kwargs)
+    default = registry.settings.default if _generates(params) else None
+    given = extra.get(ASKED, default)
+    resolved = None if given is None else registry.resolve(given)
+    if resolved is None:
+        return original(*bound.args, **bound.kwargs)
+    _check_request(bound.arguments)
+    told = registry.accept(resolved, answers=params.n)
+    params = params.clone()
+    params.extra_args = {**extra, KEY: told}
+    bound.arguments["params"] = params
+    try:
+        request = original(*bound.args, **bound.kwargs)
+    except BaseException:
+        registry.abandon(told)
+        raise
+    return request
+
+
+def _generates(params: Any) -> bool:
+    return hasattr(params, "max_tokens")
+
+
+def _check_request(arguments: dict[str, Any]) -> None:
+    if not _generates(arguments["params"]):
+        raise RequestError("steering: pooling requests cannot be steered")
+    if arguments.get("resumable"):
+        raise RequestError("steering: a request whose prompt grows while it runs cannot be steered")
+    prompt = arguments["prompt"]
+    if isinstance(prompt, dict) and (prompt.get("type") == "embeds" or "prompt_embeds" in prompt):
+        raise RequestError("steering: a prompt given as embeddings cannot be steered")
+
+
+def _told(request: Any) -> dict[str, Any] | None:
+    extra = getattr(request.sampling_params, "extra_args", None)
+    return None if not extra else extra.get(KEY)
+
+
+def _add_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    registry: Registry | None = getattr(self, "steersman", None)
+    told = _told(request)
+    result = original(self, request, *args, **kwargs)
+    if registry is not None:
+        state = self.request_states[request.request_id]
+        state.steersman = None if told is None else registry.enter(request.request_id, told)
+    return result
+
+
+def _finish_request(original: Any, self: Any, req_state: Any) -> Any:
+    result = original(self, req_state)
+    _leave(self, [req_state.request_id])
+    return result
+
+
+def _abort_requests(original: Any, self: Any, request_ids: Iterable[str], internal: bool) -> Any:
+    aborted = original(self, request_ids, internal)
+    _leave(self, aborted)
+    return aborted
+
+
+def _leave(self: Any, request_ids: Iterable[str]) -> None:
+    registry: Registry | None = getattr(self, "steersman", None)
+    if registry is not None:
+        registry.leave(request_ids)
+
+
+def _make_request_output(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    output = original(self, *args, **kwargs)
+    if output is not None and hasattr(self, "steersman") and output.finished:
+        setattr(output, RECEIPT, _receipt(self, output))
+    return output
+
+
+def _receipt(state: Any, output: Any) -> dict[str, Any]:
+    answers = [len(answer.token_ids) for answer in getattr(output, "outputs", ())]
+    return receipt_of(state.steersman, state.prompt_len, max(answers, default=0))

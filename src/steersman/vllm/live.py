@@ -1,0 +1,94 @@
+"""The steered requests that a worker has been told of, and the tokens of a step that follow their plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from steersman.errors import SteeringNotApplied
+from steersman.vllm.bank import Bank
+from steersman.vllm.roles import role_runs
+from steersman.vllm.settings import KEY
+
+Follows = tuple[tuple[int, float], ...]
+"""(row, strength) of each plan that a token follows, in order, without those that do nothing to it."""
+
+
+class Span(NamedTuple):
+    """Tokens first … end − 1 of a step, which follow the same plans."""
+
+    first: int
+    end: int
+    follows: Follows
+
+
+@dataclass(frozen=True)
+class LivePlan:
+    """What a running request follows: slots and strengths, and where its prompt ends."""
+
+    slots: tuple[tuple[int, float], ...]
+    prompt_length: int
+
+    def follows(self, bank: Bank) -> tuple[Follows, ...]:
+        """By role. Raises `SteeringNotApplied` where a slot holds no plan."""
+        for slot, _ in self.slots:
+            if not bank.holds(slot):
+                raise SteeringNotApplied(f"a request follows slot {slot}, which holds no plan")
+        rows = [[(bank.row(slot, role), strength) for slot, strength in self.slots] for role in range(3)]
+        return tuple(tuple((row, strength) for row, strength in one if row and strength) for one in rows)
+
+
+class LiveRequests:
+    """By request id, of those that are steered."""
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank = bank
+        self._plans: dict[str, tuple[LivePlan, tuple[Follows, ...]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def add(self, request_id: str, extra_args: Mapping[str, Any] | None, prompt: Sized | None) -> None:
+        """Take note of a request that the engine has scheduled for the first time, with its prompt's ids.
+
+        Raises:
+            SteeringNotApplied: it follows a plan that is not there, or its prompt has no ids.
+        """
+        resolved = (extra_args or {}).get(KEY)
+        if resolved is None or not resolved["slots"]:
+            return
+        if prompt is None:
+            raise SteeringNotApplied(f"request {request_id} is steered, and its prompt has no token ids")
+        prompt_length = len(prompt)
+        plan = LivePlan(tuple((int(slot), float(by)) for slot, by in resolved["slots"]), prompt_length)
+        self._plans[request_id] = (plan, plan.follows(self._bank))
+
+    def finish(self, request_ids: Iterable[str]) -> None:
+        """Forget requests that have ended."""
+        if self._plans:
+            for request_id in request_ids:
+                self._plans.pop(request_id, None)
+
+    def spans(
+        self, request_ids: Sequence[str], scheduled: Sequence[int], computed: Sequence[int]
+    ) -> list[Span]:
+        """The steered tokens of a step, in order.
+
+        Args:
+            request_ids: Of the step, in the order in which their tokens lie.
+            scheduled: Tokens of each.
+            computed: Tokens of each that were computed before: the position of its first one.
+        """
+        spans: list[Span] = []
+        start = 0
+        for request_id, count, before in zip(request_ids, scheduled, computed, strict=True):
+            live = self._plans.get(request_id)
+            if live is not None:
+                plan, follows = live
+                shift = start - int(before)
+                for first, end, role in role_runs(int(before), int(before) + int(count), plan.prompt_length):
+                    if follows[role]:
+                        spans.append(Span(first + shift, end + shift, follows[role]))
+            start += int(count)
+        return spans

@@ -1,0 +1,74 @@
+"""Preparing one worker: its sites are found, the operations put in place, the first plans written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from steersman.errors import ServingError
+from steersman.vllm import ops
+from steersman.vllm.bank import Bank, Places, Room
+from steersman.vllm.front_end import first_plans
+from steersman.vllm.plan_rows import most_steps, rows_of, sites_of
+from steersman.vllm.settings import Settings, read_settings
+from steersman.vllm.sites import Sites, attach, find_sites
+from steersman.vllm.supported import check_supported
+from steersman.vllm.worker_state import WorkerState
+
+LEAST_VECTORS = 512
+
+
+def prepare_worker(model: nn.Module, vllm_config: Any, device: Any) -> WorkerState | None:
+    """Put the operations into a model that has been loaded, before it is compiled or captured.
+
+    Returns:
+        What the worker knows; None where the engine is not configured to be steered.
+
+    Raises:
+        ServingError: a plan cannot be kept here, and why.
+    """
+    settings = read_settings(vllm_config.additional_config)
+    if settings is None or not settings.active:
+        return None
+    check_supported(vllm_config)
+    plans = first_plans(settings)
+    found = find_sites(model, vllm_config.model_config.hf_text_config)
+    sites = _sites(found, settings, list(plans.values()))
+    rows = [rows_of(plan) for plan in plans.values()]
+    places = sites.places
+    bank = Bank(places, _room(vllm_config, settings, places, list(plans.values())), device)
+    for slot, plan in enumerate(rows):
+        bank.write(slot, plan)
+    state = WorkerState(bank, frozenset(found.blocks))
+    vllm_config.compilation_config.static_forward_context[ops.CONTEXT_KEY] = state
+    attach(sites, device, counting=settings.count > 0)
+    return state
+
+
+def _sites(found: Sites, settings: Settings, plans: list[Any]) -> Sites:
+    if settings.sites == "all":
+        return found.chosen(None, None)
+    routers: set[int] = set()
+    blocks: set[int] = set()
+    for plan in plans:
+        of_routers, of_blocks = sites_of(plan)
+        routers |= of_routers
+        blocks |= of_blocks
+    return found.chosen(routers, blocks)
+
+
+def _room(vllm_config: Any, settings: Settings, places: Places, plans: list[Any]) -> Room:
+    vectors = sum(
+        len({id(step) for row in rows_of(plan) for steps in row.steps.values() for step in steps})
+        for plan in plans
+    )
+    if settings.max_vectors and vectors > settings.max_vectors:
+        raise ServingError(f"{vectors} vectors do not fit: max_vectors is {settings.max_vectors}")
+    return Room(
+        plans=settings.max_steerings,
+        vectors=(settings.max_vectors or max(2 * vectors, LEAST_VECTORS)) + len(places.blocks),
+        slots=max(1, *(most_steps(plan) for plan in plans)) if plans else 1,
+        components=settings.max_per_request,
+        tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+    )

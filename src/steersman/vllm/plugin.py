@@ -1,0 +1,23 @@
+"""The plugin's entry point (`vllm.general_plugins`): called in every process of the engine."""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Extend the engine's classes where they meet requests, steps and the prefix cache.
+
+    An engine that is not configured with `additional_config={"steersman": …}` runs as without the plugin,
+    except that it refuses a request that asks for a steering.
+
+    Raises:
+        ServingError: the engine's seams are not those of a version that is known.
+    """
+    from steersman.vllm.front_end import extend_front_end
+    from steersman.vllm.prefix_cache import extend_prefix_cache
+    from steersman.vllm.runner_v1 import extend_runner
+    from steersman.vllm.worker import extend_workers
+
+    extend_prefix_cache()
+    extend_front_end()
+    extend_runner()
+    extend_workers()

@@ -1,0 +1,41 @@
+"""The engine's prefix cache, keyed by the steering of each token of a block as well."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from vllm.v1.core import kv_cache_utils
+
+from steersman.vllm.cache_keys import block_key
+from steersman.vllm.settings import KEY
+from steersman.vllm.signatures import check_signature
+
+_NAME = "generate_block_hash_extra_keys"
+
+
+def extend_prefix_cache() -> None:
+    """Extend what enters the hash of a block. Raises `ServingError` where that is not as known."""
+    original = getattr(kv_cache_utils, _NAME)
+    if getattr(original, "steersman", False):
+        return
+    check_signature(original, ("request", "start_token_idx", "end_token_idx", "start_mm_idx"))
+
+    def extended(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
+        keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
+        key = _key(request, start_token_idx, end_token_idx)
+        if key is not None:
+            keys = (*(keys or ()), key)
+        return keys, next_mm_idx
+
+    extended.steersman = True  # type: ignore[attr-defined]
+    for module in list(sys.modules.values()):  # others have imported it by name
+        if getattr(module, "__name__", "").startswith("vllm.") and vars(module).get(_NAME) is original:
+            setattr(module, _NAME, extended)
+
+
+def _key(request: Any, first: int, end: int) -> tuple[str, str] | None:
+    params = request.sampling_params
+    extra = None if params is None else params.extra_args
+    told = None if not extra else extra.get(KEY)
+    return None if told is None else block_key(first, end, request.num_prompt_tokens, told["keys"])

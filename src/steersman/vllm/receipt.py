@@ -1,0 +1,49 @@
+"""What was applied to a request: its steerings, their fingerprints, and the tokens each site has edited."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steersman.edits import ROLES, SCOPES, ExpertEdit
+from steersman.vllm.registry import Resolved
+from steersman.vllm.roles import role_runs
+
+
+def receipt_of(resolved: Resolved | None, prompt_tokens: int, answer_tokens: int) -> dict[str, Any]:
+    """The receipt of a request that has ended; as of `Steering.apply`, each token counts once a site.
+
+    Args:
+        resolved: What it followed; None: nothing.
+        prompt_tokens: P.
+        answer_tokens: N; the last of them was not fed back, and not edited.
+    """
+    if resolved is None:
+        return {"steering": None, "fingerprint": None, "steerings": [], "tokens": {}}
+    end = prompt_tokens + max(answer_tokens - 1, 0)
+    counts = [0] * len(ROLES)
+    for first, stop, role in role_runs(0, end, prompt_tokens):
+        counts[role] += stop - first
+    sites: dict[tuple[str, int], set[str]] = {}
+    for edit in resolved.steering.edits:
+        for layer in edit.layers:
+            if _acts(edit, layer):
+                sites.setdefault((edit.point, layer), set()).update(SCOPES[edit.scope])
+    tokens = {
+        f"{point}:{layer}": sum(count for role, count in zip(ROLES, counts, strict=True) if role in held)
+        for (point, layer), held in sorted(sites.items())
+    }
+    return {
+        "steering": ",".join(map(str, resolved.wanted)),
+        "fingerprint": resolved.fingerprint,
+        "steerings": [
+            {"name": one.name, "strength": one.strength, "fingerprint": resolved.fingerprints[one.name]}
+            for one in resolved.wanted
+        ],
+        "tokens": tokens,
+    }
+
+
+def _acts(edit: Any, layer: int) -> bool:
+    if isinstance(edit, ExpertEdit):
+        return any(edit.strengths[layer].values())
+    return bool(edit.strength)

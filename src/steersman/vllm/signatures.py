@@ -1,0 +1,46 @@
+"""Whether the engine's methods that are extended are those that are known: anything else is refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from steersman.errors import ServingError
+
+OLDEST, BEYOND = "0.32", "0.34"
+"""The range of versions of vLLM whose seams are known: from the first, up to the second."""
+
+
+def check_signature(function: Callable[..., Any], parameters: Sequence[str]) -> None:
+    """Raise `ServingError` unless a function's parameters have these names, in this order."""
+    seen = list(inspect.signature(function).parameters)
+    if seen != list(parameters):
+        import vllm
+
+        raise ServingError(
+            f"vLLM {vllm.__version__} cannot be steered: {function.__qualname__} takes ({', '.join(seen)}), known is "
+            f"({', '.join(parameters)}); use a version from {OLDEST} on and below {BEYOND}"
+        )
+
+
+def extend(owner: type, name: str, parameters: Sequence[str], wrapper: Callable[..., Any]) -> None:
+    """Put a wrapper around a method of a class: `wrapper(original, self, …)`. Once; later calls do nothing.
+
+    Raises:
+        ServingError: the method is not as known; nothing is changed then.
+    """
+    original = owner.__dict__[name] if name in owner.__dict__ else getattr(owner, name, None)
+    if original is None:
+        raise ServingError(f"vLLM's {owner.__name__} has no {name}: this version cannot be steered")
+    if getattr(original, "steersman", False):
+        return
+    check_signature(original, parameters)
+
+    def extended(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, self, *args, **kwargs)
+
+    extended.__name__, extended.__qualname__ = original.__name__, original.__qualname__
+    extended.__doc__, extended.__wrapped__ = original.__doc__, original  # type: ignore[attr-defined]
+    extended.steersman = True  # type: ignore[attr-defined]
+    setattr(owner, name, extended)

@@ -1,0 +1,234 @@
+"""Finding, by structure, where a model of the engine is edited, and putting the operations there.
+
+A decoder layer is an entry of the list of layers; a router is the engine's mixture-of-experts runner, whose
+gate gives the raw scores. Where the engine's own rule keeps the promise on edited scores, they are edited as
+the gate gives them; where it does not (a bias for selection, a sigmoid), the choice is made anew after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.model_executor.models.utils import PPMissingLayer, extract_layer_index
+
+from steersman.errors import ServingError
+from steersman.vllm.bank import Places, RouterPlace
+from steersman.vllm.routing import Rule
+
+WHOLE_STREAM = frozenset({"PhiMoEDecoderLayer"})
+"""Decoder layers whose first output is the whole stream; in all others the second is added to it."""
+
+
+@dataclass(frozen=True)
+class RouterSite:
+    """A router of the engine's model: `reason` says why it cannot be steered; None if it can."""
+
+    layer: int
+    runner: MoERunner
+    gate: nn.Module | None
+    place: RouterPlace
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where this worker's part of a model can be edited."""
+
+    routers: tuple[RouterSite, ...]
+    blocks: Mapping[int, nn.Module]
+    width: int
+
+    def chosen(self, routers: Iterable[int] | None, blocks: Iterable[int] | None) -> Sites:
+        """Those of some layers only; None: all that can be steered.
+
+        Raises:
+            ServingError: a layer that is here has a router that cannot be steered.
+        """
+        wanted = None if routers is None else set(routers)
+        for site in self.routers:
+            if wanted is not None and site.layer in wanted and site.reason is not None:
+                raise ServingError(f"the router of layer {site.layer} cannot be steered here: {site.reason}")
+        return Sites(
+            tuple(s for s in self.routers if s.reason is None and (wanted is None or s.layer in wanted)),
+            {i: block for i, block in self.blocks.items() if blocks is None or i in set(blocks)},
+            self.width,
+        )
+
+    @property
+    def places(self) -> Places:
+        """What the bank needs to know of them."""
+        return Places(tuple(site.place for site in self.routers), tuple(self.blocks), self.width)
+
+
+def find_sites(model: nn.Module, config: Any) -> Sites:
+    """Every router and decoder layer of a model as it is in this worker.
+
+    Args:
+        model: The engine's.
+        config: The configuration of its text model.
+
+    Raises:
+        ServingError: the model has no list of decoder layers.
+    """
+    modules = dict(model.named_modules())
+    layers = _decoder_layers(modules, config.num_hidden_layers)
+    routers = tuple(
+        _router_site(name, module, modules)
+        for name, module in modules.items()
+        if isinstance(module, MoERunner) and name.startswith(layers + ".")
+    )
+    blocks = {
+        index: layer
+        for index, layer in enumerate(modules[layers].children())
+        if not isinstance(layer, PPMissingLayer)
+    }
+    return Sites(routers, blocks, config.hidden_size)
+
+
+def _decoder_layers(modules: Mapping[str, nn.Module], count: int) -> str:
+    for name, module in modules.items():
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module) == count
+            and name.split(".")[-1] in ("layers", "h")
+        ):
+            return name
+    raise ServingError(f"the engine's model has no list of {count} decoder layers: it cannot be steered")
+
+
+def _router_site(name: str, runner: MoERunner, modules: Mapping[str, nn.Module]) -> RouterSite:
+    layer = extract_layer_index(runner.layer_name)
+    experts = runner.moe_config.num_logical_experts
+    gate = runner.gate
+    if gate is None:
+        parent = modules[name.rpartition(".")[0]]
+        gates = [
+            child
+            for child in parent.children()
+            if child is not runner and getattr(child, "output_size", None) == experts
+        ]
+        gate = gates[0] if len(gates) == 1 else None
+    rule, reason = _rule(runner)
+    softmax_first = rule is None and _takes_softmax_first(runner.router)
+    place = RouterPlace(layer, experts, rule, softmax_first)
+    if reason is None:
+        reason = _why_not(runner, gate, rule)
+    return RouterSite(layer, runner, gate, place, reason)
+
+
+def _rule(runner: MoERunner) -> tuple[Rule | None, str | None]:
+    """A router's rule where it has to be written out, and why the router cannot be steered, if so."""
+    router = runner.router
+    kind = type(router).__name__
+    if kind not in (
+        "CPURouter",
+        "CustomRoutingRouter",
+        "FusedTopKRouter",
+        "FusedTopKBiasRouter",
+        "GroupedTopKRouter",
+    ):
+        return None, f"the engine routes by {kind}"
+    if (
+        getattr(router, "_hash_indices_table", None) is not None
+        or getattr(router, "hash_indices_table", None) is not None
+    ):
+        return None, "its experts come from token ids, not from scores"
+    if getattr(router, "custom_routing_function", None) is not None:
+        return None, None
+    scoring = getattr(router, "scoring_func", "softmax")
+    bias = getattr(router, "e_score_correction_bias", None)
+    if scoring == "softmax" and bias is None:
+        return None, None
+    if scoring not in ("softmax", "sigmoid", "sqrtsoftplus"):
+        return None, f"the engine scores its experts by {scoring}"
+    groups = None
+    if getattr(router, "use_grouped_topk", kind == "GroupedTopKRouter"):
+        groups = (int(router.num_expert_group), int(router.topk_group))
+    return (
+        Rule(
+            top_k=router.top_k,
+            scoring=scoring,
+            renormalised=bool(router.renormalize),
+            groups=groups,
+            group_score="max" if bias is None else "top2",
+            bias=bias,
+            scaling=float(getattr(router, "routed_scaling_factor", 1.0)),
+        ),
+        None,
+    )
+
+
+def _takes_softmax_first(router: Any) -> bool:
+    if getattr(router, "custom_routing_function", None) is not None:
+        return False
+    return type(router).__name__ != "CPURouter" or bool(router.use_grouped_topk)
+
+
+def _why_not(runner: MoERunner, gate: nn.Module | None, rule: Rule | None) -> str | None:
+    if runner.moe_config.is_sequence_parallel:
+        return "tokens are spread over ranks there (sequence parallelism)"
+    if rule is None:
+        if runner._fse_fuse_gate:
+            return "its gate is fused with that of shared experts"
+        return None if gate is not None else "its gate is not found"
+    if runner.is_monolithic:
+        return "its kernel chooses experts inside, by a rule that edited scores cannot keep the promise of"
+    if runner.do_naive_dispatch_combine:
+        return "tokens of all data-parallel ranks are gathered before it chooses"
+    return None
+
+
+def attach(sites: Sites, device: torch.device, counting: bool) -> None:
+    """Put the operations into the model, before it is compiled or captured."""
+    for index, site in enumerate(sites.routers):
+        number = torch.tensor([index], dtype=torch.int32, device=device)
+        if site.place.rule is None:
+            module = site.gate
+            if module is None:
+                raise ServingError(f"the gate of layer {site.layer} is not found")
+            module.register_buffer("steersman_site", number, persistent=False)
+            module.register_forward_hook(_edit_scores)
+        if site.place.rule is not None or counting:
+            _wrap_routing(site, number, counting)
+    for index, block in enumerate(sites.blocks.values(), start=len(sites.routers)):
+        number = torch.tensor([index], dtype=torch.int32, device=device)
+        block.register_buffer("steersman_site", number, persistent=False)
+        whole = type(block).__name__ in WHOLE_STREAM
+        block.register_forward_hook(_edit_whole_stream if whole else _edit_states)
+
+
+def _edit_scores(gate: nn.Module, args: Any, output: Any) -> None:
+    scores = output[0] if isinstance(output, tuple) else output
+    torch.ops.steersman.edit_scores_(scores, gate.steersman_site)
+
+
+def _edit_states(block: nn.Module, args: Any, output: Any) -> None:
+    hidden, residual = output if isinstance(output, tuple) else (output, None)
+    torch.ops.steersman.edit_states_(hidden, residual, block.steersman_site)
+
+
+def _edit_whole_stream(block: nn.Module, args: Any, output: Any) -> None:
+    torch.ops.steersman.edit_states_(output[0], None, block.steersman_site)
+
+
+def _wrap_routing(site: RouterSite, number: Tensor, counting: bool) -> None:
+    router: Any = site.runner.router
+    original: Callable[..., tuple[Tensor, Tensor]] = router._compute_routing
+    ours = site.place.rule is not None
+
+    def compute_routing(
+        hidden_states: Tensor, router_logits: Tensor, indices_type: Any, *, input_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        weights, ids = original(hidden_states, router_logits, indices_type, input_ids=input_ids)
+        if ours:
+            torch.ops.steersman.choose_(router_logits, weights, ids, number)
+        if counting:
+            torch.ops.steersman.count_(ids, number)
+        return weights, ids
+
+    router._compute_routing = compute_routing

@@ -1,0 +1,86 @@
+"""The engine's workers: the start-up canary, and plans that are written while requests run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_worker import Worker
+
+from steersman.artifacts import load_steering
+from steersman.errors import ServingError, SteersmanError
+from steersman.vllm.canary import sing
+from steersman.vllm.plan_rows import rows_of, sites_of
+from steersman.vllm.runner_v1 import STATE
+from steersman.vllm.signatures import extend
+from steersman.vllm.worker_state import WorkerState
+
+
+def extend_workers() -> None:
+    """Extend the workers. Raises `ServingError` where they are not as known."""
+    for worker in (Worker, CPUWorker):
+        extend(worker, "compile_or_warm_up_model", ("self",), _compile_or_warm_up_model)
+        for method in (steersman_write, steersman_clear, steersman_facts):
+            setattr(worker, method.__name__, method)
+
+
+def _compile_or_warm_up_model(original: Any, self: Any) -> Any:
+    result = original(self)
+    state: WorkerState | None = getattr(self.model_runner, STATE, None)
+    if state is not None:
+        sing(state, lambda tokens: _forward(self.model_runner, tokens))
+    return result
+
+
+def _forward(runner: Any, tokens: int) -> Any:
+    output = runner._dummy_run(tokens)
+    states = output[0] if isinstance(output, tuple) else output
+    return states if hasattr(states, "clone") else states["hidden_states"]
+
+
+def _state(worker: Any) -> WorkerState:
+    state: WorkerState | None = getattr(worker.model_runner, STATE, None)
+    if state is None:
+        raise ServingError("this engine is not configured to be steered")
+    return state
+
+
+def steersman_write(self: Any, slot: int, files: dict[str, bytes]) -> str | None:
+    """Write a plan, given as the files of its folder, into a slot; returns why not, or None."""
+    try:
+        state = _state(self)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("manifest.json", "tensors.safetensors"):
+                (Path(folder) / name).write_bytes(files[name])
+            steering = load_steering(folder)
+        routers, blocks = sites_of(steering)
+        here = state.layers
+        missing = [f"router:{n}" for n in sorted(routers) if n in here and n not in state.bank.router_of]
+        missing += [f"block_output:{n}" for n in sorted(blocks) if n in here and n not in state.bank.block_of]
+        if missing:
+            return (
+                f"it edits {', '.join(missing)}, where this engine was started without edits: start it with "
+                "sites=all (--sites all)"
+            )
+        state.bank.write(slot, rows_of(steering))
+    except SteersmanError as error:
+        return str(error)
+    return None
+
+
+def steersman_clear(self: Any, slot: int) -> None:
+    """Take a plan out of a slot that no request follows."""
+    _state(self).bank.clear(slot)
+
+
+def steersman_facts(self: Any) -> dict[str, Any]:
+    """What a worker holds, for tests and monitoring."""
+    state = _state(self)
+    return {
+        "live": len(state.live),
+        "free_vectors": state.bank.free_vectors,
+        "routers": [place.layer for place in state.bank.places.routers],
+        "blocks": list(state.bank.places.blocks),
+    }

@@ -1,0 +1,89 @@
+"""What one worker of the engine knows: its bank, its steered requests, and the edits of the step that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from steersman.errors import SteeringNotApplied
+from steersman.vllm.bank import Bank
+from steersman.vllm.live import LiveRequests, Span
+from steersman.vllm.step import Step
+
+
+class WorkerState:
+    """Lays out each step before its forward; the operations in the graph read it."""
+
+    def __init__(self, bank: Bank, layers: frozenset[int]) -> None:
+        self.bank = bank
+        self.layers = layers
+        """The decoder layers that are in this worker."""
+        self.live = LiveRequests(bank)
+        self._step: Step | None = None
+        self._on_host = bank.device.type == "cpu"
+        sites = len(bank.places.routers) + len(bank.places.blocks)
+        self._ran = [0] * sites
+        """How often each site has run, where the host runs it."""
+        self._ran_before = [0] * sites
+
+    def lay_out(self, request_ids: Sequence[str], scheduled: Sequence[int], computed: Sequence[int]) -> None:
+        """Prepare the edits of a step, from what the engine's runner has prepared.
+
+        Raises:
+            SteeringNotApplied: in the step before, a site did not run.
+        """
+        self.check_ran()
+        spans = self.live.spans(request_ids, scheduled, computed) if len(self.live) else []
+        self.follow(spans, int(sum(scheduled)))
+
+    def follow(self, spans: list[Span], tokens: int) -> None:
+        """Make the next forward follow these spans; none: nobody is steered."""
+        if self._on_host:
+            self._ran_before[:] = self._ran
+            if not spans:
+                self._step = None
+            elif self._step is None or not self._step.same(spans, tokens):
+                self._step = Step(self.bank, spans, tokens)
+            return
+        raise NotImplementedError
+
+    def check_ran(self) -> None:
+        """Raise `SteeringNotApplied` where a site that the last step's plans name has not run in it."""
+        if self._step is None:
+            return
+        for index in self._step.busy:
+            if self._ran[index] == self._ran_before[index]:
+                raise SteeringNotApplied(
+                    f"planned but not run in this forward: {self.site_name(index)}; the output is not steered"
+                )
+
+    def site_name(self, index: int) -> str:
+        """The name of a site: "router:3"."""
+        routers = self.bank.places.routers
+        if index < len(routers):
+            return f"router:{routers[index].layer}"
+        return f"block_output:{self.bank.places.blocks[index - len(routers)]}"
+
+    # ------------------------------------------------------------ what the graph's operations do
+
+    def edit_scores(self, scores: Tensor, site: Tensor) -> None:
+        index = int(site)
+        self._ran[index] += 1
+        step = self._step
+        if step is not None and index in step.busy:
+            step.edit_scores(index, scores)
+
+    def choose(self, scores: Tensor, weights: Tensor, ids: Tensor, site: Tensor) -> None:
+        index = int(site)
+        self._ran[index] += 1
+        step = self._step
+        if step is not None and index in step.busy:
+            step.choose(index, scores, weights, ids)
+
+    def edit_states(self, hidden: Tensor, residual: Tensor | None, site: Tensor) -> None:
+        index = int(site)
+        self._ran[index] += 1
+        step = self._step
+        if step is not None and index in step.busy:
+            step.edit_states(index - len(self.bank.places.routers), hidden, residual)
