@@ -54,7 +54,7 @@ test-harness: $(HARNESS_READY) ## A steered model inside lm-evaluation-harness a
 	@$(RUN) $(HARNESS)/bin/python -m pytest -n $(WORKERS) tests/harnesses \
 	    "tests/test_docs.py::test_code_blocks_run[docs/harnesses.md]" $(PYTEST_ARGS)
 
-test-engine: python ## A steered model inside vLLM on the CPU (170 packages; where it cannot be had, it says why)
+test-engine: python ## A steered model inside vLLM on the CPU (an environment of 3 GB more)
 	@why="$$($(PYTHON) requirements/engine.py)" || exit 1; \
 	    if [ -n "$$why" ]; then echo "The engine's tests are not run: $$why"; \
 	    else $(MAKE) --no-print-directory engine-tests; fi
