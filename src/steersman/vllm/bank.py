@@ -10,8 +10,8 @@ are written where no running request looks, so that none sees half a plan.
 | `vector_ids` | int32 [blocks, rows, slots] | rows of `vectors`; 0: none |
 | `shares` | float32 [blocks, rows, slots] | of a projection, what is taken out |
 | `vectors` | float32 [vectors, width] | what is added (its strength multiplied in), or unit directions |
-| `token_rows` | int32 [components, tokens] | the rows that each token of the step follows |
-| `token_strengths` | float32 [components, tokens] | and how strongly |
+| `token_rows` | int32 [tokens, components] | the rows that each token of the step follows |
+| `token_strengths` | float32 [tokens, components] | and how strongly; both lie in one table, `followed` |
 | `ran` | int32 [routers + blocks] | how often each site has run |
 """
 
@@ -81,8 +81,9 @@ class Bank:
         self.vector_ids = torch.zeros(blocks, rows, room.slots, dtype=torch.int32, device=device)
         self.shares = torch.zeros(blocks, rows, room.slots, device=device)
         self.vectors = torch.full((1 + room.vectors, places.width), NOTHING, device=device)
-        self.token_rows = torch.zeros(room.components, room.tokens, dtype=torch.int32, device=device)
-        self.token_strengths = torch.ones(room.components, room.tokens, device=device)
+        self.followed = torch.zeros(room.tokens, 2 * room.components, dtype=torch.int32, device=device)
+        self.token_rows = self.followed[:, : room.components]
+        self.token_strengths = self.followed.view(torch.float32)[:, room.components :]
         self.ran = torch.zeros(routers + blocks, dtype=torch.int32, device=device)
         self.busy: list[frozenset[int]] = [frozenset()] * rows
         """Of each row, the sites that it edits: routers from 0, then blocks."""
