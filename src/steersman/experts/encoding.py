@@ -13,7 +13,12 @@ from steersman.pairs import Content, Part, encode, encode_prompt, special_ids
 
 
 def counted_tokens(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, counted: Counted, new_tokens: int = 0
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    counted: Counted,
+    new_tokens: int = 0,
+    *,
+    longest: int | None = None,
 ) -> EncodeSide:
     """How a side is encoded for counting.
 
@@ -22,9 +27,10 @@ def counted_tokens(
         tokenizer: Its tokenizer.
         counted: Which tokens; `generated` takes prompts alone, without positions.
         new_tokens: How many the model may write after a prompt.
+        longest: Tokens that are read at most, if that is fewer than the context.
     """
-    most = longest_text(model)
-    most = None if most is None else most - new_tokens
+    limits = [limit for limit in (longest_text(model), longest) if limit is not None]
+    most = min(limits) - new_tokens if limits else None
     special = frozenset(special_ids(tokenizer))
 
     def prompt(content: Content, target: str | None, where: str) -> tuple[Sequence[int], Sequence[int]]:

@@ -22,10 +22,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from steersman.errors import ModelError, PairsError
-from steersman.experts.counting import countable_routers
 from steersman.experts.mixture import recording_mixture
 from steersman.experts.moments import Integers
 from steersman.experts.profile import ExpertProfile, wilson_low
+from steersman.experts.recording import countable_routers
 from steersman.models.architecture import (
     RouterSite,
     check_ids,

@@ -11,11 +11,24 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from steersman.errors import ModelError
-from steersman.models.architecture import RouterSite
+from steersman.models.architecture import RouterSite, find_routers
 from steersman.models.families import Choice, Family, family_of
 
 Collect = Callable[[int, Tensor], None]
 """Takes a router's place among the recorded sites and its choice: int64 [tokens, k], on its own device."""
+
+
+def countable_routers(model: nn.Module) -> list[RouterSite]:
+    """The routers whose choices can be counted, by layer. Raises `ModelError` where there is none."""
+    found = find_routers(model)
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no routers: expert steering needs a Mixture-of-Experts model"
+        )
+    sites = [site for site in found if site.facts.steerable]
+    if not sites:
+        raise ModelError(f"no router of {type(model).__name__} can be steered: {found[0].facts.reason}")
+    return sites
 
 
 @contextmanager
