@@ -14,6 +14,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 from steersman.artifacts import load_steering
 from steersman.errors import RequestError, SteersmanError
+from steersman.vllm.counting import COUNT, CountedText
 from steersman.vllm.receipt import receipt_of
 from steersman.vllm.registry import ASKED, Registry
 from steersman.vllm.served import checker
@@ -132,6 +133,9 @@ def _process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     params = bound.arguments["params"]
     extra = getattr(params, "extra_args", None) or {}
     registry: Registry | None = getattr(self, "steersman", None)
+    if isinstance(extra.get(KEY), CountedText):
+        bound.arguments["params"] = _counted(params, registry)
+        return original(*bound.args, **bound.kwargs)
     if KEY in extra:
         raise RequestError(f'"{KEY}" is no argument of a request: ask by name, {{"{ASKED}": "name"}}')
     if registry is None:
@@ -154,6 +158,18 @@ def _process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         registry.abandon(told)
         raise
     return request
+
+
+def _counted(params: Any, registry: Registry | None) -> Any:
+    """What the engine is told of a text to count: asked in this process, unsteered whatever the default is."""
+    if registry is None or not registry.settings.count or ASKED in params.extra_args:
+        raise RequestError(
+            "experts are counted of texts that are not steered, by an engine that is configured to: "
+            '{"steersman": {"count": 1024}}'
+        )
+    params = params.clone()
+    params.extra_args = {**params.extra_args, KEY: params.extra_args[KEY].told()}
+    return params
 
 
 def _generates(params: Any) -> bool:
@@ -181,7 +197,8 @@ def _add_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: A
     result = original(self, request, *args, **kwargs)
     if registry is not None:
         state = self.request_states[request.request_id]
-        state.steersman = None if told is None else registry.enter(request.request_id, told)
+        steered = told is not None and COUNT not in told
+        state.steersman = registry.enter(request.request_id, told) if steered else None
     return result
 
 

@@ -9,10 +9,11 @@ from torch import nn
 from steersman.errors import ServingError
 from steersman.vllm import ops
 from steersman.vllm.bank import Bank, Places, Room
+from steersman.vllm.counting import Counter
 from steersman.vllm.front_end import first_plans
 from steersman.vllm.plan_rows import most_steps, rows_of, sites_of
 from steersman.vllm.settings import Settings, read_settings
-from steersman.vllm.sites import Sites, attach, find_sites
+from steersman.vllm.sites import Sites, attach, attach_counting, find_sites
 from steersman.vllm.supported import check_supported
 from steersman.vllm.worker_state import WorkerState
 
@@ -42,7 +43,13 @@ def prepare_worker(model: nn.Module, vllm_config: Any, device: Any) -> WorkerSta
         bank.write(slot, plan)
     state = WorkerState(bank, frozenset(found.blocks))
     vllm_config.compilation_config.static_forward_context[ops.CONTEXT_KEY] = state
-    attach(sites, device, counting=settings.count > 0)
+    attach(sites, device)
+    if settings.count:
+        counted = found.counted()
+        tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        if counted:
+            state.counter = Counter([site.place for site in counted], settings.count, tokens, device)
+        attach_counting(counted, device)
     return state
 
 

@@ -46,7 +46,10 @@ def _edit_states(hidden: Tensor, residual: Tensor | None, site: Tensor) -> None:
 
 
 def _count(ids: Tensor, site: Tensor) -> None:
-    _state().count(ids, site)
+    counter = _state().counter
+    if counter is None:
+        raise SteeringNotApplied("the engine runs a graph that counts experts, and has no room for counts")
+    counter.count(ids, site)
 
 
 for _name, _op in (

@@ -8,6 +8,7 @@ from typing import Any
 from vllm.v1.core import kv_cache_utils
 
 from steersman.vllm.cache_keys import block_key
+from steersman.vllm.counting import counted_key
 from steersman.vllm.settings import KEY
 from steersman.vllm.signatures import check_signature
 
@@ -23,9 +24,7 @@ def extend_prefix_cache() -> None:
 
     def extended(request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
         keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
-        key = _key(request, start_token_idx, end_token_idx)
-        if key is not None:
-            keys = (*(keys or ()), key)
+        keys = (*(keys or ()), *_keys(request, start_token_idx, end_token_idx)) or None
         return keys, next_mm_idx
 
     extended.steersman = True  # type: ignore[attr-defined]
@@ -34,8 +33,11 @@ def extend_prefix_cache() -> None:
             setattr(module, _NAME, extended)
 
 
-def _key(request: Any, first: int, end: int) -> tuple[str, str] | None:
+def _keys(request: Any, first: int, end: int) -> tuple[tuple[str, str], ...]:
     params = request.sampling_params
     extra = None if params is None else params.extra_args
     told = None if not extra else extra.get(KEY)
-    return None if told is None else block_key(first, end, request.num_prompt_tokens, told["keys"])
+    if told is None:
+        return ()
+    found = (block_key(first, end, request.num_prompt_tokens, told["keys"]), counted_key(told, end))
+    return tuple(key for key in found if key is not None)

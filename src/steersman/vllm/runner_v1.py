@@ -39,10 +39,10 @@ def _update_states(original: Any, self: Any, scheduler_output: Any) -> Any:
     result = original(self, scheduler_output)
     state: WorkerState | None = getattr(self, STATE, None)
     if state is not None:
-        state.live.finish(scheduler_output.finished_req_ids)
+        state.finish(scheduler_output.finished_req_ids)
         for new in scheduler_output.scheduled_new_reqs:
             if new.sampling_params is not None:
-                state.live.add(new.req_id, new.sampling_params.extra_args, new.prompt_token_ids)
+                state.begin(new.req_id, new.sampling_params.extra_args, new.prompt_token_ids)
     return result
 
 

@@ -7,6 +7,7 @@ the gate gives them; where it does not (a bias for selection, a sigmoid), the ch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,18 @@ class Sites:
             {i: block for i, block in self.blocks.items() if blocks is None or i in set(blocks)},
             self.width,
         )
+
+    def counted(self) -> tuple[RouterSite, ...]:
+        """The routers whose choices can be counted.
+
+        Raises:
+            ServingError: there are others.
+        """
+        for site in self.routers:
+            reason = _why_not_counted(site.runner)
+            if reason is not None:
+                raise ServingError(f"the experts of layer {site.layer} cannot be counted here: {reason}")
+        return self.routers
 
     @property
     def places(self) -> Places:
@@ -183,7 +196,24 @@ def _why_not(runner: MoERunner, gate: nn.Module | None, rule: Rule | None) -> st
     return None
 
 
-def attach(sites: Sites, device: torch.device, counting: bool) -> None:
+def _why_not_counted(runner: MoERunner) -> str | None:
+    if runner.moe_config.is_sequence_parallel:
+        return "tokens are spread over ranks there (sequence parallelism)"
+    if runner.is_monolithic:
+        return "its kernel chooses experts inside"
+    if runner.do_naive_dispatch_combine:
+        return "tokens of all data-parallel ranks are gathered before it chooses"
+    return None
+
+
+def attach_counting(routers: Iterable[RouterSite], device: torch.device) -> None:
+    """Put the operation that counts after each router's choice, edited or not."""
+    for index, site in enumerate(routers):
+        number = torch.tensor([index], dtype=torch.int32, device=device)
+        _after_choice(site, functools.partial(_count, number))
+
+
+def attach(sites: Sites, device: torch.device) -> None:
     """Put the operations into the model, before it is compiled or captured."""
     for index, site in enumerate(sites.routers):
         number = torch.tensor([index], dtype=torch.int32, device=device)
@@ -193,8 +223,8 @@ def attach(sites: Sites, device: torch.device, counting: bool) -> None:
                 raise ServingError(f"the gate of layer {site.layer} is not found")
             module.register_buffer("steersman_site", number, persistent=False)
             module.register_forward_hook(_edit_scores)
-        if site.place.rule is not None or counting:
-            _wrap_routing(site, number, counting)
+        else:
+            _after_choice(site, functools.partial(_choose, number))
     for index, block in enumerate(sites.blocks.values(), start=len(sites.routers)):
         number = torch.tensor([index], dtype=torch.int32, device=device)
         block.register_buffer("steersman_site", number, persistent=False)
@@ -216,19 +246,24 @@ def _edit_whole_stream(block: nn.Module, args: Any, output: Any) -> None:
     torch.ops.steersman.edit_states_(output[0], None, block.steersman_site)
 
 
-def _wrap_routing(site: RouterSite, number: Tensor, counting: bool) -> None:
+def _choose(number: Tensor, scores: Tensor, weights: Tensor, ids: Tensor) -> None:
+    torch.ops.steersman.choose_(scores, weights, ids, number)
+
+
+def _count(number: Tensor, scores: Tensor, weights: Tensor, ids: Tensor) -> None:
+    torch.ops.steersman.count_(ids, number)
+
+
+def _after_choice(site: RouterSite, operation: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+    """Run an operation on (scores, weights, ids) after a router's choice, and after those put there before."""
     router: Any = site.runner.router
     original: Callable[..., tuple[Tensor, Tensor]] = router._compute_routing
-    ours = site.place.rule is not None
 
     def compute_routing(
         hidden_states: Tensor, router_logits: Tensor, indices_type: Any, *, input_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         weights, ids = original(hidden_states, router_logits, indices_type, input_ids=input_ids)
-        if ours:
-            torch.ops.steersman.choose_(router_logits, weights, ids, number)
-        if counting:
-            torch.ops.steersman.count_(ids, number)
+        operation(router_logits, weights, ids)
         return weights, ids
 
     router._compute_routing = compute_routing

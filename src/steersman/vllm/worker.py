@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
@@ -22,7 +23,8 @@ def extend_workers() -> None:
     """Extend the workers. Raises `ServingError` where they are not as known."""
     for worker in (Worker, CPUWorker):
         extend(worker, "compile_or_warm_up_model", ("self",), _compile_or_warm_up_model)
-        for method in (steersman_write, steersman_clear, steersman_facts):
+        extend(worker, "execute_dummy_batch", ("self",), _execute_dummy_batch)
+        for method in (steersman_write, steersman_clear, steersman_facts, steersman_counts):
             setattr(worker, method.__name__, method)
 
 
@@ -32,6 +34,14 @@ def _compile_or_warm_up_model(original: Any, self: Any) -> Any:
     if state is not None:
         sing(state, lambda tokens: _forward(self.model_runner, tokens))
     return result
+
+
+def _execute_dummy_batch(original: Any, self: Any) -> Any:
+    """Other ranks have work and this one has none: its model runs on nothing, which nobody counts."""
+    state: WorkerState | None = getattr(self.model_runner, STATE, None)
+    if state is not None and state.counter is not None:
+        state.counter.rest()
+    return original(self)
 
 
 def _forward(runner: Any, tokens: int) -> Any:
@@ -73,6 +83,15 @@ def steersman_write(self: Any, slot: int, files: dict[str, bytes]) -> str | None
 def steersman_clear(self: Any, slot: int) -> None:
     """Take a plan out of a slot that no request follows."""
     _state(self).bank.clear(slot)
+
+
+def steersman_counts(self: Any, places: int) -> dict[str, Any]:
+    """Experts counted in the first places, which are 0 again then; of ranks that see the same, one answers."""
+    counter = _state(self).counter
+    if counter is None:
+        return {"layers": [], "counts": b""}
+    counts = counter.take(places)
+    return {"layers": list(counter.layers), "counts": b"" if get_tp_group().rank_in_group else counts}
 
 
 def steersman_facts(self: Any) -> dict[str, Any]:

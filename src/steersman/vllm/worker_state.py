@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from steersman.errors import SteeringNotApplied
 from steersman.vllm.bank import Bank
+from steersman.vllm.counting import Counter
 from steersman.vllm.live import LiveRequests, Span
 from steersman.vllm.step import Step
 
@@ -20,12 +22,26 @@ class WorkerState:
         self.layers = layers
         """The decoder layers that are in this worker."""
         self.live = LiveRequests(bank)
+        self.counter: Counter | None = None
+        """Where experts are counted (detection)."""
         self._step: Step | None = None
         self._on_host = bank.device.type == "cpu"
         sites = len(bank.places.routers) + len(bank.places.blocks)
         self._ran = [0] * sites
         """How often each site has run, where the host runs it."""
         self._ran_before = [0] * sites
+
+    def begin(self, request_id: str, extra_args: Mapping[str, Any] | None, prompt: Sized | None) -> None:
+        """Take note of a request that the engine has scheduled for the first time. See `LiveRequests.add`."""
+        self.live.add(request_id, extra_args, prompt)
+        if self.counter is not None:
+            self.counter.add(request_id, extra_args)
+
+    def finish(self, request_ids: Collection[str]) -> None:
+        """Forget requests that have ended."""
+        self.live.finish(request_ids)
+        if self.counter is not None:
+            self.counter.finish(request_ids)
 
     def lay_out(self, request_ids: Sequence[str], scheduled: Sequence[int], computed: Sequence[int]) -> None:
         """Prepare the edits of a step, from what the engine's runner has prepared.
@@ -36,6 +52,8 @@ class WorkerState:
         self.check_ran()
         spans = self.live.spans(request_ids, scheduled, computed) if len(self.live) else []
         self.follow(spans, int(sum(scheduled)))
+        if self.counter is not None:
+            self.counter.lay_out(request_ids, scheduled, computed)
 
     def follow(self, spans: list[Span], tokens: int) -> None:
         """Make the next forward follow these spans; none: nobody is steered."""
