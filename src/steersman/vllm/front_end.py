@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -12,11 +11,12 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
-from steersman.artifacts import load_steering
-from steersman.errors import RequestError, SteersmanError
+from steersman.errors import RequestError
+from steersman.vllm.calls import CALL
+from steersman.vllm.first_plans import first_registry
 from steersman.vllm.counting import COUNT, CountedText
 from steersman.vllm.receipt import receipt_of
-from steersman.vllm.registry import ASKED, Registry
+from steersman.vllm.registry import ASKED, Registry, Resolved
 from steersman.vllm.served import checker
 from steersman.vllm.settings import KEY, Settings, read_settings
 from steersman.vllm.signatures import extend
@@ -101,28 +101,7 @@ def registry_of(vllm_config: Any) -> Registry | None:
     if settings is None:
         return None
     check_supported(vllm_config)
-    registry = Registry(settings, checker(vllm_config.model_config, settings.match))
-    for name, folder in settings.steerings.items():
-        steering = first_plan(name, folder)
-        slot = registry.reserve(steering)
-        registry.publish(name, slot, steering, str(Path(folder)))
-    for given in (settings.default, *settings.aliases.values()):
-        if given is not None:
-            registry.resolve(given)
-    return registry
-
-
-def first_plan(name: str, folder: str) -> Steering:
-    """Open one of the plans that an engine starts with."""
-    try:
-        return load_steering(folder)
-    except SteersmanError as error:
-        raise type(error)(f"steering {name!r}: {error}") from None
-
-
-def first_plans(settings: Settings) -> dict[str, Steering]:
-    """All plans that an engine starts with, in the order of their slots."""
-    return {name: first_plan(name, folder) for name, folder in settings.steerings.items()}
+    return first_registry(settings, checker(vllm_config.model_config, settings.match))
 
 
 # ---------------------------------------------------------------- requests
@@ -142,12 +121,10 @@ def _process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         if ASKED in extra:
             raise RequestError("steering: this engine has no steerings; it is not configured with any")
         return original(*bound.args, **bound.kwargs)
-    default = registry.settings.default if _generates(params) else None
-    given = extra.get(ASKED, default)
-    resolved = None if given is None else registry.resolve(given)
+    resolved = _resolved(registry, params, extra)
     if resolved is None:
         return original(*bound.args, **bound.kwargs)
-    _check_request(bound.arguments)
+    _check_request(bound.arguments, registry.settings)
     told = registry.accept(resolved, answers=params.n)
     params = params.clone()
     params.extra_args = {**extra, KEY: told}
@@ -158,6 +135,15 @@ def _process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         registry.abandon(told)
         raise
     return request
+
+
+def _resolved(registry: Registry, params: Any, extra: Mapping[str, Any]) -> Resolved | None:
+    call = CALL.get()
+    if call is not None:  # what it asks for has been read from all of it, and resolved once
+        call.check(ASKED in extra)
+        return call.resolved
+    given = extra.get(ASKED, registry.settings.default if _generates(params) else None)
+    return None if given is None else registry.resolve(given)
 
 
 def _counted(params: Any, registry: Registry | None) -> Any:
@@ -176,11 +162,13 @@ def _generates(params: Any) -> bool:
     return hasattr(params, "max_tokens")
 
 
-def _check_request(arguments: dict[str, Any]) -> None:
+def _check_request(arguments: dict[str, Any], settings: Settings) -> None:
     if not _generates(arguments["params"]):
         raise RequestError("steering: pooling requests cannot be steered")
     if arguments.get("resumable"):
         raise RequestError("steering: a request whose prompt grows while it runs cannot be steered")
+    if arguments.get("lora_request") is not None and settings.match == "weights":
+        raise RequestError("steering: an adapter changes the weights that the plans were made for")
     prompt = arguments["prompt"]
     if isinstance(prompt, dict) and (prompt.get("type") == "embeds" or "prompt_embeds" in prompt):
         raise RequestError("steering: a prompt given as embeddings cannot be steered")
@@ -199,6 +187,9 @@ def _add_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: A
         state = self.request_states[request.request_id]
         steered = told is not None and COUNT not in told
         state.steersman = registry.enter(request.request_id, told) if steered else None
+        state.steersman_call = call = CALL.get()
+        if call is not None:
+            call.started += 1
     return result
 
 
@@ -220,13 +211,36 @@ def _leave(self: Any, request_ids: Iterable[str]) -> None:
         registry.leave(request_ids)
 
 
-def _make_request_output(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    output = original(self, *args, **kwargs)
-    if output is not None and hasattr(self, "steersman") and output.finished:
-        setattr(output, RECEIPT, _receipt(self, output))
+def _make_request_output(
+    original: Any,
+    self: Any,
+    new_token_ids: Any,
+    pooling_output: Any,
+    finish_reason: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if finish_reason is not None and hasattr(self, RECEIPT):
+        _note_end(self)
+    output = original(self, new_token_ids, pooling_output, finish_reason, *args, **kwargs)
+    if output is not None and output.finished and hasattr(self, RECEIPT):
+        setattr(output, RECEIPT, receipt_of(self.steersman, _ended(self)))
     return output
 
 
-def _receipt(state: Any, output: Any) -> dict[str, Any]:
-    answers = [len(answer.token_ids) for answer in getattr(output, "outputs", ())]
-    return receipt_of(state.steersman, state.prompt_len, max(answers, default=0))
+def _note_end(state: Any) -> None:
+    """Count an answer that has ended, for its request and for the call that it belongs to."""
+    made = 0 if state.detokenizer is None else state.detokenizer.num_output_tokens()
+    ended = (state.prompt_len, made)
+    _ended(state).append(ended)
+    if state.steersman_call is not None:
+        state.steersman_call.ended.append(ended)
+
+
+def _ended(state: Any) -> list[tuple[int, int]]:
+    """The answers of a request that have ended: of all its children where it asked for several."""
+    owner = state if state.parent_req is None else state.parent_req
+    if not hasattr(owner, "steersman_ended"):
+        owner.steersman_ended = []
+    ended: list[tuple[int, int]] = owner.steersman_ended
+    return ended

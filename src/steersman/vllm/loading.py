@@ -10,7 +10,7 @@ from steersman.errors import ServingError
 from steersman.vllm import ops
 from steersman.vllm.bank import Bank, Places, Room
 from steersman.vllm.counting import Counter
-from steersman.vllm.front_end import first_plans
+from steersman.vllm.first_plans import first_plans
 from steersman.vllm.plan_rows import most_steps, rows_of, sites_of
 from steersman.vllm.settings import Settings, read_settings
 from steersman.vllm.sites import Sites, attach, attach_counting, find_sites

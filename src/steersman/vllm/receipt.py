@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from steersman.edits import ROLES, SCOPES, ExpertEdit
@@ -9,20 +10,21 @@ from steersman.vllm.registry import Resolved
 from steersman.vllm.roles import role_runs
 
 
-def receipt_of(resolved: Resolved | None, prompt_tokens: int, answer_tokens: int) -> dict[str, Any]:
+def receipt_of(resolved: Resolved | None, answers: Iterable[tuple[int, int]]) -> dict[str, Any]:
     """The receipt of a request that has ended; as of `Steering.apply`, each token counts once a site.
 
     Args:
         resolved: What it followed; None: nothing.
-        prompt_tokens: P.
-        answer_tokens: N; the last of them was not fed back, and not edited.
+        answers: Of each answer, the tokens of its prompt, P, and its own, N; the last of them was not fed
+            back, and not edited.
     """
     if resolved is None:
         return {"steering": None, "fingerprint": None, "steerings": [], "tokens": {}}
-    end = prompt_tokens + max(answer_tokens - 1, 0)
     counts = [0] * len(ROLES)
-    for first, stop, role in role_runs(0, end, prompt_tokens):
-        counts[role] += stop - first
+    for prompt_tokens, answer_tokens in answers:
+        end = prompt_tokens + max(answer_tokens - 1, 0)
+        for first, stop, role in role_runs(0, end, prompt_tokens):
+            counts[role] += stop - first
     sites: dict[tuple[str, int], set[str]] = {}
     for edit in resolved.steering.edits:
         for layer in edit.layers:

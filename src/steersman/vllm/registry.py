@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,6 +67,8 @@ class Lease:
     answers: int = 1
     """Answers that are still to come to the engine."""
     requests: set[str] = field(default_factory=set)
+    held: bool = False
+    """Whether it lasts until it is released, whatever runs."""
 
 
 class Registry:
@@ -86,6 +89,7 @@ class Registry:
         self._lease_of: dict[str, int] = {}
         self._last_lease = 0
         self._reserved: set[int] = set()
+        self._last_slot = -1
 
     # ------------------------------------------------------------ plans
 
@@ -103,20 +107,27 @@ class Registry:
         """
         self._check(steering)
         with self._lock:
-            now = time.monotonic()
-            for number, lease in list(self._leases.items()):
-                if not lease.requests and now - lease.since > ABANDONED:
-                    del self._leases[number]
+            self._forget_abandoned()
             used = {registered.slot for registered in self._by_name.values()} | self._reserved
             used.update(slot for lease in self._leases.values() for slot, _ in lease.resolved.slots)
-            free = next((slot for slot in range(self.settings.max_steerings) if slot not in used), None)
+            room = self.settings.max_steerings
+            # In turn: what has just become free is written last, when no step in flight can look there.
+            turn = ((self._last_slot + 1 + step) % room for step in range(room))
+            free = next((slot for slot in turn if slot not in used), None)
             if free is None:
                 raise ServingError(
                     f"all {self.settings.max_steerings} places for steerings are in use (those that running "
                     "requests follow included): remove one, wait, or start with a larger max_steerings"
                 )
             self._reserved.add(free)
+            self._last_slot = free
             return free
+
+    def _forget_abandoned(self) -> None:
+        now = time.monotonic()
+        for number, lease in list(self._leases.items()):
+            if not lease.held and not lease.requests and now - lease.since > ABANDONED:
+                del self._leases[number]
 
     def publish(self, name: str, slot: int, steering: Steering, source: str) -> None:
         """Let requests follow the plan that has been written into a reserved slot, under a name, at once."""
@@ -199,12 +210,34 @@ class Registry:
         """What the engine is told of a request for so many answers; its plans' slots are held from here on."""
         with self._lock:
             self._last_lease += 1
+            if self._last_lease % COMBINATIONS == 0:
+                self._forget_abandoned()
             self._leases[self._last_lease] = Lease(resolved, time.monotonic(), answers)
             return {
                 "slots": [list(one) for one in resolved.slots],
                 "keys": list(resolved.keys),
                 "lease": self._last_lease,
             }
+
+    @contextmanager
+    def following(self, given: object) -> Iterator[Resolved | None]:
+        """What a call gets that asks for `given`: one plan for all that it generates, held until its end.
+
+        Raises:
+            RequestError: it cannot have that, with the reason.
+        """
+        with self._lock:
+            resolved = None if given is None else self.resolve(given)
+            if resolved is not None:
+                self._last_lease += 1
+                number = self._last_lease
+                self._leases[number] = Lease(resolved, time.monotonic(), held=True)
+        try:
+            yield resolved
+        finally:
+            if resolved is not None:
+                with self._lock:
+                    self._leases.pop(number, None)
 
     def abandon(self, told: Mapping[str, Any]) -> None:
         """A request that was accepted does not come to the engine after all."""
