@@ -100,7 +100,7 @@ def count_continuations(
         _require(choice.shape[0], rows, sites[site])
         steps[site].append(choice)
 
-    ends = _ends(model, tokenizer)
+    ends = text_ends(model, tokenizer)
     with recording(sites, collect), torch.no_grad(), _generating(model):
         written = model.generate(  # type: ignore[operator]
             input_ids=torch.from_numpy(tokens).to(device),
@@ -161,7 +161,7 @@ def _counts(sites: Sequence[RouterSite], chosen: list[Tensor], owner: Tensor, ow
     return counts.view(owners, layers, experts).cpu().numpy()
 
 
-def _ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def text_ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the tokens that end a text: the model's own, else the tokenizer's."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if ends is None:

@@ -1,9 +1,9 @@
 """Counting which experts the tokens of texts use, on the device, inside the running engine.
 
-A text that is counted is a request of its own. Each of its target tokens is counted once, whatever the engine
-does with it: chunks of a prompt are steps of their own, and positions that were counted before a preemption are
-not counted when they are computed anew. What a step counts is laid out before its forward; the operation after
-each router's choice adds it up.
+A text that is counted is a request of its own. Each of its target tokens is counted once, whatever the
+engine does with it: chunks of a prompt are steps of their own, and positions that were counted before a
+preemption are not counted when they are computed anew. What a step counts is laid out before its forward;
+the operation after each router's choice adds it up.
 
 | table | shape | holds |
 |---|---|---|
@@ -143,7 +143,7 @@ class Counter:
         self._count_runs([])
 
     def _due_of(self, text: _Text, first: int, end: int, start: int) -> list[Run]:
-        """Of positions first … end − 1, which lie from token `start` on, those that are still to be counted."""
+        """Of positions first … end − 1, which lie from token `start` on, those that are yet to count."""
         known = self._counted.get(text.name, 0)
         self._counted[text.name] = max(known, end)
         low, shift = max(first, known), start - first
@@ -164,7 +164,8 @@ class Counter:
             owner = np.full(len(self._owners), self.places, np.int32)
             for first, end, place in runs:
                 owner[first:end] = place
-            self._owners.copy_(torch.from_numpy(owner))
+            pinned = torch.from_numpy(owner).pin_memory()  # freshly: it is not written again while it is read
+            self._owners.copy_(pinned, non_blocking=True)
         self._busy = bool(runs)
 
     # ------------------------------------------------------------ what the graph's operation does
