@@ -26,7 +26,12 @@ FAMILIES = (
     "llama",
 )
 WIDTH, LAYERS = 128, 3
-_SHAPE = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": LAYERS}
+_SHAPE = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": LAYERS,
+    "max_position_embeddings": 512,
+}
 # The engine's attention on a CPU wants heads of 32 at least; its MLA the sizes of the real models.
 _MLA = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "v_head_dim": 64}
 _CHANGES: dict[str, dict[str, Any]] = {
@@ -51,7 +56,7 @@ def save_tiny(name: str, folder: Path, seed: int = 0) -> nn.Module:
     """Write a tiny random checkpoint of a family, and open it with transformers."""
     if name == "llama":
         common = config_of("olmoe").to_dict()
-        kept = ("vocab_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+        kept = ("vocab_size", "num_attention_heads", "num_key_value_heads")
         config: Any = LlamaConfig(**_SHAPE, **{key: common[key] for key in kept})
     else:
         config = config_of(name, **{**_SHAPE, **_CHANGES.get(name, {})})

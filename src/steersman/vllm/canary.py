@@ -45,8 +45,9 @@ def sing(state: WorkerState, forward: Callable[[int], Tensor]) -> None:
         before = forward(TOKENS).clone()
         again = forward(TOKENS).clone()
         state.follow([Span(0, TOKENS, ((row, 1.0),))], TOKENS)
+        ran = state.counted()
         steered = forward(TOKENS).clone()
-        state.check_ran()
+        state.check_ran_since(ran)
         state.follow([], TOKENS)
         after = forward(TOKENS).clone()
     finally:

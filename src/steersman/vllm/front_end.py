@@ -185,9 +185,7 @@ def _add_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: A
     result = original(self, request, *args, **kwargs)
     if registry is not None:
         state = self.request_states[request.request_id]
-        state.steersman = (
-            None if told is None or COUNT in told else registry.enter(request.request_id, told)
-        )
+        state.steersman = None if told is None or COUNT in told else registry.enter(request.request_id, told)
         state.steersman_call = call = CALL.get()
         if call is not None:
             call.started += 1

@@ -41,7 +41,7 @@ def prepare_worker(model: nn.Module, vllm_config: Any, device: Any) -> WorkerSta
     bank = Bank(places, _room(vllm_config, settings, places, list(plans.values())), device)
     for slot, plan in enumerate(rows):
         bank.write(slot, plan)
-    state = WorkerState(bank, frozenset(found.blocks))
+    state = _state(bank, frozenset(found.blocks))
     vllm_config.compilation_config.static_forward_context[ops.CONTEXT_KEY] = state
     attach(sites, device)
     if settings.count:
@@ -51,6 +51,14 @@ def prepare_worker(model: nn.Module, vllm_config: Any, device: Any) -> WorkerSta
             state.counter = Counter([site.place for site in counted], settings.count, tokens, device)
         attach_counting(counted, device)
     return state
+
+
+def _state(bank: Bank, layers: frozenset[int]) -> WorkerState:
+    if bank.device.type == "cpu":
+        return WorkerState(bank, layers)
+    from steersman.vllm.device_state import DeviceState  # needs Triton, which is not everywhere
+
+    return DeviceState(bank, layers)
 
 
 def _sites(found: Sites, settings: Settings, plans: list[Any]) -> Sites:

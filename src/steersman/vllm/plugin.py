@@ -12,12 +12,16 @@ def register() -> None:
     Raises:
         ServingError: the engine's seams are not those of a version that is known.
     """
+    from steersman.vllm.beam_search import extend_beam_search
     from steersman.vllm.front_end import extend_front_end
     from steersman.vllm.prefix_cache import extend_prefix_cache
     from steersman.vllm.runner_v1 import extend_runner
+    from steersman.vllm.server.app import extend_server
     from steersman.vllm.worker import extend_workers
 
     extend_prefix_cache()
     extend_front_end()
+    extend_beam_search()
+    extend_server()
     extend_runner()
     extend_workers()

@@ -28,9 +28,15 @@ def extend_prefix_cache() -> None:
         return keys, next_mm_idx
 
     extended.steersman = True  # type: ignore[attr-defined]
-    for module in list(sys.modules.values()):  # others have imported it by name
-        if getattr(module, "__name__", "").startswith("vllm.") and vars(module).get(_NAME) is original:
-            setattr(module, _NAME, extended)
+    extended.__wrapped__ = original  # type: ignore[attr-defined]
+    replace_everywhere(original, extended)
+
+
+def replace_everywhere(present: Any, other: Any) -> None:
+    """Put a function in the place of another in the engine's modules: some have imported it by name."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("vllm.") and vars(module).get(_NAME) is present:
+            setattr(module, _NAME, other)
 
 
 def _keys(request: Any, first: int, end: int) -> tuple[tuple[str, str], ...]:

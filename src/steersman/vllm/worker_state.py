@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,10 @@ from steersman.vllm.step import Step
 
 
 class WorkerState:
-    """Lays out each step before its forward; the operations in the graph read it."""
+    """The state of a worker whose model runs on the host (on a GPU: `device_state.DeviceState`).
+
+    Lays out each step before its forward; the operations in the graph read it.
+    """
 
     def __init__(self, bank: Bank, layers: frozenset[int]) -> None:
         self.bank = bank
@@ -25,7 +28,6 @@ class WorkerState:
         self.counter: Counter | None = None
         """Where experts are counted (detection)."""
         self._step: Step | None = None
-        self._on_host = bank.device.type == "cpu"
         sites = len(bank.places.routers) + len(bank.places.blocks)
         self._ran = [0] * sites
         """How often each site has run, where the host runs it."""
@@ -57,24 +59,30 @@ class WorkerState:
 
     def follow(self, spans: list[Span], tokens: int) -> None:
         """Make the next forward follow these spans; none: nobody is steered."""
-        if self._on_host:
-            self._ran_before[:] = self._ran
-            if not spans:
-                self._step = None
-            elif self._step is None or not self._step.same(spans, tokens):
-                self._step = Step(self.bank, spans, tokens)
-            return
-        raise NotImplementedError
+        self._ran_before[:] = self._ran
+        if not spans:
+            self._step = None
+        elif self._step is None or not self._step.same(spans, tokens):
+            self._step = Step(self.bank, spans, tokens)
 
     def check_ran(self) -> None:
         """Raise `SteeringNotApplied` where a site that the last step's plans name has not run in it."""
-        if self._step is None:
-            return
-        for index in self._step.busy:
-            if self._ran[index] == self._ran_before[index]:
-                raise SteeringNotApplied(
-                    f"planned but not run in this forward: {self.site_name(index)}; the output is not steered"
-                )
+        if self._step is not None:
+            self._check(index for index in self._step.busy if self._ran[index] == self._ran_before[index])
+
+    def counted(self) -> list[int]:
+        """How often each site has run."""
+        return list(self._ran)
+
+    def check_ran_since(self, counted: Sequence[int]) -> None:
+        """Raise `SteeringNotApplied` where a site has not run since so many runs were counted."""
+        pairs = zip(counted, self.counted(), strict=True)
+        self._check(index for index, (before, now) in enumerate(pairs) if before == now)
+
+    def _check(self, missing: Iterable[int]) -> None:
+        names = ", ".join(map(self.site_name, missing))
+        if names:
+            raise SteeringNotApplied(f"planned but not run by the engine: {names}; the output is not steered")
 
     def site_name(self, index: int) -> str:
         """The name of a site: "router:3"."""
