@@ -52,14 +52,14 @@ _ENGINE: dict[str, dict[str, Any]] = {
 }
 
 
-def save_tiny(name: str, folder: Path, seed: int = 0) -> nn.Module:
+def save_tiny(name: str, folder: Path, seed: int = 0, **changes: Any) -> nn.Module:
     """Write a tiny random checkpoint of a family, and open it with transformers."""
     if name == "llama":
         common = config_of("olmoe").to_dict()
         kept = ("vocab_size", "num_attention_heads", "num_key_value_heads")
-        config: Any = LlamaConfig(**_SHAPE, **{key: common[key] for key in kept})
+        config: Any = LlamaConfig(**{**_SHAPE, **{key: common[key] for key in kept}, **changes})
     else:
-        config = config_of(name, **{**_SHAPE, **_CHANGES.get(name, {})})
+        config = config_of(name, **{**_SHAPE, **_CHANGES.get(name, {}), **changes})
     randomised(config, seed).save_pretrained(folder)
     if name in _WRITTEN:
         path = folder / "config.json"
