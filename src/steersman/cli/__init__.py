@@ -25,6 +25,7 @@ from steersman.cli import (
     models,
     reporting,
     screening,
+    serving,
     transplantation,
 )
 from steersman.cli.failures import Terminated, reported
@@ -67,6 +68,7 @@ for command in (
     composition.compose,
     evaluation.evaluate,
     generation.generate,
+    serving.serve,
     reporting.report,
     artifacts.show,
     interop.import_,

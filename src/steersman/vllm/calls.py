@@ -59,3 +59,24 @@ class Call:
 
 CALL: ContextVar[Call | None] = ContextVar("steersman_call", default=None)
 """The HTTP request that is being answered; None outside of a server."""
+_expected = False
+
+
+def expect_calls() -> None:
+    """From now on, whatever comes to this process's engine comes with an HTTP request that has been read."""
+    global _expected
+    _expected = True
+
+
+def current_call() -> Call | None:
+    """The HTTP request that is being answered; None outside of a server.
+
+    Raises:
+        RequestError: this process is a server, and nobody has read what the request asks for.
+    """
+    call = CALL.get()
+    if call is None and _expected:
+        raise RequestError(
+            "steering: what this request asks for has not been read; it is not answered unsteered"
+        )
+    return call

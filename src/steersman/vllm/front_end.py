@@ -12,9 +12,9 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 from steersman.errors import RequestError
-from steersman.vllm.calls import CALL
-from steersman.vllm.first_plans import first_registry
+from steersman.vllm.calls import CALL, current_call
 from steersman.vllm.counting import COUNT, CountedText
+from steersman.vllm.first_plans import first_registry
 from steersman.vllm.receipt import receipt_of
 from steersman.vllm.registry import ASKED, Registry, Resolved
 from steersman.vllm.served import checker
@@ -138,7 +138,7 @@ def _process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _resolved(registry: Registry, params: Any, extra: Mapping[str, Any]) -> Resolved | None:
-    call = CALL.get()
+    call = current_call()
     if call is not None:  # what it asks for has been read from all of it, and resolved once
         call.check(ASKED in extra)
         return call.resolved
