@@ -54,9 +54,9 @@ def detect_experts(
 ) -> RoutingContrast:
     """Count how often each expert is in the top-k that the engine really used, over tokens of both sides.
 
-    As `steersman.detect_experts`, whose other arguments mean the same. A text has at most one token less than
-    the engine's `max_model_len`, since each is answered with one. With `generate` the engine first writes, and
-    then reads what it has written: the counts are those of reading it.
+    As `steersman.detect_experts`, whose other arguments mean the same. A text has at most one token less
+    than the engine's `max_model_len`, since each is answered with one. With `generate` the engine first
+    writes, and then reads what it has written: the counts are those of reading it.
 
     Args:
         llm: An engine (`vllm.LLM`) that is configured to count:
