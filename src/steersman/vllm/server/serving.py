@@ -12,11 +12,10 @@ from typing import Any
 from steersman.errors import ServingError
 from steersman.vllm.first_plans import first_registry
 from steersman.vllm.registry import Registry
+from steersman.vllm.serveable import folder_of
 from steersman.vllm.served import checker
 from steersman.vllm.server.admin_key import VARIABLE
 from steersman.vllm.settings import KEY, Settings, read_settings
-
-LAB = "lab:"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def prepare(
         ServingError, RequestError, ArtifactError, ModelError, ArchitectureMismatch, WeightsMismatch:
             something cannot be served, and why.
     """
-    folder = _folder(model)
+    folder = folder_of(model)
     steerings = {name: _absolute(path) for name, path in dict(settings.get("steerings", {})).items()}
     read = read_settings({KEY: {**settings, "steerings": steerings}})
     if read is None:
@@ -85,18 +84,6 @@ def prepare(
     return Serving(
         model, folder, read, first_registry(read, checker(described, read.match)), options, revision
     )
-
-
-def _folder(model: str) -> str:
-    """Where the engine finds a model; the lab's are checkpoints on disk, trained now where they must be."""
-    if not model.startswith(LAB):
-        return model
-    from steersman import lab
-    from steersman.models.loading import load_structure
-
-    load_structure(model)  # says what is wrong with the name
-    name, _, seed = model.removeprefix(LAB).partition("@")
-    return str(lab.checkpoint(name, int(seed or 0), progress=True))
 
 
 def _absolute(path: str) -> str:
