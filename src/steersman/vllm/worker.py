@@ -45,7 +45,8 @@ def _execute_dummy_batch(original: Any, self: Any) -> Any:
 
 
 def _forward(runner: Any, tokens: int) -> Any:
-    output = runner._dummy_run(tokens)
+    # With attention: without it, what follows an attention layer is whatever was in memory.
+    output = runner._dummy_run(tokens, force_attention=True)
     states = output[0] if isinstance(output, tuple) else output
     return states if hasattr(states, "clone") else states["hidden_states"]
 
