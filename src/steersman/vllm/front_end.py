@@ -15,6 +15,7 @@ from steersman.errors import RequestError
 from steersman.vllm.calls import CALL, current_call
 from steersman.vllm.counting import COUNT, CountedText
 from steersman.vllm.first_plans import first_registry
+from steersman.vllm.read_text import PROMPT, ReadText, prompt_length
 from steersman.vllm.receipt import receipt_of
 from steersman.vllm.registry import ASKED, Registry, Resolved
 from steersman.vllm.served import checker
@@ -115,7 +116,12 @@ def _process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(extra.get(KEY), CountedText):
         bound.arguments["params"] = _counted(params, registry)
         return original(*bound.args, **bound.kwargs)
-    if KEY in extra:
+    read = extra.get(KEY)
+    if isinstance(read, ReadText):
+        extra = {key: value for key, value in extra.items() if key != KEY}
+        params = bound.arguments["params"] = params.clone()
+        params.extra_args = extra
+    elif KEY in extra:
         raise RequestError(f'"{KEY}" is no argument of a request: ask by name, {{"{ASKED}": "name"}}')
     if registry is None:
         if ASKED in extra:
@@ -126,6 +132,8 @@ def _process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         return original(*bound.args, **bound.kwargs)
     _check_request(bound.arguments, registry.settings)
     told = registry.accept(resolved, answers=params.n)
+    if isinstance(read, ReadText):
+        told[PROMPT] = read.prompt_length
     params = params.clone()
     params.extra_args = {**extra, KEY: told}
     bound.arguments["params"] = params
@@ -186,6 +194,7 @@ def _add_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: A
     if registry is not None:
         state = self.request_states[request.request_id]
         state.steersman = None if told is None or COUNT in told else registry.enter(request.request_id, told)
+        state.steersman_prompt = prompt_length(told, state.prompt_len)
         state.steersman_call = call = CALL.get()
         if call is not None:
             call.started += 1
@@ -230,7 +239,7 @@ def _make_request_output(
 def _note_end(state: Any) -> None:
     """Count an answer that has ended, for its request and for the call that it belongs to."""
     made = 0 if state.detokenizer is None else state.detokenizer.num_output_tokens()
-    ended = (state.prompt_len, made)
+    ended = (state.steersman_prompt, state.prompt_len - state.steersman_prompt + made)
     _ended(state).append(ended)
     if state.steersman_call is not None:
         state.steersman_call.ended.append(ended)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from steersman.errors import SteeringNotApplied
 from steersman.vllm.bank import Bank
+from steersman.vllm.read_text import prompt_length
 from steersman.vllm.roles import role_runs
 from steersman.vllm.settings import KEY
 
@@ -60,8 +61,8 @@ class LiveRequests:
             return
         if prompt is None:
             raise SteeringNotApplied(f"request {request_id} is steered, and its prompt has no token ids")
-        prompt_length = len(prompt)
-        plan = LivePlan(tuple((int(slot), float(by)) for slot, by in resolved["slots"]), prompt_length)
+        slots = tuple((int(slot), float(by)) for slot, by in resolved["slots"])
+        plan = LivePlan(slots, prompt_length(resolved, len(prompt)))
         self._plans[request_id] = (plan, plan.follows(self._bank))
 
     def finish(self, request_ids: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from vllm.v1.core import kv_cache_utils
 
 from steersman.vllm.cache_keys import block_key
 from steersman.vllm.counting import counted_key
+from steersman.vllm.read_text import prompt_length
 from steersman.vllm.settings import KEY
 from steersman.vllm.signatures import check_signature
 
@@ -45,5 +46,6 @@ def _keys(request: Any, first: int, end: int) -> tuple[tuple[str, str], ...]:
     told = None if not extra else extra.get(KEY)
     if told is None:
         return ()
-    found = (block_key(first, end, request.num_prompt_tokens, told["keys"]), counted_key(told, end))
+    prompt = prompt_length(told, request.num_prompt_tokens)
+    found = (block_key(first, end, prompt, told["keys"]), counted_key(told, end))
     return tuple(key for key in found if key is not None)
