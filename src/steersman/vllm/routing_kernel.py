@@ -27,25 +27,25 @@ class RuleTable:
     """The rules of a bank's routers.
 
     Attributes:
-        numbers: int32 [routers, 5]: scoring (a place in `SCORINGS`), renormalised, groups, groups kept,
-            whether the best two rank a group. Zeros where a router has no rule of ours.
+        numbers: int32 [routers, 6]: scoring (a place in `SCORINGS`), renormalised, groups, groups kept,
+            whether the best two rank a group, top-k. Zeros where a router has no rule of ours.
         scaling: float32 [routers].
         bias: float32 [routers, experts]; 0 where there is none, as all that it is added to is 0 or more.
-        top_k: Of all routers that have a rule.
+        most: The largest top-k.
         softmax_first: int32 [routers], for `kernels.edit_scores`.
     """
 
     numbers: Tensor
     scaling: Tensor
     bias: Tensor
-    top_k: tuple[int, ...]
+    most: int
     softmax_first: Tensor
 
 
 def rule_table(bank: Bank) -> RuleTable:
     """The rules of a bank's places, where the model runs; biases are copied."""
     routers, _, experts = bank.strengths.shape
-    numbers, scaling, bias = torch.zeros(routers, 5), torch.ones(routers), torch.zeros(routers, experts)
+    numbers, scaling, bias = torch.zeros(routers, 6), torch.ones(routers), torch.zeros(routers, experts)
     for index, place in enumerate(bank.places.routers):
         rule = place.rule
         if rule is None:
@@ -53,7 +53,8 @@ def rule_table(bank: Bank) -> RuleTable:
         groups, kept = rule.groups or (0, 0)
         two = rule.group_score == "top2"
         numbers[index] = torch.tensor(
-            [SCORINGS.index(rule.scoring), rule.renormalised, groups, kept, two], dtype=torch.float32
+            [SCORINGS.index(rule.scoring), rule.renormalised, groups, kept, two, rule.top_k],
+            dtype=torch.float32,
         )
         scaling[index] = rule.scaling
         if rule.bias is not None:
@@ -64,7 +65,7 @@ def rule_table(bank: Bank) -> RuleTable:
         numbers.to(torch.int32).to(bank.device),
         scaling.to(bank.device),
         bias.to(bank.device),
-        tuple(sorted({rule.top_k for rule in rules if rule is not None})),
+        max((rule.top_k for rule in rules if rule is not None), default=0),
         first.to(bank.device),
     )
 
@@ -138,7 +139,6 @@ def _choose(
     components,
     tokens,
     factor,
-    top_k,
     block: tl.constexpr,
     chosen_block: tl.constexpr,
 ):
@@ -161,8 +161,8 @@ def _choose(
     if tl.max(tl.abs(strength)) > 0.0:
         offsets = tl.arange(0, block)
         inside = offsets < experts
-        scoring = tl.load(rules + index * 5)
-        groups = tl.load(rules + index * 5 + 2)
+        scoring = tl.load(rules + index * 6)
+        groups = tl.load(rules + index * 6 + 2)
         given = tl.load(scores + token.to(tl.int64) * stride + offsets * column, mask=inside, other=0.0)
         z = given.to(tl.float32)
         selecting = _scored(z, inside, scoring)
@@ -173,9 +173,10 @@ def _choose(
         rank = tl.where(strength == 1.0, float("inf"), selecting)
         rank = tl.where(strength == -1.0, float("-inf"), rank)
         if groups > 0:
-            kept, two = tl.load(rules + index * 5 + 3), tl.load(rules + index * 5 + 4)
+            kept, two = tl.load(rules + index * 6 + 3), tl.load(rules + index * 6 + 4)
             among = _in_kept_groups(selecting, strength, inside, experts, groups, kept, two, block)
             rank = tl.where(among, rank, float("-inf"))
+        top_k = tl.load(rules + index * 6 + 5)
         places = tl.arange(0, chosen_block)
         chosen = tl.zeros([chosen_block], tl.int32)
         share = tl.zeros([chosen_block], tl.float32)
@@ -188,7 +189,7 @@ def _choose(
             chosen = tl.where(places == turn, expert, chosen)
             weight = tl.sum(tl.where(offsets == expert, weighing, 0.0))
             share = tl.where(places == turn, weight, share)
-        if tl.load(rules + index * 5 + 1) != 0:
+        if tl.load(rules + index * 6 + 1) != 0:
             share = share / tl.sum(share)
         share = share * tl.load(scaling + index)
         held = places < top_k
@@ -203,7 +204,8 @@ def choose(scores: Tensor, weights: Tensor, ids: Tensor, site: Tensor, bank: Ban
     Args:
         scores: z, [tokens, experts].
         weights: Mixture weights, [tokens, k], as the engine has chosen.
-        ids: Expert ids, [tokens, k], of any whole type.
+        ids: Expert ids, [tokens, k], of any whole type. Shared experts that the engine runs beside those of
+            the choice may stand behind them, and stay.
         site: int32 [1], the router's number.
         bank: The tables.
         rules: From `rule_table`.
@@ -212,14 +214,18 @@ def choose(scores: Tensor, weights: Tensor, ids: Tensor, site: Tensor, bank: Ban
         ValueError: shapes or types that the kernel does not know.
     """
     tokens, experts = scores.shape
-    top_k = ids.shape[1]
     if not tokens:
         return
     check_dtype(scores)
-    if top_k not in rules.top_k or weights.shape != ids.shape or weights.stride(1) != 1 or ids.stride(1) != 1:
+    if (
+        ids.shape[1] < rules.most
+        or weights.shape != ids.shape
+        or weights.stride(1) != 1
+        or ids.stride(1) != 1
+    ):
         raise ValueError(
             f"the engine's choice is {tuple(ids.shape)} with weights {tuple(weights.shape)}; known are "
-            f"{' or '.join(map(str, rules.top_k))} experts a token, side by side"
+            f"{rules.most} experts a token, side by side"
         )
     block = triton.next_power_of_2(experts)
     _choose[(tokens,)](
@@ -241,8 +247,7 @@ def choose(scores: Tensor, weights: Tensor, ids: Tensor, site: Tensor, bank: Ban
         *bank.strengths.shape[1:],
         *rows_of_tokens(bank),
         4 * torch.finfo(scores.dtype).eps,
-        top_k,
         block=block,
-        chosen_block=triton.next_power_of_2(top_k),
+        chosen_block=triton.next_power_of_2(rules.most),
         num_warps=warps(block, 128),
     )

@@ -151,6 +151,8 @@ def _rule(runner: MoERunner) -> tuple[Rule | None, str | None]:
         or getattr(router, "hash_indices_table", None) is not None
     ):
         return None, "its experts come from token ids, not from scores"
+    if getattr(router, "bias_vl", None) is not None:
+        return None, "its bias depends on what kind of token it routes"
     if getattr(router, "custom_routing_function", None) is not None:
         return None, None
     scoring = getattr(router, "scoring_func", "softmax")

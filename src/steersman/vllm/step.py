@@ -102,8 +102,9 @@ class Step:
         held = torch.arange(self._tokens) if self.held is None else self.held
         held = held[named]
         ours = choose(scores[held], strengths[named], rule)
-        weights[held] = ours[0].to(weights.dtype)
-        ids[held] = ours[1].to(ids.dtype)
+        # Shared experts that the engine runs beside those of the choice stand behind them.
+        weights[held, : rule.top_k] = ours[0].to(weights.dtype)
+        ids[held, : rule.top_k] = ours[1].to(ids.dtype)
 
     def _router_edit(self, index: int) -> RouterEdit:
         edit = self._router_edits.get(index)

@@ -15,12 +15,15 @@ from steersman.errors import ServingError, SteersmanError
 from steersman.vllm.canary import sing
 from steersman.vllm.plan_rows import rows_of, sites_of
 from steersman.vllm.runner_v1 import STATE
+from steersman.vllm.runner_v2 import dummy_states, extend_runner_v2, is_v2
+from steersman.vllm.settings import read_settings
 from steersman.vllm.signatures import extend
 from steersman.vllm.worker_state import WorkerState
 
 
 def extend_workers() -> None:
     """Extend the workers. Raises `ServingError` where they are not as known."""
+    extend(Worker, "load_model", ("self", "load_dummy_weights"), _load_model)
     for worker in (Worker, CPUWorker):
         extend(worker, "compile_or_warm_up_model", ("self",), _compile_or_warm_up_model)
         extend(worker, "execute_dummy_batch", ("self",), _execute_dummy_batch)
@@ -28,9 +31,19 @@ def extend_workers() -> None:
             setattr(worker, method.__name__, method)
 
 
+def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A runner of the second kind is extended where one is used: not every build can import it."""
+    if is_v2(self.model_runner):
+        extend_runner_v2()
+    return original(self, *args, **kwargs)
+
+
 def _compile_or_warm_up_model(original: Any, self: Any) -> Any:
     result = original(self)
     state: WorkerState | None = getattr(self.model_runner, STATE, None)
+    settings = read_settings(self.vllm_config.additional_config)
+    if state is None and settings is not None and settings.active:
+        raise ServingError(f"this engine's {type(self.model_runner).__name__} is none that can be steered")
     if state is not None:
         sing(state, lambda tokens: _forward(self.model_runner, tokens))
     return result
@@ -45,6 +58,8 @@ def _execute_dummy_batch(original: Any, self: Any) -> Any:
 
 
 def _forward(runner: Any, tokens: int) -> Any:
+    if is_v2(runner):
+        return dummy_states(runner, tokens)
     # With attention: without it, what follows an attention layer is whatever was in memory.
     output = runner._dummy_run(tokens, force_attention=True)
     states = output[0] if isinstance(output, tuple) else output
