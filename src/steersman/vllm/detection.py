@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import nn
-from transformers import GenerationConfig
 
 from steersman.errors import ServingError, SteeringNotApplied
 from steersman.experts.batches import text_ends
 from steersman.experts.counting_options import Options, options_of
 from steersman.experts.detecting import Pairs, detect
 from steersman.experts.recording import countable_routers
-from steersman.models.loading import load_structure, load_tokenizer
+from steersman.models.loading import load_tokenizer
+from steersman.vllm.backend import ask, structure_of
 from steersman.vllm.counting import CountedText, Run, merged
 from steersman.vllm.settings import KEY
 
@@ -92,7 +92,7 @@ class InEngine:
                 'this engine does not count: open it with additional_config={"steersman": {"count": 1024}}'
             )
         served = self._config.model_config
-        self.model = _structure(served) if model is None else model
+        self.model = structure_of(served.model, served.revision) if model is None else model
         self.tokenizer = (
             load_tokenizer(served.model, revision=served.revision) if tokenizer is None else tokenizer
         )
@@ -150,7 +150,8 @@ class InEngine:
     def _read(self, ids: list[list[int]], texts: Sequence[CountedText], places: int) -> Any:
         """Counts int32 [places, layers, experts] of texts that are read once."""
         asked = [(prompt, text) for prompt, text in zip(ids, texts, strict=True) if text.runs]
-        self._ask(
+        ask(
+            self._llm,
             [prompt for prompt, _ in asked],
             [_settings(1, extra_args={KEY: text}) for _, text in asked],
         )
@@ -164,24 +165,13 @@ class InEngine:
         wishes = getattr(self.model, "generation_config", None)
         penalty = getattr(wishes, "repetition_penalty", None) or 1.0
         settings = _settings(new_tokens, stop_token_ids=ends, repetition_penalty=penalty)
-        outputs = self._ask(ids, [settings] * len(ids))
+        outputs = ask(self._llm, ids, [settings] * len(ids))
         written = [list(output.outputs[0].token_ids) for output in outputs]
         kept = [text[: next((n for n, one in enumerate(text) if one in ends), None)] for text in written]
         targets = [
             np.arange(len(prompt), len(prompt) + len(text)) for prompt, text in zip(ids, kept, strict=True)
         ]
         return [prompt + text for prompt, text in zip(ids, kept, strict=True)], targets
-
-    def _ask(self, ids: Sequence[list[int]], settings: Sequence[Any]) -> list[Any]:
-        if not ids:
-            return []
-        engine = self._llm.llm_engine
-        try:
-            given = [{"prompt_token_ids": prompt} for prompt in ids]
-            return self._llm.generate(given, list(settings), use_tqdm=False)  # type: ignore[no-any-return]
-        except BaseException:  # whoever goes on with this engine must not meet what was left of this
-            engine.abort_request(list(engine.output_processor.request_states), internal=True)
-            raise
 
 
 def runs_of(target: Any, strata: Any, place: int) -> tuple[Run, ...]:
@@ -195,14 +185,6 @@ def runs_of(target: Any, strata: Any, place: int) -> tuple[Run, ...]:
         (int(target[a]), int(target[b]) + 1, place + int(strata[a]))
         for a, b in zip(firsts, lasts, strict=True)
     )
-
-
-def _structure(served: Any) -> nn.Module:
-    """The served model without weights, with what its checkpoint says of generating."""
-    model = load_structure(served.model, revision=served.revision)
-    with suppress(OSError):  # most say nothing
-        model.generation_config = GenerationConfig.from_pretrained(served.model, revision=served.revision)
-    return model
 
 
 def _settings(tokens: int, **more: Any) -> Any:
