@@ -80,7 +80,7 @@ def test_an_engine_without_plans_has_no_operations(served: tuple[Path, dict[str,
 )
 def test_noise_of_the_engine(again: float, steered: float, after: float, error: str | None) -> None:
     base = torch.zeros(2, 3)
-    states = (base, base + again, base + steered, base + after)
+    states = (base, base + again, [base, base + steered], base + after)
     if error is None:
         canary._check(*states)
         return

@@ -6,7 +6,7 @@ fewer, would serve every request unsteered and say nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ STALE = (
 
 
 def sing(state: WorkerState, forward: Callable[[int], Tensor]) -> None:
-    """Run the model unsteered, with the sentinel, and unsteered again.
+    """Run the model unsteered, with the sentinel in either direction, and unsteered again.
 
     Args:
         state: The worker's.
@@ -48,10 +48,12 @@ def sing(state: WorkerState, forward: Callable[[int], Tensor]) -> None:
         state.follow([], TOKENS)
         before = forward(TOKENS).clone()
         again = forward(TOKENS).clone()
-        state.follow([Span(0, TOKENS, ((row, 1.0),))], TOKENS)
-        ran = state.counted()
-        steered = forward(TOKENS).clone()
-        state.check_ran_since(ran)
+        steered = []
+        for strength in (1.0, -1.0):  # one of which changes a router's choice, whatever that is
+            state.follow([Span(0, TOKENS, ((row, strength),))], TOKENS)
+            ran = state.counted()
+            steered.append(forward(TOKENS).clone())
+            state.check_ran_since(ran)
         state.follow([], TOKENS)
         after = forward(TOKENS).clone()
     finally:
@@ -60,9 +62,9 @@ def sing(state: WorkerState, forward: Callable[[int], Tensor]) -> None:
     _check(before, again, steered, after)
 
 
-def _check(before: Tensor, again: Tensor, steered: Tensor, after: Tensor) -> None:
+def _check(before: Tensor, again: Tensor, steered: Sequence[Tensor], after: Tensor) -> None:
     noise = _distance(before, again)  # 0 where the engine computes the same twice
-    moved, left = _distance(before, steered), _distance(before, after)
+    moved, left = max(_distance(before, one) for one in steered), _distance(before, after)
     if not moved > CLEAR * noise:
         raise SteeringNotApplied(f"the sentinel plan changed nothing: {STALE}")
     if left > CLEAR * noise and left > REST * moved:

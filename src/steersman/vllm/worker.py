@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
@@ -60,6 +61,10 @@ def _execute_dummy_batch(original: Any, self: Any) -> Any:
 def _forward(runner: Any, tokens: int) -> Any:
     if is_v2(runner):
         return dummy_states(runner, tokens)
+    buffer = getattr(runner, "input_ids", None)
+    if buffer is not None:  # token 0 may be padding, whose embedding is often zero: nothing changes zeros
+        ids = torch.arange(7, 7 + tokens) % runner.model_config.get_vocab_size()
+        buffer.gpu[:tokens] = ids.to(buffer.gpu)
     # With attention: without it, what follows an attention layer is whatever was in memory.
     output = runner._dummy_run(tokens, force_attention=True)
     states = output[0] if isinstance(output, tuple) else output
