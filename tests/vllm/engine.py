@@ -102,6 +102,7 @@ def open_engine(folder: Path, family: str, steering: Mapping[str, Any] | None, *
         "max_num_batched_tokens": 128,
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
+        "gpu_memory_utilization": 0.3,  # of the host's: other processes are here, too
         **_ENGINE.get(family, {}),
         **options,
     }
