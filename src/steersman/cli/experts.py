@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -10,9 +11,12 @@ import click
 from steersman.cli.failures import resumable
 from steersman.cli.maps import merge_maps
 from steersman.cli.options import (
+    BackendChoice,
     ModelChoice,
+    backend_options,
     batch_size_option,
     force_option,
+    given_option,
     json_option,
     model_options,
     output_option,
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from steersman.edits import Scope
     from steersman.experts.contrast import By
     from steersman.experts.tally import Weighting
-    from steersman.pairs import Part
+    from steersman.pairs import ContrastPairs, Part
 
 SHOWN = 12
 """Experts that are listed; the table has them all."""
@@ -85,10 +89,12 @@ PLANTED_SIDES = {"refusal": ("refuse", "comply"), "faithfulness": ("document", "
     "--truncate", is_flag=True, help="Leave out pairs that are too long for the model, and count them."
 )
 @batch_size_option(16)
+@backend_options
 @force_option
 @json_option
 def detect(
     model: ModelChoice,
+    backend: BackendChoice,
     pairs: str,
     output: Path,
     weighting: Weighting,
@@ -114,9 +120,10 @@ def detect(
       steersman detect lab:moe lab:refusal/train -o refusal --resume
       steersman detect lab:moe lab:refusal/train -o part-2 --shard 2/8
       steersman detect lab:moe lab:faithfulness/train -o faithful --generate 8 --bootstrap 200
+      steersman detect MODEL pairs.jsonl -o faithful --backend vllm
     """
     require_free(output, force)
-    from steersman import detect_experts, load_pairs
+    from steersman import load_pairs
     from steersman.progress import discard, is_saved, refuse_unwanted, units_done
 
     named = output if output.name not in ("", "..") else output.resolve()  # "." has no name to add to
@@ -130,27 +137,27 @@ def detect(
     with resumable(partial):
         read = load_pairs(pairs, progress=True)
         nuisance = None if adjust is None else load_pairs(adjust, progress=True)
-        opened, tokenizer = model.open()
-        if force and not resume:
-            discard(partial)
         before = units_done(partial)
-        contrast = detect_experts(
-            opened,
-            tokenizer,
-            read,
-            weighting=weighting,
-            tokens=tokens,
-            generate=generate or 0,
-            stratify=stratify,
-            adjust=nuisance,
-            bootstrap=bootstrap,
-            shard=shard,
-            batch_size=batch_size,
-            truncate=truncate,
-            checkpoint=partial,
-            resume=resume,
-            progress=True,
-        )
+
+        def how() -> dict[str, Any]:
+            """Asked for when the model is open: until then, nothing that was there is touched."""
+            if force and not resume:
+                discard(partial)
+            return {
+                "weighting": weighting,
+                "tokens": tokens,
+                "generate": generate or 0,
+                "stratify": stratify,
+                "adjust": nuisance,
+                "bootstrap": bootstrap,
+                "shard": shard,
+                "truncate": truncate,
+                "checkpoint": partial,
+                "resume": resume,
+                "progress": True,
+            }
+
+        contrast = _detected(model, backend, read, batch_size, how)
         contrast.save_pretrained(output, force=force)
     discard(partial)
     result = {"output": str(output), **summary(contrast)}
@@ -160,6 +167,29 @@ def detect(
     if planting is not None:
         result["planting"] = planting
     put_out(result, as_json, lambda: _detected_in_words(result, contrast))
+
+
+def _detected(
+    model: ModelChoice,
+    backend: BackendChoice,
+    pairs: ContrastPairs,
+    batch_size: int,
+    how: Callable[[], dict[str, Any]],
+) -> RoutingContrast:
+    """The contrast, counted by whatever runs the model."""
+    if backend.on_engine:
+        from steersman.vllm.detection import PLACES
+        from steersman.vllm.detection import detect_experts as detect_on_engine
+
+        most = batch_size if given_option("batch_size") else None
+        with backend.engine(model, count=PLACES, most_at_once=most) as engine:
+            return detect_on_engine(
+                engine.llm, pairs, model=engine.model, tokenizer=engine.tokenizer, **how()
+            )
+    from steersman import detect_experts
+
+    opened, tokenizer = model.open()
+    return detect_experts(opened, tokenizer, pairs, batch_size=batch_size, **how())
 
 
 @click.command(short_help="Add up parts: counts of contrasts, or affine maps.")

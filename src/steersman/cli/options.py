@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from steersman.errors import PlanError
+from steersman.errors import PlanError, ServingError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from steersman import Steering
+    from steersman.vllm.backend import Engine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,6 +46,34 @@ class ModelChoice:
 
         quiet_libraries()
         return load_model(self.name, device=self.device, dtype=self.dtype, revision=self.revision)
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """What runs the model: transformers in this process, or an engine."""
+
+    name: Literal["transformers", "vllm"]
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def on_engine(self) -> bool:
+        """Whether an engine runs the model."""
+        return self.name == "vllm"
+
+    def engine(self, model: ModelChoice, **wanted: Any) -> AbstractContextManager[Engine]:
+        """The model in an engine; further arguments as `steersman.vllm.backend.opened_engine` takes them."""
+        from steersman.cli.quiet import quiet_libraries
+        from steersman.vllm.backend import opened_engine
+
+        if model.device is not None:
+            raise ServingError(
+                f"--device {model.device}: goes with --backend transformers; an engine takes what it finds "
+                "(CUDA_VISIBLE_DEVICES)"
+            )
+        quiet_libraries()
+        return opened_engine(
+            model.name, dtype=model.dtype, revision=model.revision, options=dict(self.options), **wanted
+        )
 
 
 @dataclass(frozen=True)
@@ -151,6 +185,71 @@ def model_options(command: Command) -> Command:
     ):
         decorate(with_choice)
     return with_choice  # type: ignore[return-value]
+
+
+class EngineOptionType(click.ParamType[tuple[str, Any]]):
+    """Reads ``KEY=VALUE``, where VALUE is JSON, or else a text."""
+
+    name = "option"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, given = str(value).partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier():
+            self.fail(f"{value!r}: right is KEY=VALUE, such as max_model_len=8192", parameter, context)
+        try:
+            return key, json.loads(given)
+        except ValueError:
+            return key, given
+
+
+def backend_options(command: Command) -> Command:
+    """--backend with --engine-option, handed over as one `BackendChoice` named `backend`."""
+
+    def with_backend(
+        *,
+        backend: Literal["transformers", "vllm"],
+        engine_options: tuple[tuple[str, Any], ...],
+        **rest: Any,
+    ) -> Any:
+        if engine_options and backend != "vllm":
+            raise click.UsageError("--engine-option goes with --backend vllm", click.get_current_context())
+        if backend == "vllm":  # before torch is imported: it has remarks on the host's memory
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        return command(backend=BackendChoice(backend, engine_options), **rest)
+
+    with_backend.__name__ = command.__name__
+    with_backend.__doc__ = command.__doc__
+    with_backend.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    for decorate in (
+        click.option(
+            "--engine-option",
+            "engine_options",
+            type=EngineOptionType(),
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="An option of vLLM's engine, such as tensor_parallel_size=2.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["transformers", "vllm"]),
+            default="transformers",
+            show_default=True,
+            help="What runs the model.",
+        ),
+    ):
+        decorate(with_backend)
+    return with_backend  # type: ignore[return-value]
+
+
+def given_option(name: str) -> bool:
+    """Whether the user gave an option, rather than leaving it at its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 def output_option(what: str) -> Callable[[Command], Command]:

@@ -61,7 +61,7 @@ class Engine:
         return int(self.llm.llm_engine.vllm_config.model_config.max_model_len)
 
     def name_of(self, steering: Steering) -> str:
-        """The name that requests ask for a plan by, which is written into the engine's bank if it is not there.
+        """The name that requests ask for a plan by; the plan is written into the bank where it is not there.
 
         Raises:
             ServingError: the engine has no room for a plan of this form.
@@ -205,6 +205,7 @@ def opened_engine(
             "revision": revision,
             "disable_log_stats": True,
             "skip_tokenizer_init": True,
+            "use_tqdm_on_load": False,
             **({} if most_at_once is None else {"max_num_seqs": most_at_once}),
             **checked_options(options or {}),
             "additional_config": {KEY: settings},
@@ -277,7 +278,7 @@ def _opened(name: str, folder: str, revision: str | None, given: dict[str, Any])
     register()
     check_heads(name, folder, revision)
     if current_platform.is_cpu():  # compiling takes longer there than most commands
-        given = {"enforce_eager": True, **given}
+        given = {"enforce_eager": True, "gpu_memory_utilization": _free_memory() / 2, **given}
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     try:
         return LLM(folder, **given)
@@ -287,6 +288,14 @@ def _opened(name: str, folder: str, revision: str | None, given: dict[str, Any])
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise ServingError(f"vLLM does not open {name}: {reason}") from error
+
+
+def _free_memory() -> float:
+    """The free share of the host's memory, of which the engine would take nearly all."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return float(memory.available / memory.total)
 
 
 def _tame() -> None:
