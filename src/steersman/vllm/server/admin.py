@@ -104,7 +104,10 @@ async def remove_steering(name: str, request: Request) -> Response:
         _authorised(request)
         if all(one.name != name for one in _registry(request).names()):
             raise _Refused("there is no steering of this name", 404, "name")
-        await _changes(request).remove(name)
+        try:
+            await _changes(request).remove(name)
+        except ServingError as error:
+            raise _Refused(str(error), 409) from None
         return JSONResponse({"object": "steering", "id": name, "deleted": True})
 
     return await _answered(run())
