@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from steersman.edits import ROLES, SCOPES, ExpertEdit
+from steersman.edits import ROLES
 from steersman.vllm.registry import Resolved
 from steersman.vllm.roles import role_runs
 
@@ -25,14 +25,9 @@ def receipt_of(resolved: Resolved | None, answers: Iterable[tuple[int, int]]) ->
         end = prompt_tokens + max(answer_tokens - 1, 0)
         for first, stop, role in role_runs(0, end, prompt_tokens):
             counts[role] += stop - first
-    sites: dict[tuple[str, int], set[str]] = {}
-    for edit in resolved.steering.edits:
-        for layer in edit.layers:
-            if _acts(edit, layer):
-                sites.setdefault((edit.point, layer), set()).update(SCOPES[edit.scope])
     tokens = {
         f"{point}:{layer}": sum(count for role, count in zip(ROLES, counts, strict=True) if role in held)
-        for (point, layer), held in sorted(sites.items())
+        for (point, layer), held in sorted(resolved.roles.items())
     }
     return {
         "steering": ",".join(map(str, resolved.wanted)),
@@ -43,9 +38,3 @@ def receipt_of(resolved: Resolved | None, answers: Iterable[tuple[int, int]]) ->
         ],
         "tokens": tokens,
     }
-
-
-def _acts(edit: Any, layer: int) -> bool:
-    if isinstance(edit, ExpertEdit):
-        return any(edit.strengths[layer].values())
-    return bool(edit.strength)

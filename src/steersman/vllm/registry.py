@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steersman.edits import ROLES, SCOPES
+from steersman.edits import ROLES, SCOPES, ExpertEdit
 from steersman.errors import PlanError, RequestError, ServingError
 from steersman.steering import Steering, compose, sha256_of
 from steersman.vllm.request import Wanted, parse_request
@@ -18,7 +17,7 @@ from steersman.vllm.settings import KEY, Settings, check_name
 
 ASKED = "steering"
 """The key under which a request names its steering."""
-COMBINATIONS = 4096
+COMBINATIONS = 1024
 """Combinations of steerings and strengths that are remembered."""
 ABANDONED = 600.0
 """Seconds after which a request that was accepted and never came to the engine is given up."""
@@ -42,20 +41,17 @@ class Resolved:
         wanted: What it asked for.
         slots: (slot, strength), in order.
         keys: Of each role, what identifies the edits that hold for its tokens; empty where there are none.
-        steering: All of it as one plan: the same as composed by hand.
+        fingerprint: Of all of it as one plan: the same as of the plans composed by hand.
         fingerprints: {name: fingerprint of that steering at strength 1}.
+        roles: {(point, layer): the roles whose tokens are edited there}.
     """
 
     wanted: tuple[Wanted, ...]
     slots: tuple[tuple[int, float], ...]
     keys: tuple[str, ...]
-    steering: Steering
+    fingerprint: str
     fingerprints: Mapping[str, str]
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Of the composed plan."""
-        return self.steering.fingerprint
+    roles: Mapping[tuple[str, int], frozenset[str]]
 
 
 @dataclass
@@ -198,7 +194,9 @@ class Registry:
             steering = compose(*plans) if len(plans) > 1 else plans[0]
         except PlanError as error:
             raise RequestError(f"steering: these cannot be had together: {error}") from None
-        return Resolved(wanted, tuple(slots), keys_of(steering), steering, fingerprints)
+        return Resolved(
+            wanted, tuple(slots), keys_of(steering), steering.fingerprint, fingerprints, _roles_of(steering)
+        )
 
     def _unknown(self, name: str) -> str:
         known = ", ".join(self._by_name) or "none"
@@ -209,6 +207,8 @@ class Registry:
     def accept(self, resolved: Resolved, answers: int = 1) -> dict[str, Any]:
         """What the engine is told of a request for so many answers; its plans' slots are held from here on."""
         with self._lock:
+            if self._known.get(resolved.wanted) is not resolved and not self._is_followed(resolved):
+                resolved = self._resolve(resolved.wanted)  # a plan of it was replaced this very moment
             self._last_lease += 1
             if self._last_lease % COMBINATIONS == 0:
                 self._forget_abandoned()
@@ -218,6 +218,9 @@ class Registry:
                 "keys": list(resolved.keys),
                 "lease": self._last_lease,
             }
+
+    def _is_followed(self, resolved: Resolved) -> bool:
+        return any(lease.resolved is resolved for lease in self._leases.values())
 
     @contextmanager
     def following(self, given: object) -> Iterator[Resolved | None]:
@@ -289,3 +292,14 @@ def keys_of(steering: Steering) -> tuple[str, ...]:
         held = [edit.canonical() for edit in steering.edits if role in SCOPES[edit.scope]]
         keys.append(sha256_of({KEY: steering.architecture_id, "edits": held}) if held else "")
     return tuple(keys)
+
+
+def _roles_of(steering: Steering) -> dict[tuple[str, int], frozenset[str]]:
+    roles: dict[tuple[str, int], frozenset[str]] = {}
+    for edit in steering.edits:
+        for layer in edit.layers:
+            acts = any(edit.strengths[layer].values()) if isinstance(edit, ExpertEdit) else edit.strength
+            if acts:
+                site = (edit.point, layer)
+                roles[site] = roles.get(site, frozenset()) | SCOPES[edit.scope]
+    return roles

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from steersman.errors import RequestError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_STRENGTH = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_STRENGTH = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 LONGEST = 512
 """Characters of a request's steering at most."""
 NONE = "none"
@@ -24,7 +24,7 @@ class Wanted:
     strength: float = 1.0
 
     def __str__(self) -> str:
-        return self.name if self.strength == 1 else f"{self.name}@{self.strength:g}"
+        return self.name if self.strength == 1 else f"{self.name}@{self.strength!r}"
 
 
 def parse_request(given: object, most: int) -> tuple[Wanted, ...]:
