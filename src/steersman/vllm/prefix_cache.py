@@ -28,7 +28,7 @@ def extend_prefix_cache() -> None:
         keys = (*(keys or ()), *_keys(request, start_token_idx, end_token_idx)) or None
         return keys, next_mm_idx
 
-    extended.steersman = True  # type: ignore[attr-defined]
+    extended.__wrapped__, extended.steersman = original, True  # type: ignore[attr-defined]
     extended.__wrapped__ = original  # type: ignore[attr-defined]
     replace_everywhere(original, extended)
 

@@ -8,7 +8,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from steersman.vllm.loading import prepare_worker
-from steersman.vllm.signatures import check_signature, extend
+from steersman.vllm.signatures import check_method, extend
 from steersman.vllm.worker_state import WorkerState
 
 STATE = "steersman_state"
@@ -17,16 +17,22 @@ STATE = "steersman_state"
 
 def extend_runner() -> None:
     """Extend the runner. Raises `ServingError` where it is not as known."""
-    check_signature(GPUModelRunner.get_model, ("self",))
-    extend(GPUModelRunner, "load_model", ("self", "load_dummy_weights", "model"), _load_model)
-    extend(CPUModelRunner, "load_model", ("self", "load_dummy_weights"), _load_model)
-    extend(GPUModelRunner, "_update_states", ("self", "scheduler_output"), _update_states)
-    extend(
-        GPUModelRunner,
-        "_prepare_inputs",
-        ("self", "scheduler_output", "num_scheduled_tokens"),
-        _prepare_inputs,
-    )
+    extend_v1(GPUModelRunner, CPUModelRunner)
+
+
+def extend_v1(runner: type, on_cpu: type) -> None:
+    """Extend the classes of the runner and of the CPU's, all of it or nothing.
+
+    Raises:
+        ServingError: one is not as known.
+    """
+    check_method(runner, "get_model", ("self",))
+    given = [(runner, name, known, wrapper) for name, (known, wrapper) in _EXTENDED.items()]
+    given.append((on_cpu, "load_model", ("self", "load_dummy_weights"), _load_model))
+    for owner, name, known, _ in given:
+        check_method(owner, name, known)
+    for owner, name, known, wrapper in given:
+        extend(owner, name, known, wrapper)
 
 
 def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,3 +59,10 @@ def _prepare_inputs(original: Any, self: Any, scheduler_output: Any, num_schedul
         ids = self.input_batch.req_ids
         state.lay_out(ids, num_scheduled_tokens, self.input_batch.num_computed_tokens_cpu[: len(ids)])
     return result
+
+
+_EXTENDED: dict[str, tuple[tuple[str, ...], Any]] = {
+    "load_model": (("self", "load_dummy_weights", "model"), _load_model),
+    "_update_states": (("self", "scheduler_output"), _update_states),
+    "_prepare_inputs": (("self", "scheduler_output", "num_scheduled_tokens"), _prepare_inputs),
+}

@@ -13,7 +13,7 @@ from torch import Tensor
 from steersman.errors import ServingError
 from steersman.vllm.loading import prepare_worker
 from steersman.vllm.runner_v1 import STATE
-from steersman.vllm.signatures import check_signature, extend
+from steersman.vllm.signatures import check_method, extend
 from steersman.vllm.worker_state import WorkerState
 
 MODULE = "vllm.v1.worker.gpu.model_runner"
@@ -37,12 +37,10 @@ def extend_v2(runner: type) -> None:
     Raises:
         ServingError: it is not as known.
     """
-    check_signature(runner.get_model, ("self",))  # type: ignore[attr-defined]
-    check_signature(runner.prepare_dummy_attn, ("self", "input_batch", "valid_state_slots"))  # type: ignore[attr-defined]
+    check_method(runner, "get_model", ("self",))
+    check_method(runner, "prepare_dummy_attn", ("self", "input_batch", "valid_state_slots"))
     for name, (parameters, _) in _EXTENDED.items():
-        if not hasattr(runner, name):
-            raise ServingError(f"vLLM's {runner.__qualname__} has no {name}: this version cannot be steered")
-        check_signature(getattr(runner, name), parameters)
+        check_method(runner, name, parameters)
     for name, (parameters, wrapper) in _EXTENDED.items():
         extend(runner, name, parameters, wrapper)
 

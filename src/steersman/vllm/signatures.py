@@ -24,18 +24,24 @@ def check_signature(function: Callable[..., Any], parameters: Sequence[str]) -> 
         )
 
 
+def check_method(owner: type, name: str, parameters: Sequence[str]) -> Callable[..., Any]:
+    """A method of a class, extended already or not. Raises `ServingError` unless it is as known."""
+    method: Callable[..., Any] | None = getattr(owner, name, None)
+    if method is None:
+        raise ServingError(f"vLLM's {owner.__name__} has no {name}: this version cannot be steered")
+    check_signature(method, parameters)
+    return method
+
+
 def extend(owner: type, name: str, parameters: Sequence[str], wrapper: Callable[..., Any]) -> None:
     """Put a wrapper around a method of a class: `wrapper(original, self, …)`. Once; later calls do nothing.
 
     Raises:
         ServingError: the method is not as known; nothing is changed then.
     """
-    original = owner.__dict__[name] if name in owner.__dict__ else getattr(owner, name, None)
-    if original is None:
-        raise ServingError(f"vLLM's {owner.__name__} has no {name}: this version cannot be steered")
+    original = check_method(owner, name, parameters)
     if getattr(original, "steersman", False):
         return
-    check_signature(original, parameters)
 
     def extended(self: Any, *args: Any, **kwargs: Any) -> Any:
         return wrapper(original, self, *args, **kwargs)
