@@ -24,7 +24,7 @@ os.environ.update(
     VLLM_USE_V2_MODEL_RUNNER="1",
 )
 
-import triton.backends  # noqa: E402
+import triton.backends
 
 
 class ForCPUs:

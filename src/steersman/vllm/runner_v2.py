@@ -118,4 +118,5 @@ def dummy_states(runner: Any, tokens: int) -> Tensor:
         states, _ = runner._dummy_run(tokens)
     finally:
         del runner.prepare_dummy_attn, runner.execute_model
-    return states if states is not None else given[-1]["hidden_states"]
+    found: Tensor = states if states is not None else given[-1]["hidden_states"]
+    return found

@@ -19,8 +19,8 @@ def check_signature(function: Callable[..., Any], parameters: Sequence[str]) -> 
         import vllm
 
         raise ServingError(
-            f"vLLM {vllm.__version__} cannot be steered: {function.__qualname__} takes ({', '.join(seen)}), known is "
-            f"({', '.join(parameters)}); use a version from {OLDEST} on and below {BEYOND}"
+            f"vLLM {vllm.__version__} cannot be steered: {function.__qualname__} takes ({', '.join(seen)}), "
+            f"known is ({', '.join(parameters)}); use a version from {OLDEST} on and below {BEYOND}"
         )
 
 
