@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
 from steersman.cli.composition import composed, on_conflict_option
 from steersman.cli.options import (
+    BackendChoice,
     ModelChoice,
     SteeringChoice,
+    backend_options,
     batch_size_option,
+    given_option,
     json_option,
     match_option,
     max_new_tokens_option,
@@ -24,22 +26,12 @@ from steersman.cli.options import (
     steering_option,
 )
 from steersman.cli.output import put_out
-from steersman.errors import ModelError, PairsError, SteersmanError
-from steersman.pairs import check_content, parse_json, read_text, render
+from steersman.cli.writers import EngineWriter, Match, Prompt, Writer
+from steersman.errors import PairsError
+from steersman.pairs import check_content, parse_json, read_text
 
 if TYPE_CHECKING:
-    from steersman.pairs import Content
-    from steersman.steering import OnConflict, Steering
-
-Match = Literal["weights", "architecture"]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt as it was given, a text or messages, and where."""
-
-    content: Content
-    where: str
+    from steersman.steering import OnConflict
 
 
 @click.command()
@@ -66,10 +58,12 @@ class Prompt:
 @match_option
 @on_conflict_option
 @batch_size_option(1)
+@backend_options
 @seed_option
 @json_option
 def generate(
     model: ModelChoice,
+    backend: BackendChoice,
     steerings: tuple[SteeringChoice, ...],
     texts: tuple[str, ...],
     source: str | None,
@@ -85,7 +79,8 @@ def generate(
     """Answer prompts with MODEL, steered.
 
     Prompts go through the tokenizer's chat template where it has one. Receipts say what was applied;
-    with --batch-size, those of a batch are of all its prompts together.
+    with --batch-size, those of a batch are of all its prompts together. With --backend vllm all prompts are
+    answered at once, base and steered together, and each has a receipt of its own.
 
     \b
     Examples:
@@ -103,110 +98,23 @@ def generate(
         )
     prompts = read_prompts(source) if source is not None else [_prompt_option(text) for text in texts]
     steering = composed(steerings, on_conflict)
+    if backend.on_engine:
+        most = batch_size if given_option("batch_size") else None
+        with backend.engine(model, steerings={"steered": steering}, match=match, most_at_once=most) as engine:
+            on_engine = EngineWriter(engine, max_new_tokens, temperature)
+            rows = [(prompt, on_engine.ids_of(prompt)) for prompt in prompts]
+            items = on_engine.answer(rows, steering, match=match, compare=compare, seed=seed)
+        put_out({"items": items}, as_json, lambda: _in_words(items))
+        return
     opened, tokenizer = model.open()
     writer = Writer(opened, tokenizer, max_new_tokens, temperature)
-    items: list[dict[str, Any]] = []
+    items = []
     rows = [(prompt, writer.ids_of(prompt)) for prompt in prompts]
     for start in tqdm(range(0, len(rows), batch_size), desc="generating", unit="batch", delay=1, leave=False):
         batch = rows[start : start + batch_size]
         # Base and steered draw the same chances.
         items += writer.answer(batch, steering, match=match, compare=compare, seed=seed + start)
     put_out({"items": items}, as_json, lambda: _in_words(items))
-
-
-class Writer:
-    """A model and its tokenizer, ready to answer prompts in batches."""
-
-    def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.max_new_tokens = max_new_tokens
-        self.temperature = temperature
-        # New tokens must follow the prompt at once, so padding goes to the left; masked, any token pads.
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-
-    def ids_of(self, prompt: Prompt) -> list[int]:
-        """The prompt's tokens. Raises PairsError where prompt and answer exceed the model's context."""
-        content = prompt.content
-        if isinstance(content, str) and self.tokenizer.chat_template:
-            content = [{"role": "user", "content": content}]
-        try:
-            text, add_special_tokens = render(self.tokenizer, content)
-        except PairsError as error:
-            raise PairsError(f"{prompt.where}: {error}") from error
-        ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)[
-            "input_ids"
-        ]
-        if not ids:
-            raise PairsError(f"{prompt.where}: the prompt has no tokens")
-        from steersman.models.architecture import check_ids
-
-        check_ids(self.model, max(ids), prompt.where)
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and len(ids) + self.max_new_tokens > context:
-            raise PairsError(
-                f"{prompt.where}: {len(ids)} tokens and {self.max_new_tokens} new ones, but the model's "
-                f"context holds {context}; shorten the prompt, or lower --max-new-tokens"
-            )
-        return ids
-
-    def answer(
-        self,
-        batch: Sequence[tuple[Prompt, list[int]]],
-        steering: Steering,
-        *,
-        match: Match,
-        compare: bool,
-        seed: int,
-    ) -> list[dict[str, Any]]:
-        """An item a prompt: the prompt, the model's own answer if asked for, the steered one, the receipt.
-
-        The receipt is the batch's, and says how many prompts it covers.
-        """
-        ids = [row for _, row in batch]
-        base = self._write(ids, seed) if compare else []
-        with steering.apply(self.model, match=match, receipt="changes") as receipt:
-            steered = self._write(ids, seed)
-        return [
-            {
-                "prompt": prompt.content,
-                **({"base": base[row]} if compare else {}),
-                "steered": steered[row],
-                "receipt": {**receipt.to_json(), "prompts": len(batch)},
-            }
-            for row, (prompt, _) in enumerate(batch)
-        ]
-
-    def _write(self, ids: Sequence[list[int]], seed: int) -> list[str]:
-        import torch
-
-        inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
-        sampling = (
-            {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        )
-        torch.manual_seed(seed)
-        with torch.inference_mode():
-            try:
-                written = self.model.generate(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
-                    max_new_tokens=self.max_new_tokens,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    num_beams=1,
-                    num_return_sequences=1,
-                    return_dict_in_generate=False,
-                    **sampling,
-                )
-            except (ValueError, TypeError, IndexError, AssertionError) as error:
-                # What a checkpoint's own generation_config.json asks for can fail in many ways.
-                if isinstance(error, SteersmanError):
-                    raise
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                raise ModelError(f"the model cannot generate with its own settings ({reason[0]})") from error
-        new = written[:, inputs["input_ids"].shape[1] :]
-        return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
 
 
 def _prompt_option(text: str) -> Prompt:
@@ -278,6 +186,8 @@ _CHANGED = {"router": "routing", "block_output": "states"}
 
 def _receipt_in_words(receipt: dict[str, Any]) -> str:
     """At how many places what was changed, by the kind of site: "routing changed at 8 of 40 places"."""
+    if receipt["changed"] is None:  # an engine does not tell
+        return f"steered at {sum(receipt['tokens'].values())} places (tokens × layers)"
     parts = []
     for point, what in _CHANGED.items():
         sites = [site for site in receipt["tokens"] if site.partition(":")[0] == point]

@@ -292,7 +292,7 @@ def _opened(name: str, folder: str, revision: str | None, given: dict[str, Any])
 
 def _free_memory() -> float:
     """The free share of the host's memory, of which the engine would take nearly all."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     memory = psutil.virtual_memory()
     return float(memory.available / memory.total)
