@@ -38,10 +38,15 @@ class Ratio:
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 3, seed: int = 0
+    arms: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    warm: int = 3,
+    seed: int = 0,
+    clock: Callable[[], float] = time.thread_time,
 ) -> dict[str, list[float]]:
-    """CPU time of this thread, in seconds, of each arm in each round; in every round all arms run once, in
-    random order, so that what slows the machine slows all of them.
+    """Seconds of each arm in each round, by default of this thread's CPU time; in every round all arms run
+    once, in random order, so that what slows the machine slows all of them.
     """
     order, times = list(arms), {name: [] for name in arms}
     shuffle = random.Random(seed).shuffle
@@ -51,10 +56,10 @@ def interleaved(
         for turn in range(warm + rounds):
             shuffle(order)
             for name in order:
-                start = time.thread_time()
+                start = clock()
                 arms[name]()
                 if turn >= warm:
-                    times[name].append(time.thread_time() - start)
+                    times[name].append(clock() - start)
     finally:
         gc.enable()
     return times
