@@ -8,6 +8,7 @@ requests are preempted. It runs once in an engine with the plugin, all together;
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -130,9 +131,9 @@ def alone(engine: Any, one: Asked) -> list[int]:
     return list(output.outputs[0].token_ids)
 
 
-@pytest.fixture(scope="module", params=["olmoe"])
-def sessions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessions]:
-    made = Sessions(tmp_path_factory.mktemp(request.param), request.param)
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessions]:
+    made = Sessions(tmp_path_factory.mktemp("olmoe"), "olmoe")
     with closing(made.steered), closing(made.plain):
         yield made
 
@@ -170,3 +171,20 @@ def test_sessions_are_hard(sessions: Sessions) -> None:
     steered = [one for one in session if one.answer and one.steering]
     unlike = [one for one in steered if one.answer != alone(sessions.steered, replace(one, steering=None))]
     assert len(unlike) > len(steered) / 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("family", "number"),
+    [("olmoe", 400), ("gpt_oss", 200), ("llama", 200), ("deepseek_v3", 100), ("phimoe", 100)],
+)
+def test_a_thousand_sessions(family: str, number: int, tmp_path: Path) -> None:
+    made = Sessions(tmp_path, family)
+    total = Counter[str]()
+    with closing(made.steered), closing(made.plain):
+        for seed in range(number):
+            total.update(check(made, seed, size=16))
+            if seed % 20 == 19:
+                print(family, seed + 1, dict(total), "preempted", made.preempted, "cached", made.cached)
+    assert total["steered"] > 5 * number
+    assert total["steered differ"] == total["unsteered differ"] == 0, total
