@@ -38,15 +38,13 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 
 @pytest.fixture(scope="session")
 def server(material: Material) -> Iterator[Any]:
-    from running import serving
+    from running import Running, start
 
-    asked = [
-        f"--steering={name}={material.folders[name]}" for name in ("experts", "vectors", "both", "against")
-    ]
-    with serving(
+    names = ("experts", "vectors", "both", "against")
+    with start(
         str(material.folder),
-        *asked,
+        *(f"--steering={name}={material.folders[name]}" for name in names),
         *("--alias", "tiny-experts=experts@0.5", "--sites", "all", "--max-steerings", "7"),
         engine=("--served-model-name", "tiny", "--enable-scale-out"),
-    ) as running:
-        yield running
+    ) as process:
+        yield Running(process)
