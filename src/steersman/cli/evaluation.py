@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,11 +12,14 @@ import click
 
 from steersman.cli.failures import resumable
 from steersman.cli.options import (
+    BackendChoice,
     ModelChoice,
     SteeringChoice,
     SteeringType,
+    backend_options,
     batch_size_option,
     force_option,
+    given_option,
     json_option,
     match_option,
     max_new_tokens_option,
@@ -138,11 +143,13 @@ class StrengthsType(click.ParamType[tuple[float, ...]]):
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep what the unsteered model did.")
 @click.option("--attach", is_flag=True, help="Put what was found into each steering's evidence.")
 @batch_size_option(32)
+@backend_options
 @seed_option
 @force_option
 @json_option
 def evaluate(
     model: ModelChoice,
+    backend: BackendChoice,
     output: Path,
     tasks: tuple[str, ...],
     sides: tuple[str, ...],
@@ -201,15 +208,18 @@ def evaluate(
         raise PlanError("--reverse and --reversed: right is one of them")
     plans, paths = _opened(steerings)
     chosen = _chosen_judge(judge)
-    with resumable(partial):
-        opened, tokenizer = model.open()
+    back = _backs(backs, plans)
+    if others and backend.on_engine:
+        raise PlanError("--other goes with --backend transformers: an engine runs one model")
+    most = batch_size if given_option("batch_size") else None
+    with resumable(partial), _open(model, backend, [*plans.values(), *back.values()], match, most) as opened:
         evaluation = measure(
-            opened,
-            tokenizer,
+            opened.model,
+            opened.tokenizer,
             plans,
             task=tasks,
             side_tasks=sides,
-            reverse=_backs(backs, plans) if backs else reverse,
+            reverse=back or reverse,
             instruction=instruction,
             others=_others(others, model),
             strengths=strengths,
@@ -232,6 +242,7 @@ def evaluate(
             resume=resume,
             cache=None if no_cache else cache_directory() / "evaluations",
             progress=True,
+            subject_of=opened.subject_of,
         )
         evaluation.save(output, force=force)
     discard(partial)
@@ -239,6 +250,36 @@ def evaluate(
         _attach(steerings, evaluation)
     result = {"output": str(output), **evaluation.to_json()}
     put_out(result, as_json, lambda: in_words(evaluation, output))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model, its tokenizer, and what makes the subject of an evaluation of them."""
+
+    model: Any
+    tokenizer: Any
+    subject_of: Callable[..., Any]
+
+
+@contextmanager
+def _open(
+    model: ModelChoice,
+    backend: BackendChoice,
+    plans: Sequence[Steering],
+    match: Literal["weights", "architecture"],
+    most: int | None,
+) -> Iterator[_Opened]:
+    """The model with whatever runs it; an engine with room for plans of these forms."""
+    if not backend.on_engine:
+        from steersman.evaluation.arms import Subject
+
+        yield _Opened(*model.open(), Subject)
+        return
+    named = {f"given-{number}": plan for number, plan in enumerate(plans) if plan.edits}
+    with backend.engine(model, steerings=named, count=1, match=match, most_at_once=most) as engine:
+        from steersman.vllm.evaluation import EngineSubject
+
+        yield _Opened(engine.model, engine.tokenizer, EngineSubject.of(engine))
 
 
 def in_words(evaluation: Evaluation, output: Path) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.judges import OUTCOMES, Outcome
+from steersman.evaluation.prompt_rates import PromptRates, prompt_rates
 from steersman.evaluation.prompts import Batch, Fork, batches, encode_fork, encode_prompt, pad_id
 from steersman.evaluation.statistics import Rate, rate
 from steersman.evaluation.tasks import Task
@@ -64,6 +65,11 @@ class ArmResult:
 class Subject:
     """A model with its tokenizer, asked by every arm alike: greedy, left-padded, batched by length."""
 
+    engine: str | None = None
+    """What runs the model, where it is not transformers in this process."""
+    limits: tuple[str, ...] = ()
+    """What cannot be measured this way, in sentences."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -87,6 +93,18 @@ class Subject:
             self._encoded[key] = encode_prompt(self.tokenizer, content)
         return self._encoded[key]
 
+    def condition(self, arm: Arm, *, seed: int = 0) -> Condition:
+        """The model under an arm."""
+        return Condition(self, arm, seed=seed)
+
+    def prompt_rates(self, rows: Sequence[Sequence[int]]) -> PromptRates:
+        """Which experts the unsteered model uses for prompts of token ids."""
+        return prompt_rates(self.model, rows)
+
+    def held(self) -> dict[str, str]:
+        """In what the model computes: number format and device."""
+        return {"dtype": str(self.model.dtype), "device": str(self.model.device.type)}
+
     def run(self, task: Task, arm: Arm) -> ArmResult:
         """Answer every item of a task under an arm, and judge the answers."""
         texts = self.generate(task, arm.steering)
@@ -96,11 +114,11 @@ class Subject:
 
     def generate(self, task: Task, steering: Steering | None = None) -> list[str]:
         """Greedy answers, one per item, without special tokens."""
-        return Condition(self, Arm("", steering)).answers([item.content for item in task])
+        return self.condition(Arm("", steering)).answers([item.content for item in task])
 
     def receipt_of(self, task: Task, steering: Steering) -> dict[str, Any]:
         """What is applied of a plan while the model answers a task, batch by batch, added up."""
-        condition = Condition(self, Arm("", steering))
+        condition = self.condition(Arm("", steering))
         condition.answers([item.content for item in task])
         return {"fingerprint": steering.fingerprint, "tokens": condition.receipt}
 

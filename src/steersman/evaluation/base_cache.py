@@ -37,7 +37,6 @@ def files(
     common = {
         **held(subject),
         "versions": {name: version(name) for name in ("steersman", "torch", "transformers", "tokenizers")},
-        "device": str(subject.model.device.type),
         "batch_size": subject.batch_size,
         "max_new_tokens": subject.max_new_tokens,
         "weights": model["weights_id"],
@@ -60,7 +59,7 @@ def held(subject: Subject) -> dict[str, Any]:
     for name in ("padding", "truncation"):  # those are of whoever used it last
         rules.pop(name, None)
     return {
-        "dtype": str(model.dtype),
+        **subject.held(),
         "config": _digest({key: v for key, v in model.config.to_dict().items() if key not in UNHELD}),
         "attention": getattr(model.config, "_attn_implementation", None),
         "quantised": repr(getattr(model.config, "quantization_config", None)),

@@ -75,6 +75,9 @@ class Condition:
         seed: Of every sample; the same items get the same random numbers under each arm.
     """
 
+    tells_divergences = True
+    """Whether it knows what is expected of every token, and not of the one that came alone."""
+
     def __init__(self, subject: Subject, arm: Arm, *, seed: int = 0) -> None:
         self.subject = subject
         self.arm = arm

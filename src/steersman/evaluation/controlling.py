@@ -125,7 +125,7 @@ class _Effect:
     def __init__(self, subject: Subject, task: Task, *, first_token: bool) -> None:
         self.subject = subject
         self.task = task
-        self._base = Condition(subject, Arm(BASE, None))
+        self._base = subject.condition(Arm(BASE, None))
         self._forks = _forks(task, self._base) if first_token else None
         self._metric = task.measure.metrics[0]
         self._unsteered: float | None = None
@@ -148,7 +148,7 @@ class _Effect:
     def _value(self, plan: Steering | None) -> float:
         if self._forks is not None:
             return float(self.subject.preference(self._forks, plan).mean())
-        condition = Condition(self.subject, Arm("random", plan))
+        condition = self.subject.condition(Arm("random", plan))
         values: list[NDArray[np.float64]] = []
         size = self.subject.batch_size
         for start in range(0, len(self.task), size):

@@ -64,6 +64,7 @@ def evaluate(
     resume: bool = False,
     cache: str | Path | None = None,
     progress: bool = False,
+    subject_of: Callable[..., Subject] = Subject,
 ) -> Evaluation:
     """Measure what steering does to a model, under several arms over the same items.
 
@@ -96,6 +97,8 @@ def evaluate(
         resume: Go on from it.
         cache: A folder that keeps what the unsteered model did, for other evaluations of it.
         progress: Show a progress bar on stderr where it takes more than a second.
+        subject_of: What makes the subject of model and tokenizer: `EngineSubject.of(engine)` of
+            `steersman.vllm.evaluation` asks an engine, and of the model knows its structure alone.
 
     Returns:
         The evaluation: `.to_json()` (docs/evaluation.md), `.table()`, `.save(folder)`.
@@ -138,11 +141,12 @@ def evaluate(
         Part(each, role, tuple(arm for arm in arms if role == "effect" or arm.kind != "cell"))
         for each, role in opened
     ]
-    subject = Subject(model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens, match=match)
+    subject = subject_of(model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens, match=match)
     told: dict[str, Any] = {
         "model": told_model(model, model_name),
         "steerings": [told_steering(name, plan, (paths or {}).get(name)) for name, plan in steerings.items()],
         "settings": vars(settings),
+        **({} if subject.engine is None else {"engine": subject.engine}),
     }
     run = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -174,7 +178,7 @@ def evaluate(
         "tasks": tasks,
         "experts": expert_map(steerings, contrast, screen),
         "warnings": warnings(tasks, arms, tuple(steerings), runner),
-        "limits": list(LIMITS),
+        "limits": [*LIMITS, *subject.limits],
     }
     return Evaluation(
         json.loads(json.dumps(result, allow_nan=False)),

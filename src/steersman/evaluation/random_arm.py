@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 from steersman.edits import Edit, ExpertEdit, ResidualEdit
 from steersman.errors import PlanError
 from steersman.evaluation.controls import TRIES, base_rates, exchanged, exchanges
-from steersman.experts.recording import recording
-from steersman.models.architecture import RouterSite, find_routers
-from steersman.models.reading import evaluating, read_batch
 
 if TYPE_CHECKING:
     from steersman.evaluation.arms import Subject
@@ -33,17 +30,6 @@ MATCHED = (
 )
 READ = 64
 """Prompts that activation rates are taken from."""
-
-
-@dataclass(frozen=True)
-class PromptRates:
-    """Which experts a task's prompts use: [2, layers, experts] activations (the second side is empty), −1
-    where a layer has fewer; tokens [2]; true layers.
-    """
-
-    activations: NDArray[np.int64]
-    tokens: NDArray[np.int64]
-    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -87,31 +73,8 @@ def _stand_ins(
     if not any(isinstance(edit, ExpertEdit) for plan in plans for edit in plan.edits):
         while True:
             yield {}
-    yield from exchanges(base_rates(prompt_rates(subject, task)), seed)
-
-
-def prompt_rates(subject: Subject, task: Task) -> PromptRates:
-    """Count which experts the unsteered model uses for the first prompts of a task."""
-    sites: dict[int, RouterSite] = {}
-    for site in find_routers(subject.model):
-        if site.facts.reason is None:
-            sites.setdefault(site.facts.layer, site)
-    layers = tuple(sorted(sites))
-    widest = max(sites[layer].facts.experts for layer in layers)
-    counts = np.zeros((2, len(layers), widest), dtype=np.int64)
-    for row, layer in enumerate(layers):
-        counts[:, row, sites[layer].facts.experts :] = -1
     rows = [subject.encoded(item.content) for item in list(task)[:READ]]
-    tokens = 0
-    chosen: dict[int, torch.Tensor] = {}
-    with evaluating(subject.model), recording([sites[layer] for layer in layers], chosen.__setitem__):
-        for ids in rows:  # one by one: padding uses experts too
-            read_batch(subject.model, [ids])
-            tokens += len(ids)
-            for row in range(len(layers)):
-                found = np.bincount(chosen[row].reshape(-1).cpu().numpy(), minlength=widest)
-                counts[0, row] += np.where(counts[0, row] >= 0, found[:widest], 0)
-    return PromptRates(counts, np.array([tokens, 0]), layers)
+    yield from exchanges(base_rates(subject.prompt_rates(rows)), seed)
 
 
 class _Directions:

@@ -108,7 +108,7 @@ class Runner:
     def condition(self, arm: Arm) -> Condition:
         """The model under an arm."""
         if arm.name not in self.conditions:
-            self.conditions[arm.name] = Condition(self._subject_of(arm), arm, seed=self._seed)
+            self.conditions[arm.name] = self._subject_of(arm).condition(arm, seed=self._seed)
         return self.conditions[arm.name]
 
     def receipt(self, arm: Arm) -> dict[str, int]:

@@ -69,9 +69,9 @@ def _shifts(
     task: Task, places: Sequence[int], noted: Sequence[Measured], condition: Condition, base: Condition
 ) -> dict[str, Any]:
     """Place → tokens with their divergence; empty where the texts are not the model's own words, or it reads
-    them in other tokens than the base.
+    them in other tokens than the base, or divergences cannot be had.
     """
-    if not task.measure.sides or not same_tokens(condition, base):
+    if not task.measure.sides or not same_tokens(condition, base) or not condition.tells_divergences:
         return {}
     contents, texts = [task[place].content for place in places], [noted[place].text for place in places]
     with evaluating(condition.subject.model):

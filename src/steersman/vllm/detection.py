@@ -98,7 +98,7 @@ class InEngine:
         )
         self.sites = countable_routers(self.model)
         self.longest: int | None = served.max_model_len - 1
-        self.source: Mapping[str, str] = {"engine": f"vllm {_version()}"}
+        self.source: Mapping[str, str] = {"engine": f"vllm {engine_version()}"}
 
     def facts(self, options: Options) -> dict[str, Any]:
         """The number format, the device, how the model is spread, the libraries."""
@@ -193,7 +193,8 @@ def _settings(tokens: int, **more: Any) -> Any:
     return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, **more)
 
 
-def _version() -> str:
+def engine_version() -> str:
+    """The version of vLLM that is installed."""
     import vllm
 
     return str(vllm.__version__)
