@@ -1,4 +1,4 @@
-"""Tiny random models in forms that the engine runs on a CPU, the engine itself, and what transformers says."""
+"""Tiny random models that the engine runs on a CPU, the engine itself, and what transformers says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from families import config_of, randomised
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from families import config_of, randomised
 from steersman import Steering
 
 FAMILIES = (
@@ -70,7 +70,7 @@ def save_tiny(name: str, folder: Path, seed: int = 0, **changes: Any) -> nn.Modu
 
 
 def plans_for(model: nn.Module, name: str) -> dict[str, Steering]:
-    """A plan of experts, one of vectors, one of both with scopes of their own, and what takes a direction out."""
+    """Plans of experts, of vectors, of both with scopes of their own, and one that takes a direction out."""
     torch.manual_seed(7)
     first, second = torch.randn(2, WIDTH)
     vectors = Steering.from_vectors(model, {0: 0.4 * first, LAYERS - 1: 0.4 * second})

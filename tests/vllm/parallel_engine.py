@@ -1,4 +1,4 @@
-"""An engine over two processes, in a process of its own: what it answers, or how it ends when a worker is killed.
+"""An engine over two processes, in a process of its own: what it answers, or how it ends when one is killed.
 
 python parallel_engine.py MODEL PLANS {tensor,pipeline,kill}     (PLANS: JSON, {name: folder})
 """

@@ -1,4 +1,4 @@
-"""Engines over several processes: tensor and pipeline parallelism answer as one, and a killed worker is seen."""
+"""Engines over several processes: in tensors and pipelines they answer as one; a killed worker is seen."""
 
 from __future__ import annotations
 

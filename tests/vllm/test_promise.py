@@ -1,4 +1,4 @@
-"""The promise at the engine: an expert at 1 is chosen for every token, one at −1 for none, however scores lie."""
+"""The promise at the engine: an expert at 1 is chosen for every token, one at −1 for none."""
 
 from __future__ import annotations
 

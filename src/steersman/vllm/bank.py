@@ -21,7 +21,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from steersman.concepts.residual import NOTHING, Add, Step, in_slots
 from steersman.edits import ROLES
@@ -142,8 +141,8 @@ class Bank:
         needed = max((1 + max(in_slots(one)) for one in steps if one), default=0)
         if needed > self.room.slots:
             raise ServingError(
-                f"the plan takes {needed} steps at one layer's output, and there is room for {self.room.slots}: "
-                "start the engine with a plan of this form"
+                f"the plan takes {needed} steps at one layer's output, and there is room for "
+                f"{self.room.slots}: start the engine with a plan of this form"
             )
         here = {
             id(step)

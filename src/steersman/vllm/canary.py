@@ -24,8 +24,8 @@ CLEAR = 10.0
 REST = 1e-3
 """What may be left of the sentinel's change afterwards, where the engine is noisy."""
 STALE = (
-    "the model that the engine runs does not hold the operations of this steering: clear the engine's compile "
-    "cache (VLLM_CACHE_ROOT, VLLM_DISABLE_COMPILE_CACHE=1) and start again"
+    "the model that the engine runs does not hold the operations of this steering: clear the engine's "
+    "compile cache (VLLM_CACHE_ROOT, VLLM_DISABLE_COMPILE_CACHE=1) and start again"
 )
 
 

@@ -82,14 +82,14 @@ def _extend_engine(engine: type) -> None:
     if getattr(original, "steersman", False):
         return
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         registry = registry_of(self.vllm_config)
         self.input_processor.steersman = registry
         self.output_processor.steersman = registry
 
-    __init__.steersman = True  # type: ignore[attr-defined]
-    engine.__init__ = __init__  # type: ignore[misc]
+    begin.steersman = True  # type: ignore[attr-defined]
+    engine.__init__ = begin  # type: ignore[misc]
 
 
 def registry_of(vllm_config: Any) -> Registry | None:
@@ -155,7 +155,7 @@ def _resolved(registry: Registry, params: Any, extra: Mapping[str, Any]) -> Reso
 
 
 def _counted(params: Any, registry: Registry | None) -> Any:
-    """What the engine is told of a text to count: asked in this process, unsteered whatever the default is."""
+    """What the engine is told of a text to count: asked in this process, unsteered whatever the default."""
     if registry is None or not registry.settings.count or ASKED in params.extra_args:
         raise RequestError(
             "experts are counted of texts that are not steered, by an engine that is configured to: "

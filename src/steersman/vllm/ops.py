@@ -7,6 +7,8 @@ bank's tables between two forwards; their code does not.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from vllm.forward_context import get_forward_context
@@ -17,11 +19,12 @@ from steersman.vllm.worker_state import WorkerState
 CONTEXT_KEY = "steersman"
 """Where the engine's forward context holds the state of this worker."""
 
-_library = torch.library.Library("steersman", "FRAGMENT")
-_library.define("edit_scores_(Tensor(a!) scores, Tensor site) -> ()")
-_library.define("choose_(Tensor scores, Tensor(a!) weights, Tensor(b!) ids, Tensor site) -> ()")
-_library.define("edit_states_(Tensor(a!) hidden, Tensor? residual, Tensor site) -> ()")
-_library.define("count_(Tensor(a!) ids, Tensor site) -> ()")
+_SCHEMAS = (
+    "edit_scores_(Tensor(a!) scores, Tensor site) -> ()",
+    "choose_(Tensor scores, Tensor(a!) weights, Tensor(b!) ids, Tensor site) -> ()",
+    "edit_states_(Tensor(a!) hidden, Tensor? residual, Tensor site) -> ()",
+    "count_(Tensor(a!) ids, Tensor site) -> ()",
+)
 
 
 def _state() -> WorkerState:
@@ -52,12 +55,10 @@ def _count(ids: Tensor, site: Tensor) -> None:
     counter.count(ids, site)
 
 
-for _name, _op in (
-    ("edit_scores_", _edit_scores),
-    ("choose_", _choose),
-    ("edit_states_", _edit_states),
-    ("count_", _count),
-):
-    _library.impl(_name, _op, "CPU")
-    _library.impl(_name, _op, "CUDA")
+_library: Any = torch.library.Library("steersman", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema, _op in zip(_SCHEMAS, (_edit_scores, _choose, _edit_states, _count), strict=True):
+    _library.define(_schema)
+    _name = _schema.partition("(")[0]
+    for _device in ("CPU", "CUDA"):
+        _library.impl(_name, _op, _device)
     _library._register_fake(_name, lambda *args: None)

@@ -181,8 +181,8 @@ class Registry:
                 raise RequestError(self._unknown(one.name))
             if not least <= one.strength <= most:
                 raise RequestError(
-                    f'steering: strength {one.strength:g} for "{one.name}" is out of bounds: this server takes '
-                    f"{least:g} to {most:g}"
+                    f'steering: strength {one.strength:g} for "{one.name}" is out of bounds: this server '
+                    f"takes {least:g} to {most:g}"
                 )
             try:
                 plans.append(registered.steering if one.strength == 1 else registered.steering * one.strength)
@@ -205,7 +205,7 @@ class Registry:
     # ------------------------------------------------------------ who follows what
 
     def accept(self, resolved: Resolved, answers: int = 1) -> dict[str, Any]:
-        """What the engine is told of a request for so many answers; its plans' slots are held from here on."""
+        """What the engine is told of a request for so many answers; its plans' slots are held from now on."""
         with self._lock:
             if self._known.get(resolved.wanted) is not resolved and not self._is_followed(resolved):
                 resolved = self._resolve(resolved.wanted)  # a plan of it was replaced this very moment
@@ -286,7 +286,7 @@ class Registry:
 
 
 def keys_of(steering: Steering) -> tuple[str, ...]:
-    """Of each role, what identifies the edits that hold for its tokens: sha256 over architecture and edits."""
+    """Of each role, what identifies the edits that hold for its tokens: sha256 of architecture and edits."""
     keys = []
     for role in ROLES:
         held = [edit.canonical() for edit in steering.edits if role in SCOPES[edit.scope]]

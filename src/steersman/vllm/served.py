@@ -1,4 +1,4 @@
-"""The model that an engine serves, as plans see it: its structure and its weights' identity, without weights."""
+"""The model that an engine serves, as plans see it: its structure and the identity of its weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from steersman.models.loading import load_structure
 from steersman.models.apply import Match, check_model
+from steersman.models.loading import load_structure
 from steersman.steering import Steering
 
 

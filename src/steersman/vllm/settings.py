@@ -1,4 +1,4 @@
-"""What the operator configures: vLLM's `additional_config["steersman"]`, checked before anything is loaded."""
+"""What the operator configures: vLLM's `additional_config["steersman"]`, checked before all else."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.models.utils import PPMissingLayer, extract_layer_index
 
 from steersman.errors import ServingError
+from steersman.experts.bounds import edit_scores
 from steersman.vllm.bank import Places, RouterPlace
 from steersman.vllm.routing import Rule
 
@@ -153,9 +154,13 @@ def _rule(runner: MoERunner) -> tuple[Rule | None, str | None]:
         return None, "its experts come from token ids, not from scores"
     if getattr(router, "bias_vl", None) is not None:
         return None, "its bias depends on what kind of token it routes"
-    if getattr(router, "custom_routing_function", None) is not None:
-        return None, None
-    scoring = getattr(router, "scoring_func", "softmax")
+    function = getattr(router, "custom_routing_function", None)
+    if function is not None:
+        kept = keeps_promise(
+            function, runner.moe_config.num_logical_experts, router.top_k, router.renormalize
+        )
+        return None, None if kept else f"{function.__name__} does not keep the promise on edited scores"
+    scoring: Any = getattr(router, "scoring_func", "softmax")
     bias = getattr(router, "e_score_correction_bias", None)
     if scoring == "softmax" and bias is None:
         return None, None
@@ -176,6 +181,29 @@ def _rule(runner: MoERunner) -> tuple[Rule | None, str | None]:
         ),
         None,
     )
+
+
+def keeps_promise(
+    function: Callable[..., tuple[Tensor, Tensor]], experts: int, top_k: int, renormalise: bool
+) -> bool:
+    """Whether a model's own routing function chooses an expert at λ = 1, and none at −1, on edited scores
+    of every size: it is tried.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.1, 3.0, 300.0):
+        scores = torch.randn(64, experts, generator=generator) * size
+        strengths = torch.zeros(64, experts)
+        strengths[:, experts // 2], strengths[:, 0] = 1.0, -1.0
+        edited = edit_scores(scores, strengths)
+        try:
+            _, ids = function(
+                hidden_states=torch.zeros(64, 8), gating_output=edited, topk=top_k, renormalize=renormalise
+            )
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+            return False
+        if not bool((ids == experts // 2).any(dim=-1).all()) or bool((ids == 0).any()):
+            return False
+    return True
 
 
 def _takes_softmax_first(router: Any) -> bool:
@@ -257,7 +285,7 @@ def _count(number: Tensor, scores: Tensor, weights: Tensor, ids: Tensor) -> None
 
 
 def _after_choice(site: RouterSite, operation: Callable[[Tensor, Tensor, Tensor], None]) -> None:
-    """Run an operation on (scores, weights, ids) after a router's choice, and after those put there before."""
+    """Run an operation on (scores, weights, ids) after a router's choice and those put there before."""
     router: Any = site.runner.router
     original: Callable[..., tuple[Tensor, Tensor]] = router._compute_routing
 

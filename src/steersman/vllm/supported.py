@@ -23,8 +23,8 @@ def _unsupported(config: Any) -> list[tuple[bool, str]]:
         (bool(model.is_encoder_decoder), "encoder-decoder models have two streams"),
         (
             speculative is not None and speculative.method not in ("ngram",),
-            f"speculative decoding by {getattr(speculative, 'method', None)!r} drafts with a model that no plan "
-            "is made for; n-gram drafting is exact",
+            f"speculative decoding by {getattr(speculative, 'method', None)!r} drafts with a model that no "
+            "plan is made for; n-gram drafting is exact",
         ),
         (
             bool(getattr(parallel, "enable_dbo", False) or getattr(parallel, "ubatch_size", 0)),

@@ -107,7 +107,7 @@ def steersman_clear(self: Any, slot: int) -> None:
 
 
 def steersman_counts(self: Any, places: int) -> dict[str, Any]:
-    """Experts counted in the first places, which are 0 again then; of ranks that see the same, one answers."""
+    """Experts counted in the first places, 0 again then; of ranks that see the same, one answers."""
     counter = _state(self).counter
     if counter is None:
         return {"layers": [], "counts": b""}

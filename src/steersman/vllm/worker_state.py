@@ -1,4 +1,4 @@
-"""What one worker of the engine knows: its bank, its steered requests, and the edits of the step that runs."""
+"""What one worker of the engine knows: its bank, its steered requests, and the edits of the step."""
 
 from __future__ import annotations
 
