@@ -1,0 +1,240 @@
+"""What commands do on an engine is what they do with transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from worded import save_worded
+
+import steersman
+from cli.command_line import run
+from steersman import Steering, evaluate, lab
+from steersman.errors import ServingError
+from steersman.evaluation.arms import Arm, Subject
+from steersman.evaluation.condition import Condition
+from steersman.evaluation.prompts import encode_fork
+from steersman.evaluation.tasks import load_task
+from steersman.vllm.backend import PLANS, Engine, opened_engine
+from steersman.vllm.evaluation import EngineCondition, EngineSubject
+from steersman.vllm.writing import write
+
+OPTIONS = {"max_num_batched_tokens": 128, "block_size": 32}
+
+
+class Opened(NamedTuple):
+    """A model in transformers, and the same one in an engine, with plans of both levers."""
+
+    model: Any
+    tokenizer: Any
+    engine: Engine
+    plans: dict[str, Steering]
+    folder: Path
+
+
+def plans_for(model: Any) -> dict[str, Steering]:
+    torch.manual_seed(5)
+    vector = torch.randn(128)
+    experts = Steering.from_experts(model, activate={0: [1], 2: [3]}, deactivate={0: [2, 5], 1: [0]})
+    late = Steering.from_experts(model, activate={1: {4: 0.5}}, deactivate={2: [6]}, scope="generated")
+    return {
+        "experts": experts,
+        "answer": Steering.from_vectors(model, {1: 0.5 * vector}),
+        "mixed": late + Steering.from_vectors(model, {2: 0.5 * vector}, scope="prompt"),
+    }
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    folder = tmp_path_factory.mktemp("olmoe")
+    model, tokenizer = save_worded("olmoe", folder)
+    plans = plans_for(model)
+    settings = {"steerings": plans, "count": 1, "options": OPTIONS, "most_at_once": 8}
+    with opened_engine(str(folder), **settings) as engine:
+        yield Opened(model, tokenizer, engine, plans, folder)
+
+
+def conditions(opened: Opened, plan: str | None) -> tuple[Condition, Condition]:
+    """(in transformers, on the engine)"""
+    arm = Arm("it", None if plan is None else opened.plans[plan])
+    ours = Subject(opened.model, opened.tokenizer, batch_size=5, max_new_tokens=7)
+    theirs = EngineSubject(opened.engine, batch_size=5, max_new_tokens=7)
+    return ours.condition(arm), theirs.condition(arm)
+
+
+@pytest.mark.parametrize("plan", [None, "experts", "answer", "mixed"])
+def test_conditions_measure_alike(opened: Opened, plan: str | None) -> None:
+    ours, theirs = conditions(opened, plan)
+    items = list(load_task("lab:refusal", limit=7))
+    contents = [item.content for item in items]
+    texts = [[item.positive, "the river is long ."] for item in items]
+    assert theirs.answers(contents) == ours.answers(contents)
+    assert theirs.answers(contents, max_new_tokens=2) == ours.answers(contents, max_new_tokens=2)
+    for seen, expected in zip(
+        theirs.log_likelihoods(contents, texts), ours.log_likelihoods(contents, texts), strict=True
+    ):
+        assert [(one.tokens, one.greedy) for one in seen] == [(one.tokens, one.greedy) for one in expected]
+        assert [one.total for one in seen] == pytest.approx([one.total for one in expected], abs=1e-4)
+    plain = ["the river is long and the town is old .", "a document"]
+    for read, wanted in zip(theirs.readings(plain), ours.readings(plain), strict=True):
+        assert read.tokens == wanted.tokens
+        assert read.negative_log_likelihood == pytest.approx(wanted.negative_log_likelihood, abs=1e-4)
+        assert read.divergence is None
+    assert theirs.receipt == ours.receipt
+    assert bool(ours.receipt) == (plan is not None)
+    forks = [encode_fork(opened.tokenizer, item) for item in items]
+    expected_d = ours.subject.preference(forks, ours.steering)
+    np.testing.assert_allclose(theirs.subject.preference(forks, theirs.steering), expected_d, atol=1e-4)
+
+
+def test_samples_are_the_same_when_asked_again(opened: Opened) -> None:
+    _, theirs = conditions(opened, "experts")
+    assert isinstance(theirs, EngineCondition)
+    contents = [item.content for item in load_task("lab:refusal", limit=3)]
+    first = theirs.samples(contents, 3, max_new_tokens=6)
+    assert theirs.samples(contents[::-1], 3, max_new_tokens=6)[::-1] == first
+    assert all(len(set(texts)) == 3 for texts in first)  # of a random model
+    with pytest.raises(ServingError, match="divergence"):
+        theirs.token_shifts(contents, ["a"] * 3, theirs)
+
+
+def test_prompts_use_the_same_experts(opened: Opened) -> None:
+    ours, theirs = conditions(opened, None)
+    rows = [ours.subject.encoded(item.content) for item in load_task("lab:refusal", limit=5)]
+    expected, seen = ours.subject.prompt_rates(rows), theirs.subject.prompt_rates(rows)
+    assert (seen.activations == expected.activations).all()
+    assert (seen.tokens == expected.tokens).all()
+    assert seen.layers == expected.layers
+
+
+def test_more_plans_than_fit(opened: Opened) -> None:
+    """Each prompt's plan is its own, also where plans make place for others; a batch may hold any number."""
+    prompt = [5, 9, 13, 17, 21]
+    plans = [
+        Steering.from_vectors(opened.model, {1: 0.01 * number * torch.ones(128)}, scope="all")
+        for number in range(1, PLANS + 8)
+    ]
+    asked = [plans[0], *plans, None, plans[0]]
+    seen = write(opened.engine, [prompt] * len(asked), asked, max_new_tokens=3)
+    fingerprints = [None if plan is None else plan.fingerprint for plan in asked]
+    assert [one.receipt["fingerprint"] for one in seen] == fingerprints
+    assert seen[0].ids == seen[1].ids == seen[-1].ids
+    for place in (1, PLANS + 6, len(asked) - 2):
+        alone = write(opened.engine, [prompt], [asked[place]], max_new_tokens=3)
+        assert alone[0].ids == seen[place].ids
+
+
+def test_an_evaluation_is_the_same(opened: Opened) -> None:
+    def measured(**subject: Any) -> dict[str, Any]:
+        evaluation = evaluate(
+            opened.model,
+            opened.tokenizer,
+            {"experts": opened.plans["experts"]},
+            task="lab:refusal",
+            side_tasks="lab:ordinary",
+            reverse=True,
+            random=2,
+            control_items=4,
+            limit=6,
+            instruction="refuse .",
+            max_new_tokens=5,
+            **subject,
+        )
+        return evaluation.to_json()
+
+    ours, theirs = measured(), measured(subject_of=EngineSubject.of(opened.engine))
+    assert theirs.pop("engine").startswith("vllm 0.")
+    assert len(theirs["limits"]) == len(ours["limits"]) + 1
+    for told in (ours, theirs):
+        told.pop("created"), told.pop("limits")
+        for task in told["tasks"]:
+            for item in task["shown"]:
+                for answer in item["answers"].values():
+                    assert answer.pop("tokens") is None or told is ours
+    assert_close(theirs, ours)
+
+
+def assert_close(seen: Any, expected: Any) -> None:
+    """Equal, numbers to 1e-4."""
+    if isinstance(expected, dict):
+        assert seen.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_close(seen[key], value)
+    elif isinstance(expected, list):
+        assert len(seen) == len(expected)
+        for one, other in zip(seen, expected, strict=True):
+            assert_close(one, other)
+    elif isinstance(expected, float):
+        assert seen == pytest.approx(expected, abs=1e-4)
+    else:
+        assert seen == expected
+
+
+# ------------------------------------------------------------ commands, whose engines end the one above
+
+
+def test_generate_gives_the_same_json(opened: Opened, tmp_path: Path) -> None:
+    opened.plans["mixed"].save_pretrained(tmp_path / "plan")
+    rows = [{"messages": row["messages"]} for row in lab.task("refusal", "test")[:5]]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ("generate", opened.folder, "--steering", f"{tmp_path / 'plan'}@0.5", "--compare", "--json")
+    command = (*command, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 6)
+    expected = run(*command).json
+    seen = run(*command, "--backend", "vllm", "--engine-option", "max_num_batched_tokens=128").json
+    for item in expected["items"]:
+        item["receipt"]["changed"] = None  # an engine does not tell
+    assert seen == expected
+
+
+def test_detect_writes_the_same_counts(opened: Opened, tmp_path: Path) -> None:
+    command = ("detect", opened.folder, "lab:refusal/dev", "--json", "--bootstrap", 5, "--shard", "1/9")
+    expected = run(*command, "-o", tmp_path / "ours").json
+    seen = run(*command, "-o", tmp_path / "theirs", "--backend", "vllm").json
+    assert seen.pop("output") != expected.pop("output")
+    assert seen == expected
+    ours, theirs = (steersman.RoutingContrast.from_pretrained(tmp_path / name) for name in ("ours", "theirs"))
+    assert (ours.activations == theirs.activations).all()
+    assert theirs.made_from == ({**ours.made_from[0], "engine": theirs.made_from[0]["engine"]},)
+    assert not (tmp_path / "theirs.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--engine-option", "nonsense=1"], "engine option nonsense: vLLM has none of this name"),
+        (["--engine-option", "dtype=half"], "engine option dtype: this is decided by the command's own"),
+        (["--device", "cpu"], "--device cpu: goes with --backend transformers"),
+        (["--engine-option", "nonsense"], "right is KEY=VALUE"),
+    ],
+)
+def test_wrong_options(tmp_path: Path, opened: Opened, options: list[str], reason: str) -> None:
+    done = run(
+        "detect", opened.folder, "lab:refusal/dev", "-o", tmp_path / "c", "--backend", "vllm", *options
+    )
+    assert done.status == 2
+    assert reason in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_heads_that_the_engine_cannot_compute_with(tmp_path: Path) -> None:
+    done = run("detect", "lab:moe", "lab:refusal/dev", "-o", tmp_path / "c", "--backend", "vllm")
+    assert done.status == 2
+    assert "attention heads have 24 numbers" in done.stderr
+
+
+@pytest.mark.long
+def test_evaluate_writes_the_same_record(opened: Opened, tmp_path: Path) -> None:
+    opened.plans["answer"].save_pretrained(tmp_path / "plan")
+    command = ("evaluate", opened.folder, "--task", "lab:refusal", "--steering", tmp_path / "plan", "--json")
+    command = (*command, "--random", 2, "--limit", 6, "--strengths", 0.5, "--no-cache", "--shown", 0)
+    ours = run(*command, "-o", tmp_path / "ours").json
+    theirs = run(*command, "-o", tmp_path / "theirs", "--backend", "vllm").json
+    for told in (ours, theirs):
+        for key in ("created", "limits", "output", "engine"):
+            told.pop(key, None)
+    assert_close(theirs, ours)
