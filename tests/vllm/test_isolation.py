@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from engine import closing, open_engine, params, plans_for, prompts, save_plans, save_tiny
 
+from steersman.errors import RequestError
+
 TOKENS = 36
 STRENGTHS = ("", "@0.5", "@0.25", "@1", "@0.731", "@-0.3")
 
@@ -84,12 +86,17 @@ class Sessions:
         return asked
 
     def steering(self, rng: random.Random) -> str | None:
-        """What a request asks for: none, one plan, or two, at drawn strengths."""
+        """What a request asks for: none, one plan, or two, at drawn strengths, where it can be had."""
         if rng.random() < 0.25:
             return None
-        chosen = rng.sample(self.names, rng.choice((1, 1, 2)))
-        strengths = [s for s in STRENGTHS if not s.startswith("@-") or "project" not in chosen]
-        return ",".join(name + rng.choice(strengths) for name in chosen)
+        while True:
+            chosen = rng.sample(self.names, rng.choice((1, 1, 2)))
+            asked = ",".join(name + rng.choice(STRENGTHS) for name in chosen)
+            try:
+                self.steered.llm_engine.input_processor.steersman.resolve(asked)
+            except RequestError:
+                continue
+            return asked
 
 
 def run(sessions: Sessions, session: list[Asked]) -> None:
