@@ -55,9 +55,6 @@ class Claims:
 
 def main() -> int:
     """Run it. Returns the exit status."""
-    from steersman.cli.quiet import quiet_libraries
-
-    quiet_libraries()
     try:
         import openai  # noqa: F401
     except ModuleNotFoundError:
