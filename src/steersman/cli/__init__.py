@@ -12,6 +12,7 @@ import click
 
 from steersman.cli import (
     artifacts,
+    benching,
     composition,
     concepts,
     demo,
@@ -69,6 +70,7 @@ for command in (
     evaluation.evaluate,
     generation.generate,
     serving.serve,
+    benching.bench,
     reporting.report,
     artifacts.show,
     interop.import_,
