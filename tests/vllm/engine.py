@@ -123,9 +123,8 @@ def params(steering: str | None = None, tokens: int = 8, **options: Any) -> Any:
     from vllm import SamplingParams
 
     extra = {} if steering is None else {"extra_args": {"steering": steering}}
-    return SamplingParams(
-        temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=1, detokenize=False, **extra, **options
-    )
+    settings = {"temperature": 0, "ignore_eos": True, "logprobs": 1, "detokenize": False, **extra, **options}
+    return SamplingParams(max_tokens=tokens, **settings)
 
 
 def ask(engine: Any, prompts: Sequence[Sequence[int]], asked: Sequence[Any]) -> list[Any]:

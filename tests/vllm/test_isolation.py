@@ -71,7 +71,7 @@ class Sessions:
             if rng.random() < 0.5:
                 prompt = [*prompt, *(rng.randrange(3, 64) for _ in range(rng.randrange(1, 9)))]
             follows = rng.choice(asked).name if asked and rng.random() < 0.35 else None
-            arrives = rng.randrange(0, 25)
+            arrives = rng.randrange(0, size)
             asked.append(
                 Asked(
                     name=f"r{number}",
@@ -190,8 +190,9 @@ def test_a_thousand_sessions(family: str, number: int, tmp_path: Path) -> None:
     total = Counter[str]()
     with closing(made.steered), closing(made.plain):
         for seed in range(number):
-            total.update(check(made, seed, size=16))
+            total.update(check(made, seed, size=6))
             if seed % 20 == 19:
                 print(family, seed + 1, dict(total), "preempted", made.preempted, "cached", made.cached)
-    assert total["steered"] > 5 * number
+    assert total["steered"] > 2 * number
+    assert made.preempted > number / 10
     assert total["steered differ"] == total["unsteered differ"] == 0, total

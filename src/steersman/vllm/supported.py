@@ -31,8 +31,8 @@ def _unsupported(config: Any) -> list[tuple[bool, str]]:
             "micro-batches (--enable-dbo) split a step's tokens",
         ),
         (
-            bool(getattr(passes, "enable_sp", False)),
-            "sequence parallelism (enable_sp) spreads tokens over ranks",
+            bool(getattr(passes, "enable_sp", False) or parallel.use_sequence_parallel_moe),
+            "sequence parallelism spreads tokens over ranks",
         ),
         (
             bool(getattr(cache, "kv_sharing_fast_prefill", False)),
