@@ -62,7 +62,8 @@ test-engine: python ## A steered model inside vLLM on the CPU (an environment of
 # One process: an engine takes every core. Pytest's 5: PYTEST_ARGS asks for none of these tests.
 ENGINE_TESTS = -m "not long"
 engine-tests: $(VLLM_READY)
-	@$(RUN) $(VLLM)/bin/python -m pytest tests/vllm $(ENGINE_TESTS) $(PYTEST_ARGS) || \
+	@$(RUN) $(VLLM)/bin/python -m pytest tests/vllm \
+	    "tests/test_docs.py::test_code_blocks_run[docs/serving.md]" $(ENGINE_TESTS) $(PYTEST_ARGS) || \
 	    { code=$$?; [ $$code = $(if $(PYTEST_ARGS),5,0) ] || exit $$code; }
 
 bench: $(READY) ## The benchmarks, each of which prints a ratio
