@@ -188,6 +188,7 @@ def test_several_answers(served: Served) -> None:
         ("parallel_config", "decode_context_parallel_size", 2, "context parallelism"),
         ("cache_config", "kv_sharing_fast_prefill", True, "skips prompt tokens"),
         ("model_config", "runner_type", "pooling", "it runs pooling"),
+        ("model_config", "enable_sleep_mode", True, "sleep mode discards"),
         ("speculative_config", "method", "eagle", "drafts with a model"),
     ],
 )

@@ -35,6 +35,15 @@ def _unsupported(config: Any) -> list[tuple[bool, str]]:
             "sequence parallelism spreads tokens over ranks",
         ),
         (
+            config.kv_transfer_config is not None,
+            "a KV connector (--kv-transfer-config) hands over keys and values by their tokens alone, whatever "
+            "steering they were computed under",
+        ),
+        (
+            bool(getattr(model, "enable_sleep_mode", False)),
+            "sleep mode discards what is on the device, and the plans with it",
+        ),
+        (
             bool(getattr(cache, "kv_sharing_fast_prefill", False)),
             "--kv-sharing-fast-prefill skips prompt tokens in some layers",
         ),

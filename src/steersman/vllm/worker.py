@@ -53,8 +53,10 @@ def _compile_or_warm_up_model(original: Any, self: Any) -> Any:
 def _execute_dummy_batch(original: Any, self: Any) -> Any:
     """Other ranks have work and this one has none: its model runs on nothing, which nobody counts."""
     state: WorkerState | None = getattr(self.model_runner, STATE, None)
-    if state is not None and state.counter is not None:
-        state.counter.rest()
+    if state is not None:
+        state.follow([], 0)
+        if state.counter is not None:
+            state.counter.rest()
     return original(self)
 
 
