@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,26 +41,43 @@ def edit_scores(scores: Tensor, strengths: Tensor, plan: Tensor | None = None) -
         [tokens, experts] in the dtype of `scores`, computed in float32 (float64 stays). Where λ = 0 the
         score is returned to the bit.
     """
-    chosen = strengths if plan is None else strengths[plan]
-    x = scores if scores.dtype == torch.float64 else scores.float()
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
-    lower = low - margin(low, scores.dtype)
-    upper = high + margin(high, scores.dtype)
-    size = chosen.abs()
-    full = size == 1
-    beta = chosen / (1 - size).masked_fill(full, 1.0)
-    deviation = x.std(dim=-1, correction=0, keepdim=True)
-    moved = torch.clamp(x + beta * deviation, lower, upper)
-    bound = torch.where(chosen > 0, upper, lower)
-    edited = torch.where(full, bound, moved).to(scores.dtype)
-    return torch.where(chosen == 0, scores, edited)
+    return Moving.by(strengths if plan is None else strengths[plan])(scores)
 
 
-def margin(bound: Tensor, dtype: torch.dtype) -> Tensor:
-    """ε for a bound: how far outside the token's scores an edited score goes, so that it stays there in
-    `dtype`.
+@dataclass(frozen=True)
+class Moving:
+    """Strengths made ready for `edit_scores`, where the same ones edit scores step after step.
+
+    Attributes:
+        beta: β = |λ| / (1 - |λ|) with the sign of λ; any number where |λ| = 1.
+        kept: λ = 0.
+        raised, lowered: λ = 1, λ = -1; None where there is neither.
     """
-    return torch.clamp(4 * torch.finfo(dtype).eps * bound.abs(), min=LEAST_MARGIN)
+
+    beta: Tensor
+    kept: Tensor
+    raised: Tensor | None
+    lowered: Tensor | None
+
+    @classmethod
+    def by(cls, strengths: Tensor) -> Moving:
+        """For λ, [tokens, experts] or one row for all."""
+        size = strengths.abs()
+        full = size == 1
+        beta = strengths / (1 - size).masked_fill(full, 1.0)
+        if strengths.is_cpu and not bool(full.any()):  # elsewhere, looking would wait for the device
+            return cls(beta, strengths == 0, None, None)
+        return cls(beta, strengths == 0, strengths == 1, strengths == -1)
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Edited scores, [tokens, experts]."""
+        x = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
+        lower, upper = _bounds(x, scores.dtype)
+        deviation = x.std(dim=-1, correction=0, keepdim=True)
+        moved = torch.clamp(x + self.beta * deviation, lower, upper)
+        if self.raised is not None and self.lowered is not None:
+            moved = torch.where(self.raised, upper, torch.where(self.lowered, lower, moved))
+        return torch.where(self.kept, scores, moved.to(scores.dtype))
 
 
 def sources_of(strengths: Tensor) -> Tensor | None:
@@ -82,10 +100,6 @@ def sources_of(strengths: Tensor) -> Tensor | None:
 def move_to_bounds(scores: Tensor, sources: Tensor) -> Tensor:
     """`edit_scores` for strengths of 0 and ±1.
 
-    max + ε is the largest of x + 0.01, x (1 + c) and x (1 - c) over the experts, c = 4 · eps(dtype): each
-    grows with x, and c is a power of two, so both products round as |x| c added to x would. min - ε
-    likewise: one reduction gives both.
-
     Args:
         scores: [tokens, experts], any floating dtype; not changed.
         sources: From `sources_of`: [experts] for all tokens, or [tokens, experts].
@@ -94,12 +108,23 @@ def move_to_bounds(scores: Tensor, sources: Tensor) -> Tensor:
         [tokens, experts] in the dtype of `scores`.
     """
     x = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
-    offset, factor = _candidates(scores.dtype, x.dtype, scores.device)
-    around = torch.addcmul(offset, x.unsqueeze(-2), factor).flatten(-2)
-    low, high = torch.aminmax(around, dim=-1, keepdim=True)
+    low, high = _bounds(x, scores.dtype)
     reached = torch.cat((x, low, high), -1)
     edited = reached.index_select(-1, sources) if sources.dim() == 1 else reached.gather(-1, sources)
     return edited if edited.dtype == scores.dtype else edited.to(scores.dtype)
+
+
+def _bounds(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """min - ε and max + ε of each token, [tokens, 1], for scores that are rounded to `dtype`.
+
+    max + ε is the largest of x + 0.01, x (1 + c) and x (1 - c) over the experts, c = 4 · eps(dtype): each
+    grows with x, and c is a power of two, so both products round as |x| c added to x would. min - ε
+    likewise: one reduction gives both.
+    """
+    offset, factor = _candidates(dtype, x.dtype, x.device)
+    around = torch.addcmul(offset, x.unsqueeze(-2), factor).flatten(-2)
+    low, high = torch.aminmax(around, dim=-1, keepdim=True)
+    return low, high
 
 
 @functools.cache

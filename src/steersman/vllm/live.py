@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from steersman.errors import SteeringNotApplied
 from steersman.vllm.bank import Bank
 from steersman.vllm.read_text import prompt_length
-from steersman.vllm.roles import role_runs
+from steersman.vllm.roles import GENERATED, role_runs
 from steersman.vllm.settings import KEY
 
 Follows = tuple[tuple[int, float], ...]
@@ -83,13 +83,18 @@ class LiveRequests:
         """
         spans: list[Span] = []
         start = 0
-        for request_id, count, before in zip(request_ids, scheduled, computed, strict=True):
+        counts, positions = map(int, scheduled), map(int, computed)
+        for request_id, count, before in zip(request_ids, counts, positions, strict=True):
             live = self._plans.get(request_id)
             if live is not None:
                 plan, follows = live
-                shift = start - int(before)
-                for first, end, role in role_runs(int(before), int(before) + int(count), plan.prompt_length):
-                    if follows[role]:
-                        spans.append(Span(first + shift, end + shift, follows[role]))
-            start += int(count)
+                if before >= plan.prompt_length:  # nearly all of a server's steps: no need to look further
+                    if follows[GENERATED]:
+                        spans.append(Span(start, start + count, follows[GENERATED]))
+                else:
+                    shift = start - before
+                    for first, end, role in role_runs(before, before + count, plan.prompt_length):
+                        if follows[role]:
+                            spans.append(Span(first + shift, end + shift, follows[role]))
+            start += count
         return spans

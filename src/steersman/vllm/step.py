@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steersman.concepts.residual import NOTHING
-from steersman.experts.bounds import Moves, are_few, edit_scores, move_few, move_to_bounds, sources_of
+from steersman.experts.bounds import Moves, Moving, are_few, move_few, move_to_bounds, sources_of
 from steersman.vllm.bank import Bank
 from steersman.vllm.live import Span
 from steersman.vllm.routing import choose, tell_dead_apart
@@ -31,6 +31,7 @@ class RouterEdit:
     """What holds at one router: λ of the edited tokens, and where its full edits find their scores."""
 
     strengths: Tensor
+    moving: Moving
     sources: Tensor | None
     moves: tuple[Moves, ...] | None
 
@@ -41,7 +42,7 @@ class RouterEdit:
             return scores
         if self.sources is not None:
             return move_to_bounds(scores, self.sources)
-        return edit_scores(scores, self.strengths)
+        return self.moving(scores)
 
 
 class Step:
@@ -122,7 +123,7 @@ class Step:
         sources = sources_of(strengths)
         few = sources is not None and strengths.numel() <= FEW
         moves = tuple(_moves(row) for row in strengths.tolist()) if few else None
-        return RouterEdit(strengths, sources, moves)
+        return RouterEdit(strengths, Moving.by(strengths), sources, moves)
 
     # ------------------------------------------------------------ states
 
