@@ -1,5 +1,5 @@
-"""What serving with steerings costs: tokens a second of an engine whose requests are steered, over those of one
-without steerings, for the same prompts.
+"""What serving with steerings costs: tokens a second of an engine whose requests are steered, over those of
+one without steerings, for the same prompts.
 
 Two engines of vLLM in this process answer in turn: one that is not configured to be steered, and one that
 holds a plan for every request of a batch, each of experts and vectors in all layers. On a GPU, or with
@@ -9,6 +9,7 @@ holds a plan for every request of a batch, each of experts and vectors in all la
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -163,7 +164,9 @@ def engine(folder: Path, given: argparse.Namespace, plans: Mapping[str, str] | N
     )
 
 
-def answering(llm: Any, batch: int, given: argparse.Namespace, asked: Sequence[str | None]) -> Callable[[], None]:
+def answering(
+    llm: Any, batch: int, given: argparse.Namespace, asked: Sequence[str | None]
+) -> Callable[[], None]:
     """Answers a batch of requests, each with the steering that it asks for, greedily."""
     from vllm import SamplingParams
 
@@ -201,6 +204,9 @@ def asked_for(batch: int) -> dict[str, list[str | None]]:
 
 def main() -> None:
     given = arguments()
+    if importlib.util.find_spec("vllm") is None:
+        print("not run: vLLM is not installed here (`make test-engine` makes an environment with it)")
+        return
     if given.device == "cpu":
         torch.set_num_threads(1)
     ratios: list[Ratio] = []
@@ -233,7 +239,7 @@ def main() -> None:
             rates.append(f"batch {batch}: {batch * given.tokens / sorted(base)[len(base) // 2]:.0f} tokens/s")
     report(
         f"{given.model} on {given.device}, {given.prompt} tokens in, {given.tokens} out, "
-        f"{'eager' if given.eager else 'compiled'}; plans of 5 experts and a vector in every layer; throughput",
+        f"{'eager' if given.eager else 'compiled'}; plans of 5 experts and a vector in every layer; tokens/s",
         ratios,
         notes=f"vLLM {_engine_version()}; noise: {'; '.join(' '.join(str(one).split()) for one in noise)}; "
         f"unsteered: {', '.join(rates)}",
@@ -258,11 +264,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="how often each arm runs")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", choices=tuple(SHAPES), default="tiny")
-    parser.add_argument("--batch", type=int, nargs="+", help="requests at a time (cpu: 16 32, cuda: 1 32 256)")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", help="requests at a time (cpu: 16 32, cuda: 1 32 256)"
+    )
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--eager", action="store_true", default=None, help="neither compiled nor captured")
-    parser.add_argument("--memory", type=float, default=0.42, help="of the GPU's, for each of the two engines")
+    parser.add_argument(
+        "--memory", type=float, default=0.42, help="of the GPU's, for each of the two engines"
+    )
     given = parser.parse_args()
     given.batch = given.batch or ([16, 32] if given.device == "cpu" else [1, 32, 256])
     return given
