@@ -121,9 +121,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the counts in benchmarks/results/")
     given = parser.parse_args()
     counted = lines()
-    print(
-        "counted, not measured"
-    )
+    print("counted, not measured")
     header = (
         "model",
         "batch",
