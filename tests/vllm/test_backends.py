@@ -20,8 +20,10 @@ from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.prompts import encode_fork
 from steersman.evaluation.tasks import load_task
+from steersman.experts.causal_effects import Gate
 from steersman.vllm.backend import PLANS, Engine, opened_engine
 from steersman.vllm.evaluation import EngineCondition, EngineSubject
+from steersman.vllm.screening import on_engine
 from steersman.vllm.writing import write
 
 OPTIONS = {"max_num_batched_tokens": 128, "block_size": 32}
@@ -157,6 +159,47 @@ def test_an_evaluation_is_the_same(opened: Opened) -> None:
                 for answer in item["answers"].values():
                     assert answer.pop("tokens") is None or told is ours
     assert_close(theirs, ours)
+
+
+SETS: dict[str, Any] = {
+    "keep": ["lab:ordinary/train"],
+    "harm": ["lab:refusal/dev"],
+    "subsets": 5,
+    "at_most": 2,
+    "least_t": 0.5,
+    "gate": Gate(0.9, 0.001),
+    "scope": "answer",
+    "limit": 40,
+    "max_new_tokens": 4,
+}
+WHOLE = {"at_most": 0, "signs": "activate", "limit": 20, "whole_answers": True}
+
+
+@pytest.mark.parametrize("how", [WHOLE, pytest.param(SETS, marks=pytest.mark.long)], ids=["whole", "sets"])
+def test_a_screen_is_the_same(opened: Opened, how: dict[str, Any]) -> None:
+    ours, theirs = (
+        steersman.screen_experts(
+            opened.model, opened.tokenizer, "lab:refusal/train", method="exact", **how, **runs
+        )
+        for runs in ({}, {"runs": on_engine(opened.engine)})
+    )
+    assert (ours.effects.measured == theirs.effects.measured).all()
+    for one, other in ((theirs.effects, ours.effects), (theirs.subsets, ours.subsets)):
+        if one is not None and other is not None:
+            np.testing.assert_allclose(one.mean, other.mean, atol=1e-4)
+            np.testing.assert_allclose(one.standard_error, other.standard_error, atol=1e-4)
+            told = np.abs(other.mean) > 0.01  # what is smaller has the p-value of rounding
+            assert told.any()
+            np.testing.assert_allclose(one.p_values[told], other.p_values[told], atol=0.01)
+    assert set(theirs.sets) == set(ours.sets)
+    assert any(found.picks for found in ours.sets.values()) == (how is SETS)
+    for side, found in ours.sets.items():
+        assert [(p.layer, p.expert, p.strength) for p in theirs.sets[side].picks] == [
+            (p.layer, p.expert, p.strength) for p in found.picks
+        ]
+        assert theirs.sets[side].shift == pytest.approx(found.shift, abs=1e-4)
+    assert theirs.harm == ours.harm
+    assert theirs.made_from[0]["engine"].startswith("vllm 0.")
 
 
 def assert_close(seen: Any, expected: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +13,12 @@ import click
 
 from steersman.cli.failures import resumable
 from steersman.cli.options import (
+    BackendChoice,
     ModelChoice,
+    backend_options,
     batch_size_option,
     force_option,
+    given_option,
     json_option,
     model_options,
     output_option,
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from steersman import CausalScreen, Steering
     from steersman.edits import Scope
     from steersman.evaluation.screening.options import Method, Signs
+    from steersman.evaluation.screening.screen import Runs
 
 SHOWN = 12
 """Experts that are listed; the table has them all."""
@@ -118,10 +124,12 @@ SHOWN = 12
 @resume_option
 @seed_option
 @batch_size_option(128)
+@backend_options
 @force_option
 @json_option
 def screen(
     model: ModelChoice,
+    backend: BackendChoice,
     items: str,
     output: Path,
     contrast: Path | None,
@@ -173,9 +181,9 @@ def screen(
             f"--gate-q {gate_q:g} --gate-effect {gate_effect:g}: right is a q above 0, at most 1, and an "
             "effect from 0"
         )
-    with resumable(partial):
-        counted = None if contrast is None else RoutingContrast.from_pretrained(contrast)
-        opened, tokenizer = model.open()
+    counted = None if contrast is None else RoutingContrast.from_pretrained(contrast)
+    most = batch_size if given_option("batch_size") else None
+    with resumable(partial), _open(model, backend, most) as (opened, tokenizer, runs):
         if force and not resume:
             discard(partial)
         before = units_done(partial)
@@ -201,6 +209,7 @@ def screen(
             checkpoint=partial,
             resume=resume,
             progress=True,
+            runs=runs,
         )
         found.save_pretrained(output, force=force)
     discard(partial)
@@ -208,6 +217,20 @@ def screen(
     if resume:
         result["resumed_after"] = before
     put_out(result, as_json, lambda: f"{output}: a causal screen\n{screen_in_words(found)}")
+
+
+@contextmanager
+def _open(model: ModelChoice, backend: BackendChoice, most: int | None) -> Iterator[tuple[Any, Any, Runs]]:
+    """The model, its tokenizer, and what runs the measurements."""
+    from steersman.evaluation.screening.screen import Runs
+
+    if not backend.on_engine:
+        yield (*model.open(), Runs())
+        return
+    with backend.engine(model, all_sites=True, most_at_once=most) as engine:
+        from steersman.vllm.screening import on_engine
+
+        yield engine.model, engine.tokenizer, on_engine(engine)
 
 
 def screen_for_json(found: CausalScreen) -> dict[str, Any]:

@@ -75,9 +75,7 @@ class EngineSubject(Subject):
 
     def preference(self, forks: Sequence[Fork], steering: Steering | None = None) -> NDArray[np.float64]:
         """As `Subject.preference`."""
-        settings = [
-            _greedy(1, logprobs=2, logprob_token_ids=[fork.positive, fork.negative]) for fork in forks
-        ]
+        settings = [greedy(1, logprobs=2, logprob_token_ids=[fork.positive, fork.negative]) for fork in forks]
         outputs = self.asked.ask(
             [fork.ids for fork in forks],
             [steering] * len(forks),
@@ -95,7 +93,7 @@ class EngineSubject(Subject):
     def prompt_rates(self, rows: Sequence[Sequence[int]]) -> PromptRates:
         """Which experts the unsteered model uses for prompts of token ids."""
         sites = first_routers(self.model)
-        settings = [_greedy(1, extra_args={KEY: CountedText(((0, len(ids), 0),))}) for ids in rows]
+        settings = [greedy(1, extra_args={KEY: CountedText(((0, len(ids), 0),))}) for ids in rows]
         ask(self.asked.llm, rows, settings)
         answers = self.asked.llm.collective_rpc("steersman_counts", args=(1,))
         widest = max(site.facts.experts for site in sites.values())
@@ -187,7 +185,7 @@ class EngineCondition(Condition):
     def _read(self, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[LogLikelihood]:
         """log p of what comes after each row's prompt."""
         self._check_room(rows, 1)
-        settings = [_greedy(1, prompt_logprobs=0)] * len(rows)
+        settings = [greedy(1, prompt_logprobs=0)] * len(rows)
         outputs = self.subject.asked.ask(rows, [self.steering] * len(rows), settings, prompts=prompts)
         found = []
         for ids, start, output in zip(rows, prompts, outputs, strict=True):
@@ -206,7 +204,8 @@ class EngineCondition(Condition):
         return min(super()._context(), self.subject.asked.context)
 
 
-def _greedy(tokens: int, **more: Any) -> Any:
+def greedy(tokens: int, **more: Any) -> Any:
+    """Settings of a request that is answered by so many tokens, whatever they are."""
     from vllm import SamplingParams
 
     return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, **more)

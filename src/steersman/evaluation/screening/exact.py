@@ -55,6 +55,8 @@ class Base:
 class Instrument:
     """Scores texts of a model under edits of its routers. Use `instrument` to open one."""
 
+    has_gradients = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 from tqdm import tqdm
 
 from steersman.evaluation.arms import Arm, Subject
@@ -20,25 +19,19 @@ from steersman.experts.causal_effects import DIRECTIONS, Bools
 from steersman.models.reading import evaluating
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from steersman.steering import Steering
 
 
 def harm_of(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    subject: Subject,
     screen: CausalScreen,
     tasks: Sequence[Task],
     ledger: Ledger,
     bar: tqdm[Any],
-    batch_size: int,
-    max_new_tokens: int,
 ) -> tuple[dict[str, Any], ...]:
     """Of each task and direction: the positive side's rate unsteered, steered, and the paired difference with
     its interval.
     """
-    subject = Subject(model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
     plans = {
         direction: screen.select(reverse=direction == "reversed")
         for direction in DIRECTIONS
@@ -49,7 +42,7 @@ def harm_of(
 
         def on(name: str, plan: Steering | None, task: Task = task, number: int = number) -> Bools:
             def work() -> npt.NDArray[np.int64]:
-                with evaluating(model):
+                with evaluating(subject.model):
                     outcomes = subject.run(task, Arm(name, plan)).outcomes
                 return np.array([OUTCOMES.index(side) for side in outcomes])
 

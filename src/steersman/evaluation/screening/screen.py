@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from steersman.errors import ArchitectureMismatch, ModelError, WeightsMismatch
+from steersman.evaluation.arms import Subject
 from steersman.evaluation.screening.effects import edits_of, effects_of, place_of
 from steersman.evaluation.screening.estimate import estimates
 from steersman.evaluation.screening.exact import Edit, Floats, Instrument, instrument
@@ -51,6 +53,21 @@ KEPT_ITEMS = 200
 """At most so many items of each task that is to be kept."""
 
 
+@dataclass(frozen=True)
+class Runs:
+    """What runs a screen's measurements: transformers in this process, or an engine.
+
+    Attributes:
+        instrument: Opens what scores texts, as `exact.instrument` does.
+        subject: Makes what answers the tasks of harm, as `Subject`.
+        engine: The engine's name and version; None: transformers.
+    """
+
+    instrument: Callable[..., AbstractContextManager[Instrument]] = instrument
+    subject: Callable[..., Subject] = Subject
+    engine: str | None = None
+
+
 def screen_experts(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -62,6 +79,7 @@ def screen_experts(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    runs: Runs = Runs(),
     **options: Any,
 ) -> CausalScreen:
     """Find the experts that cause a behaviour: the effect of each on d = log p(positive answer) −
@@ -96,6 +114,8 @@ def screen_experts(
         checkpoint: A folder to save progress in. It is yours to remove when the result is safe.
         resume: Go on from what is saved in `checkpoint`, if anything is; otherwise that is an error.
         progress: Show a progress bar on stderr where it takes more than a second.
+        runs: What runs the measurements: `on_engine(engine)` of `steersman.vllm.screening` asks an engine,
+            and of the model knows its structure alone; effects are all exact there.
 
     Raises:
         ModelError: the model has no routers, gives no finite d, or (method `estimate`) its experts cannot be
@@ -125,10 +145,11 @@ def screen_experts(
         "roles": [len(kept), len(harmed)],
         **{name: value for name, value in vars(given).items() if name != "gate"},
         "gate": vars(given.gate),
+        **({} if runs.engine is None else {"engine": runs.engine}),
     }
     ledger = Ledger(checkpoint, run, resume=resume)
     with (
-        instrument(model, tokenizer, sites, scope=given.scope, batch_size=given.batch_size) as tool,
+        runs.instrument(model, tokenizer, sites, scope=given.scope, batch_size=given.batch_size) as tool,
         tqdm(desc="screening", unit=" measurements", disable=not progress, delay=1, leave=False) as bar,
     ):
         screening = _Screening(tool, sites, given, ledger, bar)
@@ -141,7 +162,7 @@ def screen_experts(
         model=name,
         revision=revision,
         made_from=(
-            describe(task, "items"),
+            describe(task, "items") | ({} if runs.engine is None else {"engine": runs.engine}),
             *(describe(each, "keep") for each in kept),
             *(describe(each, "harm") for each in harmed),
             *(({"kind": "routing_contrast", "sha256": contrast.sha256},) if contrast is not None else ()),
@@ -149,9 +170,10 @@ def screen_experts(
         risk_difference=None if contrast is None else contrast.risk_difference,
     )
     with tqdm(desc="harm", disable=not progress, delay=1, leave=False) as bar:
-        measured = harm_of(
-            model, tokenizer, screen, harmed, ledger, bar, given.batch_size, given.max_new_tokens
+        subject = runs.subject(
+            model, tokenizer, batch_size=given.batch_size, max_new_tokens=given.max_new_tokens
         )
+        measured = harm_of(subject, screen, harmed, ledger, bar)
     ledger.save(at_once=True)
     return replace(screen, harm=measured)
 
@@ -268,6 +290,8 @@ class _Screening:
         return {layer: [edit for edit in of_layer if edit in best] for layer, of_layer in edits.items()}
 
     def _estimated(self, reading: Reading, edits: dict[int, list[Edit]]) -> dict[Edit, Floats]:
+        if not self._tool.has_gradients:
+            raise CannotEstimate("an engine gives no gradients")
         every = [edit for of_layer in edits.values() for edit in of_layer]
         found = np.zeros((len(every), len(reading.texts)))
         for number, batch in enumerate(self._tool.batches(reading)):
