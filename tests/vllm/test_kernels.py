@@ -5,14 +5,9 @@ On a GPU, else in Triton's interpreter. They need Triton, and not vLLM.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -36,7 +31,7 @@ with pytest.MonkeyPatch.context() as patch:
 from steersman.concepts.residual import Add, Project, Step  # noqa: E402
 from steersman.errors import SteeringNotApplied  # noqa: E402
 from steersman.vllm.bank import Bank, Places, Room, RouterPlace  # noqa: E402
-from steersman.vllm.device_state import Counts, DeviceState, followed  # noqa: E402
+from steersman.vllm.device_state import DeviceState  # noqa: E402
 from steersman.vllm.live import Span  # noqa: E402
 from steersman.vllm.plan_rows import PlanRow  # noqa: E402
 from steersman.vllm.routing import Rule  # noqa: E402
@@ -306,45 +301,6 @@ def test_a_step_forgets_the_one_before() -> None:
         assert {token for token in range(8) if bank.token_rows[token].any()} == steered
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 3)), max_size=6))
-def test_the_table_of_who_follows_what(parts: list[tuple[int, int, int]]) -> None:
-    spans, at = [], 0
-    for gap, length, count in parts:
-        at += gap
-        spans.append(Span(at, at + length, tuple((7 + n, 0.5 + n) for n in range(count))))
-        at += length
-    table = followed(spans, at + 2, 3)
-    slow = np.zeros((at + 2, 6), np.int32)
-    for span in spans:
-        for token in range(span.first, span.end):
-            for n, (row, strength) in enumerate(span.follows):
-                slow[token, n] = row
-                slow[token, 3 + n] = np.float32(strength).view(np.int32)
-    assert np.array_equal(table, slow)
-
-
-def test_more_plans_than_there_is_room_for_are_an_error() -> None:
-    with pytest.raises(SteeringNotApplied, match="follows 3 steerings; this engine has room for 2"):
-        followed([Span(0, 1, ((1, 1.0), (2, 1.0), (3, 1.0)))], 1, 2)
-
-
-def test_a_site_that_stops_running_is_seen() -> None:
-    bank = Bank(Places((RouterPlace(3, 4),), (3,), 4), Room(1, 1, 1, 1, 4), DEVICE)
-    counts = Counts(bank, every=4)
-
-    def late(steps: int, runs: list[int]) -> set[int]:
-        found: set[int] = set()
-        for _ in range(steps):
-            if ON_GPU:
-                torch.cuda.synchronize()
-            found.update(counts.step())
-            bank.ran += torch.tensor(runs, dtype=torch.int32, device=DEVICE)
-        return found
-
-    assert late(12, [1, 1]) == set()
-    assert late(12, [1, 0]) == {1}
-
-
 def test_a_choice_of_another_size_is_refused() -> None:
     rule = Rule(2, "sigmoid", True)
     bank = router_bank(RouterPlace(0, 8, rule), [PlanRow({0: {0: 1.0}}, {})], 4)
@@ -376,44 +332,3 @@ def test_rules_of_all_routers_lie_in_one_table() -> None:
     assert table.scaling.tolist() == [2.5, 1, 2.5]
     assert table.bias.sum(dim=1).tolist() == [28, 0, 0]
     assert (table.most, table.softmax_first.tolist()) == (2, [0, 1, 0])
-
-
-COMPILED = """
-import json, triton
-from triton.compiler import ASTSource
-from triton.backends.compiler import GPUTarget
-from steersman.vllm import kernels, routing_kernel  # noqa: E402
-
-TYPES = dict(
-    site="*i32", token_rows="*i32", token_strengths="*fp32", table="*fp32", softmax_first="*i32", ran="*i32",
-    factor="fp32", weights="*fp32", ids="*i32", rules="*i32", scaling="*fp32", bias="*fp32",
-    vector_ids="*i32", shares="*fp32", vectors="*fp32", scores="*bf16", hidden="*bf16", residual="*bf16",
-)
-sizes = {}
-for kernel, constants in (
-    (kernels._edit_scores, dict(block=128)),
-    (kernels._edit_states, dict(block=2048, has_residual=True)),
-    (routing_kernel._choose, dict(block=256, chosen_block=8)),
-):
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else TYPES.get(name, "i32") for name in names}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
-    sizes[kernel.__name__] = len(compiled.asm["cubin"])
-print(json.dumps(sizes))
-"""
-
-
-def test_the_kernels_compile_for_a_gpu() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILED],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    sizes = json.loads(ran.stdout)
-    assert set(sizes) == {"_edit_scores", "_edit_states", "_choose"}
-    assert all(size > 1000 for size in sizes.values())

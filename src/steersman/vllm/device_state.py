@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from steersman.errors import SteeringNotApplied
 from steersman.vllm import kernels, routing_kernel
 from steersman.vllm.bank import Bank
 from steersman.vllm.live import Span
+from steersman.vllm.site_counts import SiteCounts
+from steersman.vllm.step_table import followed
 from steersman.vllm.worker_state import WorkerState
-
-EVERY = 64
-"""Steps from one look at the kernels' counts to the next."""
 
 
 class DeviceState(WorkerState):
@@ -33,7 +30,7 @@ class DeviceState(WorkerState):
         self._spans: Sequence[Span] = ()
         self._reach = 0
         """Tokens of the table on the device that may be other than zero."""
-        self._counts = Counts(bank)
+        self._counts = SiteCounts(bank.ran)
 
     def lay_out(self, request_ids: Sequence[str], scheduled: Sequence[int], computed: Sequence[int]) -> None:
         """Prepare the edits of a step, from what the engine's runner has prepared.
@@ -76,72 +73,3 @@ class DeviceState(WorkerState):
 
     def edit_states(self, hidden: Tensor, residual: Tensor | None, site: Tensor) -> None:
         kernels.edit_states(hidden, residual, site, self.bank)
-
-
-def followed(spans: Sequence[Span], tokens: int, components: int) -> NDArray[np.int32]:
-    """The bank's table `followed`, int32 [tokens, 2 · components], for some spans of tokens.
-
-    Raises:
-        SteeringNotApplied: a token follows more rows than the table holds.
-    """
-    table = np.zeros((tokens, 2 * components), np.int32)
-    if not spans:
-        return table
-    ends = np.fromiter((span.end for span in spans), np.int64, len(spans))
-    lengths = ends - np.fromiter((span.first for span in spans), np.int64, len(spans))
-    # Token t of a span lies at end - (tokens up to the span's end) + (its number among all tokens).
-    at = np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
-    known: dict[object, NDArray[np.int32]] = {}
-    packed = []
-    for span in spans:
-        row = known.get(span.follows)
-        if row is None:
-            row = known[span.follows] = _packed(span, components)
-        packed.append(row)
-    table[at] = np.repeat(np.stack(packed), lengths, axis=0)
-    return table
-
-
-def _packed(span: Span, components: int) -> NDArray[np.int32]:
-    if len(span.follows) > components:
-        raise SteeringNotApplied(
-            f"a request follows {len(span.follows)} steerings; this engine has room for {components}"
-        )
-    packed = np.zeros(2 * components, np.int32)
-    for component, (row, strength) in enumerate(span.follows):
-        packed[component] = row
-        packed[components + component] = np.float32(strength).view(np.int32)
-    return packed
-
-
-class Counts:
-    """Looks, now and then, whether every site has run since the last look, and never waits for it."""
-
-    def __init__(self, bank: Bank, every: int = EVERY) -> None:
-        self._ran = bank.ran
-        self._every = every
-        self._steps = 0
-        self._before: Tensor | None = None
-        self._coming: tuple[Tensor, torch.cuda.Event | None] | None = None
-
-    def step(self) -> list[int]:
-        """To be called before each forward; gives the sites that have not run between the last two looks."""
-        self._steps += 1
-        late: list[int] = []
-        if self._coming is not None and (self._coming[1] is None or self._coming[1].query()):  # type: ignore[no-untyped-call]
-            now = self._coming[0]
-            if self._before is not None:
-                late = (now == self._before).nonzero().flatten().tolist()
-            self._before, self._coming = now, None
-        if self._steps % self._every == 0 and self._coming is None:
-            self._coming = self._ask()
-        return late
-
-    def _ask(self) -> tuple[Tensor, torch.cuda.Event | None]:
-        if self._ran.device.type != "cuda":
-            return self._ran.clone(), None
-        copy = torch.empty_like(self._ran, device="cpu", pin_memory=True)
-        copy.copy_(self._ran, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        return copy, event
