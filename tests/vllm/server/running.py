@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +40,19 @@ class Running:
         return openai.OpenAI(base_url=self.process.address, api_key=API_KEY, max_retries=0)
 
 
-def start(*arguments: str, engine: tuple[str, ...] = ()) -> ServerProcess:
+def start(
+    *arguments: str, engine: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+) -> ServerProcess:
     """Start `steersman serve` with arguments, and those of the engine."""
     options = [part for pair in ENGINE.items() for part in pair]
-    environment = {
+    variables = {
         "STEERSMAN_ADMIN_KEY": ADMIN_KEY,
         "VLLM_WORKER_MULTIPROC_METHOD": "fork",  # what the parent has imported need not be imported again
+        **(environment or {}),
     }
     return ServerProcess.start(
         *(*arguments, "--port", str(free_port())),
         *("--", "--enforce-eager", "--api-key", API_KEY, *options, *engine),
-        environment=environment,
+        environment=variables,
         within=300,
     )
