@@ -54,7 +54,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": 512,
         },
     ),
-    "olmoe-1b-7b": ("OlmoeConfig", {"num_experts": 64, "num_experts_per_tok": 8}),
+    "olmoe-1b-7b": (
+        "OlmoeConfig",
+        {"intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8},
+    ),
     "qwen3-30b-a3b": (
         "Qwen3MoeConfig",
         {
