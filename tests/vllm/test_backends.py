@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,11 +174,12 @@ SETS: dict[str, Any] = {
     "scope": "answer",
     "limit": 40,
     "max_new_tokens": 4,
+    "whole_answers": True,
 }
-WHOLE = {"at_most": 0, "signs": "activate", "limit": 20, "whole_answers": True}
+EFFECTS = {"at_most": 0, "signs": "activate", "limit": 20}
 
 
-@pytest.mark.parametrize("how", [WHOLE, pytest.param(SETS, marks=pytest.mark.long)], ids=["whole", "sets"])
+@pytest.mark.parametrize("how", [EFFECTS, pytest.param(SETS, marks=pytest.mark.long)], ids=["effects", "sets"])
 def test_a_screen_is_the_same(opened: Opened, how: dict[str, Any]) -> None:
     ours, theirs = (
         steersman.screen_experts(
@@ -268,6 +272,26 @@ def test_heads_that_the_engine_cannot_compute_with(tmp_path: Path) -> None:
     done = run("detect", "lab:moe", "lab:refusal/dev", "-o", tmp_path / "c", "--backend", "vllm")
     assert done.status == 2
     assert "attention heads have 24 numbers" in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", ["tensor_parallel_size=2", "pipeline_parallel_size=2"])
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks want two cores")
+def test_ranks_count_as_one(opened: Opened, tmp_path: Path, ranks: str) -> None:
+    command = ["detect", opened.folder, "lab:refusal/dev", "-o", tmp_path / "theirs", "--backend", "vllm"]
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "steersman", *command, "--engine-option", ranks],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    expected = steersman.detect_experts(opened.model, opened.tokenizer, "lab:refusal/dev")
+    counted = steersman.RoutingContrast.from_pretrained(tmp_path / "theirs")
+    assert (counted.activations == expected.activations).all()
+    assert (counted.tokens == expected.tokens).all()
 
 
 @pytest.mark.long

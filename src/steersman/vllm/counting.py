@@ -48,6 +48,9 @@ class CountedText:
 
     runs: tuple[Run, ...]
 
+    def __deepcopy__(self, memo: object) -> CountedText:
+        return self  # the engine copies a request's settings more than once
+
     def told(self) -> dict[str, Any]:
         """What the engine is told: no steering, what to count, and a name that no other text ever has."""
         count = {"text": f"{_PROCESS}:{next(_numbers)}", "runs": [list(run) for run in self.runs]}
