@@ -179,7 +179,9 @@ SETS: dict[str, Any] = {
 EFFECTS = {"at_most": 0, "signs": "activate", "limit": 20}
 
 
-@pytest.mark.parametrize("how", [EFFECTS, pytest.param(SETS, marks=pytest.mark.long)], ids=["effects", "sets"])
+@pytest.mark.parametrize(
+    "how", [EFFECTS, pytest.param(SETS, marks=pytest.mark.long)], ids=["effects", "sets"]
+)
 def test_a_screen_is_the_same(opened: Opened, how: dict[str, Any]) -> None:
     ours, theirs = (
         steersman.screen_experts(
@@ -281,7 +283,7 @@ def test_ranks_count_as_one(opened: Opened, tmp_path: Path, ranks: str) -> None:
     command = ["detect", opened.folder, "lab:refusal/dev", "-o", tmp_path / "theirs", "--backend", "vllm"]
     environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "steersman", *command, "--engine-option", ranks],
+        [Path(sys.executable).parent / "steersman", *command, "--engine-option", ranks],
         env=environment,
         capture_output=True,
         text=True,
