@@ -146,7 +146,8 @@ def returned(folder: str, ids: list[list[int]], rounds: int) -> dict[str, list[f
         with engine(folder) as llm:
             return own | interleaved({"plain": lambda: prefill(llm, ids)}, rounds)
     except Exception as error:  # whatever keeps it from running here
-        return " ".join(str(error).split())[:300] or type(error).__name__
+        told = " ".join(str(error).split()) or type(error).__name__
+        return told.partition("Value error, ")[2].partition(" [type=")[0] or told[:200]
 
 
 if __name__ == "__main__":

@@ -169,15 +169,16 @@ SCHEDULES = st.lists(
 )
 
 
+@pytest.mark.parametrize("on_host", [True, False])
 @given(SCHEDULES, st.integers(0, 1 << 30))
-@settings(max_examples=40)
-def test_each_target_token_is_counted_once(texts: list[Any], seed: int) -> None:
+@settings(max_examples=30)
+def test_each_target_token_is_counted_once(on_host: bool, texts: list[Any], seed: int) -> None:
     """Against a slow version: chunks of any size, positions computed anew, the model run on nothing."""
     experts, top_k, layers = 6, 2, (0, 2)
     random = np.random.default_rng(seed)
-    counter = Counter(
-        [RouterPlace(layer, experts) for layer in layers], 2 * len(texts), 64, torch.device("cpu")
-    )
+    routers = [RouterPlace(layer, experts) for layer in layers]
+    counter = Counter(routers, 2 * len(texts), 64, torch.device("cpu"))
+    counter._on_host = on_host  # the other way is the device's, here with the host's tensors
     chosen = [np.argsort(random.random((len(layers), 40, experts)))[..., :top_k] for _ in texts]
     expected = np.zeros((2 * len(texts), len(layers), experts), np.int64)
     places, queues = [0] * len(texts), []
@@ -205,7 +206,11 @@ def test_each_target_token_is_counted_once(texts: list[Any], seed: int) -> None:
         for site in range(len(layers)):
             ids = torch.from_numpy(np.concatenate([row[site] for row in rows]))
             counter.count(torch.cat([ids, ids[:3]]), torch.tensor([site]))  # padded
-            counter.count(ids, torch.tensor([site]))  # a forward on nothing that nobody laid out
+            if on_host:
+                counter.count(ids, torch.tensor([site]))  # a forward on nothing that nobody laid out
+        if not on_host:
+            counter.rest()
+            counter.count(ids, torch.tensor([0]))
     taken = {"layers": list(layers), "counts": counter.take(2 * len(texts))}
     assert (merged([taken], layers, 2 * len(texts), experts) == expected).all()
     assert not any(counter.take(2 * len(texts)))

@@ -276,7 +276,8 @@ def _open(
         yield _Opened(*model.open(), Subject)
         return
     named = {f"given-{number}": plan for number, plan in enumerate(plans) if plan.edits}
-    with backend.engine(model, steerings=named, count=1, match=match, most_at_once=most) as engine:
+    routed = any(edit.point == "router" for plan in plans for edit in plan.edits)  # random ones use alike
+    with backend.engine(model, steerings=named, count=int(routed), match=match, most_at_once=most) as engine:
         from steersman.vllm.evaluation import EngineSubject
 
         yield _Opened(engine.model, engine.tokenizer, EngineSubject.of(engine))

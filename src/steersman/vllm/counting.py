@@ -167,8 +167,10 @@ class Counter:
             owner = np.full(len(self._owners), self.places, np.int32)
             for first, end, place in runs:
                 owner[first:end] = place
-            pinned = torch.from_numpy(owner).pin_memory()  # freshly: it is not written again while it is read
-            self._owners.copy_(pinned, non_blocking=True)
+            given = torch.from_numpy(owner)
+            if self._owners.device.type == "cuda":
+                given = given.pin_memory()  # freshly: it is not written again while it is read
+            self._owners.copy_(given, non_blocking=True)
         self._busy = bool(runs)
 
     # ------------------------------------------------------------ what the graph's operation does
