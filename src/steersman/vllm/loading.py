@@ -83,7 +83,8 @@ def _room(vllm_config: Any, settings: Settings, places: Places, plans: list[Any]
     return Room(
         plans=settings.max_steerings,
         vectors=(settings.max_vectors or max(2 * vectors, LEAST_VECTORS)) + len(places.blocks),
-        slots=max(1, *(most_steps(plan) for plan in plans)) if plans else 1,
+        # A plan that is added later may add a vector and take a direction out.
+        slots=max([2 if settings.sites == "all" else 1, *map(most_steps, plans)]),
         components=settings.max_per_request,
         tokens=vllm_config.scheduler_config.max_num_batched_tokens,
     )
