@@ -5,6 +5,7 @@ On a GPU, else in Triton's interpreter. They need Triton, and not vLLM.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -107,11 +108,12 @@ def drawn_scores(
 
 
 def states_of(bank: Bank) -> tuple[WorkerState, DeviceState]:
-    """Both ways to edit by one bank: of the host's, a copy of the tables on the host."""
-    host = Bank(bank.places, bank.room, torch.device("cpu"))
-    for name in ("strengths", "vector_ids", "shares", "vectors"):
-        getattr(host, name).copy_(getattr(bank, name))
-    host.busy = list(bank.busy)
+    """Both ways to edit by one bank: the host's has a copy of it on the host."""
+    host = copy.copy(bank)
+    for name, value in vars(bank).items():
+        if isinstance(value, Tensor):
+            setattr(host, name, value.to("cpu", copy=True))
+    host.device = torch.device("cpu")
     return WorkerState(host, frozenset()), DeviceState(bank, frozenset())
 
 
