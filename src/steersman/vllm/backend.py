@@ -284,7 +284,7 @@ def _opened(name: str, folder: str, revision: str | None, given: dict[str, Any])
         return LLM(folder, **given)
     except SteersmanError:
         raise
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # a worker of several may fail with any
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise ServingError(f"vLLM does not open {name}: {reason}") from error
