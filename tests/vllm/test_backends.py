@@ -289,7 +289,7 @@ def test_ranks_count_as_one(opened: Opened, tmp_path: Path, ranks: str) -> None:
         text=True,
         timeout=400,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     expected = steersman.detect_experts(opened.model, opened.tokenizer, "lab:refusal/dev")
     counted = steersman.RoutingContrast.from_pretrained(tmp_path / "theirs")
     assert (counted.activations == expected.activations).all()

@@ -163,6 +163,18 @@ def test_a_plan_that_does_not_fit_changes_nothing() -> None:
     assert held.free_vectors == before[2]
 
 
+def test_rows_that_add_only_are_told_from_others() -> None:
+    held = bank(slots=2)
+    direction = torch.ones(WIDTH) / WIDTH**0.5
+    held.write(0, (PlanRow({}, {0: [Add(torch.ones(WIDTH))]}),) * 3)
+    held.write(
+        1, (PlanRow({}, {0: [Project(direction, torch.tensor(1.0))]}), PlanRow({}, {}), PlanRow({}, {}))
+    )
+    assert held.stepping == {held.row(1, 0)}
+    held.write(1, (PlanRow({}, {2: [Add(torch.ones(WIDTH))]}),) * 3)
+    assert held.stepping == set()
+
+
 def test_slots_are_used_again() -> None:
     held = bank(vectors=4)
     rows = (PlanRow({1: {2: 1.0}}, {0: [Add(torch.ones(WIDTH))], 2: [Add(torch.ones(WIDTH))]}),) * 3

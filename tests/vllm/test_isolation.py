@@ -20,6 +20,8 @@ from engine import closing, open_engine, params, plans_for, prompts, save_plans,
 from steersman.errors import RequestError
 
 TOKENS = 36
+BLOCKS = {"gpt_oss": 15, "deepseek_v3": 9}
+"""Of the cache, for families that need more for one request of full length."""
 STRENGTHS = ("", "@0.5", "@0.25", "@1", "@0.731", "@-0.3")
 
 
@@ -46,7 +48,7 @@ class Sessions:
         settings = {"steerings": save_plans(plans, folder / "plans")}
         options = {
             "block_size": 32,
-            "num_gpu_blocks_override": 7,
+            "num_gpu_blocks_override": BLOCKS.get(family, 7),
             "max_num_batched_tokens": 48,
             "max_num_seqs": 6,
         }

@@ -1,4 +1,4 @@
-"""What requests may ask for, what they get where the operator has defaults, and ways of generating."""
+"""What requests may ask for, and what they get where the operator has defaults."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from engine import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.config import SpeculativeConfig
 
 from steersman import Steering
 from steersman.errors import RequestError, ServingError
@@ -102,7 +103,7 @@ def test_settings_that_are_wrong(settings: object, says: str) -> None:
 
 
 class Served:
-    """An engine with a default steering, and drafts by n-grams."""
+    """An engine with a default steering."""
 
     def __init__(self, folder: Path) -> None:
         self.model = save_tiny("olmoe", folder / "model")
@@ -113,13 +114,7 @@ class Served:
             "default": "experts",
             "strengths": [-1, 1],
         }
-        drafts = {
-            "method": "ngram",
-            "num_speculative_tokens": 3,
-            "prompt_lookup_max": 2,
-            "prompt_lookup_min": 1,
-        }
-        self.engine = open_engine(folder / "model", "olmoe", settings, speculative_config=drafts)
+        self.engine = open_engine(folder / "model", "olmoe", settings)
 
 
 @pytest.fixture(scope="module")
@@ -162,15 +157,6 @@ def test_the_default_and_none(served: Served) -> None:
     assert [one.steersman["steering"] for one in (silent, none, named)] == ["experts", None, "vectors"]
 
 
-def test_drafts_are_exact(served: Served) -> None:
-    """Prompts that repeat themselves, so that drafts are taken."""
-    given = [prompt * 4 for prompt in prompts(2, length=6)]
-    for name, plan in served.plans.items():
-        outputs = ask(served.engine, given, [params(name, tokens=24)] * 2)
-        for prompt, output in zip(given, outputs, strict=True):
-            assert answer_of(output).tokens == reference(served.model, plan, prompt, tokens=24).tokens
-
-
 def test_several_answers(served: Served) -> None:
     """Each of n answers is steered, and the receipt counts them all."""
     (prompt,) = prompts(1)
@@ -181,6 +167,19 @@ def test_several_answers(served: Served) -> None:
     assert served.engine.llm_engine.input_processor.steersman.followers == 0
 
 
+def test_drafts_of_a_model_are_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = served.engine.llm_engine.vllm_config
+    drafts = SpeculativeConfig.__new__(SpeculativeConfig)
+    for method, refused in (("ngram", False), ("eagle", True), ("mtp", True)):
+        object.__setattr__(drafts, "method", method)
+        monkeypatch.setattr(config, "speculative_config", drafts)
+        if refused:
+            with pytest.raises(ServingError, match=f"speculative decoding by '{method}' drafts with a model"):
+                check_supported(config)
+        else:
+            check_supported(config)
+
+
 @pytest.mark.parametrize(
     ("where", "setting", "value", "says"),
     [
@@ -189,7 +188,6 @@ def test_several_answers(served: Served) -> None:
         ("cache_config", "kv_sharing_fast_prefill", True, "skips prompt tokens"),
         ("model_config", "runner_type", "pooling", "it runs pooling"),
         ("model_config", "enable_sleep_mode", True, "sleep mode discards"),
-        ("speculative_config", "method", "eagle", "drafts with a model"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(

@@ -86,6 +86,8 @@ class Bank:
         self.ran = torch.zeros(routers + blocks, dtype=torch.int32, device=device)
         self.busy: list[frozenset[int]] = [frozenset()] * rows
         """Of each row, the sites that it edits: routers from 0, then blocks."""
+        self.stepping: set[int] = set()
+        """Rows that do something else at a layer's output than to add one vector."""
         self.version = 0
         """Changes whenever a plan is written: what has been gathered from the tables is stale then."""
         self._free = list(range(room.vectors, 0, -1))
@@ -131,6 +133,8 @@ class Bank:
                     self._write_steps(slot, row, self.block_of[layer], steps, known)
                     busy.add(len(self.places.routers) + self.block_of[layer])
             self.busy[row] = frozenset(busy)
+            if any(len(in_slots(steps)) > 1 or 0 not in in_slots(steps) for steps in plan.steps.values()):
+                self.stepping.add(row)
         self._empty[slot] = tuple(plan.empty for plan in rows)
         self.version += 1
 
@@ -178,6 +182,7 @@ class Bank:
         self.vector_ids[:, rows] = 0
         self.shares[:, rows] = 0
         self.busy[rows] = [frozenset()] * ROLE_COUNT
+        self.stepping -= set(range(first, first + ROLE_COUNT))
         self._free.extend(self._held.pop(slot, ()))
         self._empty.pop(slot, None)
         self.version += 1

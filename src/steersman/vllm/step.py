@@ -55,6 +55,7 @@ class Step:
         self._version = bank.version
         rows = {row for span in spans for row, _ in span.follows}
         self.busy = bank.sites(rows)
+        self._adds = bank.stepping.isdisjoint(rows)
         steered = sum(span.end - span.first for span in spans)
         self.held: Tensor | None = None
         """The steered tokens, int64 [n]; None: all tokens of the step are edited."""
@@ -135,7 +136,7 @@ class Step:
             hidden: What is changed, [tokens, width].
             residual: What the engine adds to it later; the state of a token is their sum. None: nothing.
         """
-        if self._bank.room.slots == 1:
+        if self._adds:
             self._add(block, hidden)
             return
         for rows, by in zip(self._rows, self._by, strict=True):

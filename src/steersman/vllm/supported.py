@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm import envs
+
 from steersman.errors import ServingError
 
 
 def check_supported(vllm_config: Any) -> None:
-    """Raise `ServingError` where a configuration moves tokens to where their plans are not known."""
+    """Raise `ServingError` where a configuration moves tokens to where their plans are unknown."""
     for wrong, why in _unsupported(vllm_config):
         if wrong:
             raise ServingError(f"this engine cannot be steered: {why}")
@@ -35,9 +37,17 @@ def _unsupported(config: Any) -> list[tuple[bool, str]]:
             "sequence parallelism spreads tokens over ranks",
         ),
         (
+            bool(getattr(parallel, "enable_elastic_ep", False)),
+            "elastic expert parallelism makes workers anew that know no plans",
+        ),
+        (
+            bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False)),
+            "its front end in Rust (VLLM_USE_RUST_FRONTEND) reads no steering",
+        ),
+        (
             config.kv_transfer_config is not None,
-            "a KV connector (--kv-transfer-config) hands over keys and values by their tokens alone, whatever "
-            "steering they were computed under",
+            "a KV connector (--kv-transfer-config) hands over keys and values by their tokens alone, "
+            "whatever steering they were computed under",
         ),
         (
             bool(getattr(model, "enable_sleep_mode", False)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steersman.errors import RequestError
-from steersman.vllm.server.asking import PREPARING, STEERED, Asked, check_steerable, read_asked
+from steersman.vllm.server.asking import (
+    PREPARING,
+    STEERED,
+    Asked,
+    check_address,
+    check_steerable,
+    read_asked,
+    read_json,
+)
 from steersman.vllm.settings import Settings
 
 SETTINGS = Settings(steerings={"a": "a", "b": "b"}, default="b", aliases={"model-a": "a@0.5"})
@@ -63,6 +72,55 @@ def test_a_steering_is_never_overlooked_at_the_top_or_in_the_arguments(value: An
             asked = read_asked(body, path, SETTINGS)
             assert asked.given is value
             assert asked.explicit
+
+
+@pytest.mark.parametrize(
+    "field", ["VLLM_XARGS", "vllm-xargs", "xargs", "chat_template_kwargs", "extra_query", "stream_options"]
+)
+def test_a_steering_in_any_other_field_is_refused(field: str) -> None:
+    for held in ({"steering": "a"}, {"vllm_xargs": {"steering": "a"}}, {"extra_args": {"Steering": "a"}}):
+        with pytest.raises(RequestError, match="not looked for in"):
+            read_asked({field: held}, PATH, SETTINGS)
+    assert read_asked({field: {"seed": 1}, "tools": [{"steering": {}}]}, PATH, SETTINGS) == Asked("b")
+
+
+@pytest.mark.parametrize(
+    "key", ["\ufeffsteering", "ｓｔｅｅｒｉｎｇ", "ste\u200bering", "x-steering", "activation_steering"]
+)
+def test_letters_that_look_like_it_are_refused(key: str) -> None:
+    for body in ({key: "a"}, {"vllm_xargs": {key: "a"}}, {"vllm_args": {key: "a"}}):
+        with pytest.raises(RequestError):
+            read_asked(body, PATH, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"vllm_xargs": {"steering": "a"}, "vllm_xargs": {}}',
+        b'{"vllm_xargs": {"steering": "a"}, "vllm_xargs": null}',
+        b'{"vllm_xargs": {"steering": "a", "steering": "none"}}',
+        b'{"steering": "a", "ste\\u0065ring": "none"}',
+        b'{"model": "model-a", "model": "model"}',
+    ],
+)
+def test_what_is_named_twice_in_one_object_is_refused(body: bytes) -> None:
+    """Readers of JSON keep the last one, and say nothing."""
+    with pytest.raises(RequestError, match="twice"):
+        read_json(body)
+
+
+def test_bodies_are_read_as_the_server_reads_them() -> None:
+    body = {"messages": [{"model": 1}, {"model": 2}], "vllm_xargs": {"steering": "a"}}
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+        assert read_json(json.dumps(body).encode(encoding)) == body
+    assert read_json(b'{"stop": 1, "stop": 2}') == {"stop": 2}
+
+
+def test_headers_and_queries_are_not_where_one_asks() -> None:
+    check_address(["accept", "x-request-id", "steering-committee"])
+    for key in ("steering", "X-Steering", "vllm_xargs"):
+        with pytest.raises(RequestError, match="headers or after the path"):
+            check_address([key])
 
 
 @given(st.text(min_size=1, max_size=6).filter(lambda end: end.strip()), st.booleans())

@@ -6,7 +6,9 @@ the answer unsteered. Here such a request is refused, with the place that is rig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +39,9 @@ PREPARING = frozenset(
     }
 )
 """Paths that only prepare a request for another: what they are asked is checked, and handed on."""
-_ELSEWHERE = ("extra_body", "extra_args", "sampling_params", "steering_params")
+_LABELS = frozenset({"metadata"})
+"""Fields whose keys are the client's own words."""
+_IN_ADDRESS = frozenset({ASKED, "vllmxargs"})
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -115,7 +119,7 @@ def _object(body: Mapping[str, Any], field: str) -> Mapping[str, Any]:
 def _names(place: str, fields: Mapping[str, Any]) -> bool:
     """Whether a place names a steering; raises where it nearly does."""
     for key in fields:
-        if isinstance(key, str) and key != ASKED and key.strip().lower().startswith("steer"):
+        if key != ASKED and _nearly(key):
             where = f"{place}." if place else ""
             raise RequestError(f"steering: {where}{_shown(key)} is nothing that can be asked for; {RIGHT}")
     return ASKED in fields
@@ -129,16 +133,54 @@ def _found(place: str, fields: Mapping[str, Any]) -> object:
 
 
 def _check_elsewhere(body: Mapping[str, Any]) -> None:
-    for field in _ELSEWHERE:
-        value = body.get(field)
-        held = value if isinstance(value, Mapping) else _NOTHING
-        below = held.get("extra_args")
-        for fields in (held, below if isinstance(below, Mapping) else _NOTHING):
-            if any(isinstance(key, str) and key.strip().lower().startswith("steer") for key in fields):
-                raise RequestError(f"steering: it is not looked for in {field}; {RIGHT}")
-        xargs = held.get("vllm_xargs")
-        if isinstance(xargs, Mapping) and ASKED in xargs:
-            raise RequestError(f"steering: it is not looked for in {field}.vllm_xargs; {RIGHT}")
+    """Raise where any other field of the body holds what looks like a steering."""
+    for field, held in body.items():
+        if not isinstance(held, Mapping) or field == "vllm_xargs" or field in _LABELS:
+            continue
+        for key, below in held.items():
+            if _nearly(key):
+                raise RequestError(f"steering: it is not looked for in {_shown(field)}; {RIGHT}")
+            inside = key in ("extra_args", "vllm_xargs") and isinstance(below, Mapping)
+            if inside and any(map(_nearly, below)):
+                raise RequestError(f"steering: it is not looked for in {_shown(field)}.{key}; {RIGHT}")
+
+
+def _nearly(key: object) -> bool:
+    """Whether a key can only have been meant to ask for a steering; also in other letters that look so."""
+    return isinstance(key, str) and _letters(key).startswith(("steer", "xsteer", "activationsteer"))
+
+
+def _letters(key: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", key))).casefold()
+
+
+def check_address(keys: Iterable[str]) -> None:
+    """Raise `RequestError` where a key of a request's query, or a header, names a steering."""
+    for key in keys:
+        if _letters(key).removeprefix("x") in _IN_ADDRESS:
+            raise RequestError(
+                f"steering: {_shown(key)} is not looked for in headers or after the path; {RIGHT} in the body"
+            )
+
+
+def read_json(raw: bytes) -> Any:
+    """A body's JSON.
+
+    Raises:
+        RequestError: it names a steering, or the model, twice in one object: only the last would be heard.
+        ValueError, RecursionError: it is none.
+    """
+    return json.loads(raw, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        for key in (ASKED, "vllm_xargs", "model"):
+            if keys.count(key) > 1:
+                raise RequestError(f'steering: "{key}" is in the body twice; give it once')
+    return found
 
 
 def _known() -> str:
@@ -146,5 +188,5 @@ def _known() -> str:
 
 
 def _shown(key: str) -> str:
-    text = repr(key)
+    text = key if key.isidentifier() and key.isascii() else repr(key)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -6,17 +6,24 @@ that is generated for the request, whatever the endpoint makes of the body.
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from typing import Any
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steersman.errors import RequestError
 from steersman.vllm.calls import CALL, Call
 from steersman.vllm.registry import Registry
-from steersman.vllm.server.asking import PREPARING, STEERED, Asked, check_steerable, read_asked
+from steersman.vllm.server.asking import (
+    PREPARING,
+    STEERED,
+    Asked,
+    check_address,
+    check_steerable,
+    read_asked,
+    read_json,
+)
 from steersman.vllm.server.receipts import Receipted
 from steersman.vllm.server.refusals import refusal
 
@@ -48,19 +55,17 @@ class SteeringMiddleware:
         if raw is None:
             return  # the client has gone
         replayed = _replay(raw, receive)
-        try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError):  # no JSON: the endpoint says so
-            await self._run(_unread(registry, "no valid JSON"), scope, replayed, send)
-            return
         with ExitStack() as held:
             try:
+                body = read_json(raw)
                 asked = _asked(body, scope, registry)
                 call = Call(held.enter_context(registry.following(asked.given)), asked.explicit)
                 _check(call, body, scope, registry)
             except RequestError as error:
                 await refusal(str(error))(scope, replayed, send)
                 return
+            except (ValueError, RecursionError):  # no JSON: the endpoint says so
+                call = _unread(registry, "no valid JSON")
             await self._run(call, scope, replayed, send)
 
     async def _run(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,6 +96,7 @@ def _unread(registry: Registry, kind: str) -> Call:
 
 def _asked(body: object, scope: Scope, registry: Registry) -> Asked:
     path = path_of(scope)
+    check_address([*Headers(scope=scope), *QueryParams(scope["query_string"])])
     asked = read_asked(body, path, registry.settings)
     if path == "/invocations":  # a header may name the model there
         for value in Headers(scope=scope).values():

@@ -1,4 +1,4 @@
-"""Engines over several processes: in tensors and pipelines they answer as one; a killed worker is seen."""
+"""Engines in processes of their own: in tensors, pipelines, with drafts; and a killed worker is seen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from engine import plans_for, reference, save_plans, save_tiny
 
-SCRIPT = Path(__file__).parent / "parallel_engine.py"
+SCRIPT = Path(__file__).parent / "engine_apart.py"
 pytestmark = pytest.mark.skipif(
     (os.cpu_count() or 1) < 2, reason="two processes of the engine want two cores"
 )
@@ -39,7 +39,7 @@ def check(folder: Path, way: str) -> dict[str, Any]:
     result = run(folder / "model", save_plans(plans, folder / "plans"), way)
     assert len(result["answers"]) == 2 * (1 + len(plans))
     for name, prompt, tokens, log_probabilities in result["answers"]:
-        expected = reference(model, plans.get(name), prompt)
+        expected = reference(model, plans.get(name), prompt, tokens=16)
         assert tokens == expected.tokens, (name, prompt)
         torch.testing.assert_close(
             torch.tensor(log_probabilities), expected.log_probabilities, atol=1e-4, rtol=0
@@ -50,6 +50,11 @@ def check(folder: Path, way: str) -> dict[str, Any]:
 def test_tensor_parallel(tmp_path: Path) -> None:
     facts = check(tmp_path, "tensor")["facts"]
     assert [fact["routers"] for fact in facts] == [[1, 2], [1, 2]]
+
+
+def test_drafts_are_exact(tmp_path: Path) -> None:
+    """By n-grams; apart, since the engine does not start once more where numba has been imported."""
+    check(tmp_path, "drafts")
 
 
 @pytest.mark.long

@@ -1,6 +1,6 @@
-"""An engine over two processes, in a process of its own: what it answers, or how it ends when one is killed.
+"""An engine in a process of its own: what it answers over two processes, with drafts, or when one is killed.
 
-python parallel_engine.py MODEL PLANS {tensor,pipeline,kill}     (PLANS: JSON, {name: folder})
+python engine_apart.py MODEL PLANS {tensor,pipeline,kill,drafts}     (PLANS: JSON, {name: folder})
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="1",
-    VLLM_CPU_OMP_THREADS_BIND="0|1",
-    VLLM_CPU_NUM_OF_RESERVED_CPU="0",
-)
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+if sys.argv[-1] != "drafts":
+    os.environ.update(VLLM_CPU_OMP_THREADS_BIND="0|1", VLLM_CPU_NUM_OF_RESERVED_CPU="0")
+
+
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tensor": {"tensor_parallel_size": 2},
+    "pipeline": {"pipeline_parallel_size": 2},
+    "kill": {"tensor_parallel_size": 2},
+    "drafts": {"speculative_config": DRAFTS},
+}
 
 
 def main(model: Path, plans: dict[str, str], way: str) -> dict[str, Any]:
     from engine import answer_of, ask, open_engine, params, prompts
 
-    option = "pipeline_parallel_size" if way == "pipeline" else "tensor_parallel_size"
-    engine = open_engine(model, "olmoe", {"steerings": plans}, **{option: 2})
-    given = prompts(2)
+    engine = open_engine(model, "olmoe", {"steerings": plans}, **OPTIONS[way])
+    # Prompts that repeat themselves, so that drafts are taken.
+    given = [prompt * 4 for prompt in prompts(2, length=6)]
     wanted = [(plan, prompt) for plan in [None, *plans] for prompt in given]
-    outputs = ask(engine, [prompt for _, prompt in wanted], [params(plan) for plan, _ in wanted])
+    outputs = ask(engine, [prompt for _, prompt in wanted], [params(plan, tokens=16) for plan, _ in wanted])
     answers = [
         [plan, prompt, answer_of(output).tokens, answer_of(output).log_probabilities.tolist()]
         for (plan, prompt), output in zip(wanted, outputs, strict=True)
