@@ -16,7 +16,7 @@ from worded import CONTEXT, save_worded
 
 import steersman
 from steersman import ContrastPairs, RoutingContrast
-from steersman.errors import ArtifactError, RequestError, ServingError
+from steersman.errors import ArtifactError, RequestError, ServingError, SteeringNotApplied
 from steersman.vllm.bank import RouterPlace
 from steersman.vllm.counting import CountedText, Counter, counted_key, merged
 from steersman.vllm.detection import InEngine, detect_experts, runs_of
@@ -214,6 +214,19 @@ def test_each_target_token_is_counted_once(on_host: bool, texts: list[Any], seed
     taken = {"layers": list(layers), "counts": counter.take(2 * len(texts))}
     assert (merged([taken], layers, 2 * len(texts), experts) == expected).all()
     assert not any(counter.take(2 * len(texts)))
+
+
+def test_a_router_that_is_not_counted_is_heard() -> None:
+    counter = Counter([RouterPlace(layer, 4) for layer in (1, 3)], 2, 64, torch.device("cpu"))
+
+    def forward(tokens: int, sites: tuple[int, ...]) -> None:
+        for site in sites:
+            counter.count(torch.zeros(tokens, 2, dtype=torch.int64), torch.tensor([site]))
+
+    counter.listen(lambda tokens: forward(tokens, (0, 1)))
+    assert not any(counter.take(2))
+    with pytest.raises(SteeringNotApplied, match=r"layers \[3\]"):
+        counter.listen(lambda tokens: forward(tokens, (0,)))
 
 
 def test_ranks_are_merged() -> None:

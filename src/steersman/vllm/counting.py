@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steersman.errors import ServingError
+from steersman.errors import ServingError, SteeringNotApplied
 from steersman.vllm.bank import RouterPlace
 from steersman.vllm.settings import KEY
 
 COUNT = "count"
 """Where the engine is told, in what it is told of a request, that it is a text to count."""
+LISTENED = 4
+"""Tokens that are counted at start-up, to see that they are."""
 _PROCESS = uuid.uuid4().hex
 _numbers = itertools.count()
 
@@ -190,6 +192,27 @@ class Counter:
         if len(self._ones) < len(keys):
             self._ones = torch.ones(len(keys), dtype=torch.int32)
         self._flat.scatter_add_(0, keys, self._ones[: len(keys)])
+
+    def listen(self, forward: Callable[[int], object]) -> None:
+        """Count a few tokens at start-up: a graph that was compiled without the operation counts none.
+
+        Args:
+            forward: Runs the model on so many tokens, whichever.
+
+        Raises:
+            SteeringNotApplied: a router's choices are not counted.
+        """
+        self._count_runs([(0, LISTENED, 0)])
+        forward(LISTENED)
+        self.rest()
+        counts = self._table[0].sum(dim=-1).tolist()
+        self._table.zero_()
+        silent = [self.layers[row] for row, count in enumerate(counts) if not count or count % LISTENED]
+        if silent:
+            raise SteeringNotApplied(
+                f"the model that the engine runs does not count the experts of layers {silent}: clear the "
+                "engine's compile cache (VLLM_CACHE_ROOT, VLLM_DISABLE_COMPILE_CACHE=1) and start again"
+            )
 
     # ------------------------------------------------------------ results
 

@@ -47,6 +47,8 @@ def _compile_or_warm_up_model(original: Any, self: Any) -> Any:
         raise ServingError(f"this engine's {type(self.model_runner).__name__} is none that can be steered")
     if state is not None:
         sing(state, lambda tokens: _forward(self.model_runner, tokens))
+        if state.counter is not None:
+            state.counter.listen(lambda tokens: _forward(self.model_runner, tokens))
     return result
 
 
