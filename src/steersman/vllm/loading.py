@@ -34,8 +34,9 @@ def prepare_worker(model: nn.Module, vllm_config: Any, device: Any) -> WorkerSta
         return None
     check_supported(vllm_config)
     plans = first_plans(settings)
-    found = find_sites(model, vllm_config.model_config.hf_text_config)
-    sites = _sites(found, settings, list(plans.values()))
+    config = vllm_config.model_config.hf_text_config
+    found = find_sites(model, config)
+    sites = _sites(found, settings, list(plans.values()), config.num_hidden_layers)
     rows = [rows_of(plan) for plan in plans.values()]
     places = sites.places
     bank = Bank(places, _room(vllm_config, settings, places, list(plans.values())), device)
@@ -61,16 +62,18 @@ def _state(bank: Bank, layers: frozenset[int]) -> WorkerState:
     return DeviceState(bank, layers)
 
 
-def _sites(found: Sites, settings: Settings, plans: list[Any]) -> Sites:
-    if settings.sites == "all":
-        return found.chosen(None, None)
+def _sites(found: Sites, settings: Settings, plans: list[Any], layers: int) -> Sites:
     routers: set[int] = set()
     blocks: set[int] = set()
     for plan in plans:
         of_routers, of_blocks = sites_of(plan)
         routers |= of_routers
         blocks |= of_blocks
-    return found.chosen(routers, blocks)
+    beyond = [layer for layer in sorted(routers | blocks) if layer >= layers]
+    if beyond:  # what is configured may be another model than what its files say
+        raise ServingError(f"a steering edits layer {beyond[0]}; the engine's model has {layers} layers")
+    named = found.chosen(routers, blocks)  # raises where one of them cannot be had
+    return found.chosen(None, None) if settings.sites == "all" else named
 
 
 def _room(vllm_config: Any, settings: Settings, places: Places, plans: list[Any]) -> Room:

@@ -49,9 +49,11 @@ class Sites:
         """Those of some layers only; None: all that can be steered.
 
         Raises:
-            ServingError: a layer that is here has a router that cannot be steered.
+            ServingError: a layer that is here has no router, or one that cannot be steered.
         """
         wanted = None if routers is None else set(routers)
+        for layer in sorted((wanted or set()) & set(self.blocks) - {site.layer for site in self.routers}):
+            raise ServingError(f"the router of layer {layer} cannot be steered here: it is not found")
         for site in self.routers:
             if wanted is not None and site.layer in wanted and site.reason is not None:
                 raise ServingError(f"the router of layer {site.layer} cannot be steered here: {site.reason}")

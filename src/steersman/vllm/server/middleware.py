@@ -65,7 +65,7 @@ class SteeringMiddleware:
                 await refusal(str(error))(scope, replayed, send)
                 return
             except (ValueError, RecursionError):  # no JSON: the endpoint says so
-                call = _unread(registry, "no valid JSON")
+                call = Call(refused=UNREAD.format(kind="no valid JSON"))
             await self._run(call, scope, replayed, send)
 
     async def _run(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
