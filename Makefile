@@ -54,15 +54,15 @@ test-harness: $(HARNESS_READY) ## A steered model inside lm-evaluation-harness a
 	@$(RUN) $(HARNESS)/bin/python -m pytest -n $(WORKERS) tests/harnesses \
 	    "tests/test_docs.py::test_code_blocks_run[docs/harnesses.md]" $(PYTEST_ARGS)
 
-test-engine: python ## A steered model inside vLLM on the CPU (an environment of 3 GB more)
+test-engine: python ## A steered model inside vLLM on the CPU (an environment of 4 GB more)
 	@why="$$($(PYTHON) requirements/engine.py)" || exit 1; \
 	    if [ -n "$$why" ]; then echo "The engine's tests are not run: $$why"; \
 	    else $(MAKE) --no-print-directory engine-tests; fi
 
-# One process: an engine takes every core. Pytest's 5: PYTEST_ARGS asks for none of these tests.
+# A file's engine stays in one process. Pytest's 5: PYTEST_ARGS asks for none of these tests.
 ENGINE_TESTS = -m "not long"
 engine-tests: $(VLLM_READY)
-	@$(RUN) $(VLLM)/bin/python -m pytest tests/vllm \
+	@$(RUN) $(VLLM)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/vllm \
 	    "tests/test_docs.py::test_code_blocks_run[docs/serving.md]" $(ENGINE_TESTS) $(PYTEST_ARGS) || \
 	    { code=$$?; [ $$code = $(if $(PYTEST_ARGS),5,0) ] || exit $$code; }
 

@@ -42,11 +42,15 @@ class Lock:
     """The newest Python, in words."""
     setuptools: bool = False
     """Whether a package names the one version of it that fits; else torch, which needs it, chooses."""
+    triton: bool = False
+    """Whether it is wanted beside a torch for CPUs, which does not bring its own."""
 
     def holds(self, line: str) -> bool:
         """Whether a frozen line belongs in the file."""
         if line.startswith("setuptools=="):
             return self.setuptools
+        if line.startswith("triton=="):
+            return self.triton
         return "==" in line and not NOT_LOCKED.match(line)
 
 
@@ -97,6 +101,7 @@ def from_ranges() -> dict[str, Lock]:
             resolved_beside="torch-vllm.lock",
             upper="to 3.14",
             setuptools=True,
+            triton=True,
         ),
     }
 

@@ -21,9 +21,7 @@ from engine import (
 )
 
 LONG = pytest.mark.long
-COMPILED = [
-    pytest.param(name, marks=[LONG] if name not in ("olmoe", "deepseek_v3") else []) for name in FAMILIES
-]
+COMPILED = [pytest.param(name, marks=[LONG] if name != "olmoe" else []) for name in FAMILIES]
 
 
 def check(name: str, folder: Path, **options: object) -> None:
