@@ -31,7 +31,7 @@ if INSTALLED and not torch.cuda.is_available():
     # Where Triton is, our kernels are interpreted; it looks when it is imported, and vLLM imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-WITHOUT = ("test_kernels.py", "test_kernels_compile.py")
+WITHOUT = ("test_device_kernels.py", "test_kernels_compile.py")
 """Files that need Triton instead, and say so themselves."""
 
 

@@ -65,7 +65,9 @@ class Moving:
         size = strengths.abs()
         full = size == 1
         beta = strengths / (1 - size).masked_fill(full, 1.0)
-        if strengths.is_cpu and not bool(full.any()):  # elsewhere, looking would wait for the device
+        # Compiled code cannot look, and on a device looking would wait for it.
+        looks = strengths.is_cpu and not torch.compiler.is_compiling()
+        if looks and not bool(full.any()):
             return cls(beta, strengths == 0, None, None)
         return cls(beta, strengths == 0, strengths == 1, strengths == -1)
 

@@ -42,24 +42,30 @@ def sing(state: WorkerState, forward: Callable[[int], Tensor]) -> None:
     bank = state.bank
     if not bank.places.routers and not bank.places.blocks:
         return
-    bank.write(bank.sentinel, _sentinel(state))
-    row = bank.row(bank.sentinel, 0)
     try:
         state.follow([], TOKENS)
         before = forward(TOKENS).clone()
         again = forward(TOKENS).clone()
-        steered = []
-        for strength in (1.0, -1.0):  # one of which changes a router's choice, whatever that is
-            state.follow([Span(0, TOKENS, ((row, strength),))], TOKENS)
-            ran = state.counted()
-            steered.append(forward(TOKENS).clone())
-            state.check_ran_since(ran)
-        state.follow([], TOKENS)
-        after = forward(TOKENS).clone()
+        for plan in _sentinels(state):  # one lever at a time: the other would hide that it does nothing
+            bank.write(bank.sentinel, plan)
+            row = bank.row(bank.sentinel, 0)
+            steered = [
+                _steered(state, forward, Span(0, TOKENS, ((row, strength),)))
+                for strength in (1.0, -1.0)  # one of which changes a router's choice, whatever that is
+            ]
+            state.follow([], TOKENS)
+            _check(before, again, steered, forward(TOKENS).clone())
     finally:
         state.follow([], TOKENS)
         bank.clear(bank.sentinel)
-    _check(before, again, steered, after)
+
+
+def _steered(state: WorkerState, forward: Callable[[int], Tensor], span: Span) -> Tensor:
+    state.follow([span], TOKENS)
+    ran = state.counted()
+    states = forward(TOKENS).clone()
+    state.check_ran_since(ran)
+    return states
 
 
 def _check(before: Tensor, again: Tensor, steered: Sequence[Tensor], after: Tensor) -> None:
@@ -75,10 +81,11 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).abs().max())
 
 
-def _sentinel(state: WorkerState) -> tuple[PlanRow, ...]:
-    """A plan that no model can compute the same under: experts forced, states pushed, everywhere."""
+def _sentinels(state: WorkerState) -> list[tuple[PlanRow, ...]]:
+    """Plans that no model can compute the same under: experts forced, and states pushed, everywhere."""
     places = state.bank.places
     strengths = {place.layer: {0: -1.0, place.experts - 1: 1.0} for place in places.routers}
     push = Add(torch.linspace(-8, 8, places.width))
     steps = {layer: [push] for layer in places.blocks}
-    return (PlanRow(strengths, steps),) * len(ROLES)
+    rows = (PlanRow(strengths, {}), PlanRow({}, steps))
+    return [(row,) * len(ROLES) for row in rows if not row.empty]

@@ -190,6 +190,7 @@ def _told(request: Any) -> dict[str, Any] | None:
 def _add_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     registry: Registry | None = getattr(self, "steersman", None)
     told = _told(request)
+    _check_told(registry, request, told)
     result = original(self, request, *args, **kwargs)
     if registry is not None:
         state = self.request_states[request.request_id]
@@ -199,6 +200,16 @@ def _add_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: A
         if call is not None:
             call.started += 1
     return result
+
+
+def _check_told(registry: Registry | None, request: Any, told: Any) -> None:
+    """Refuse a request that has gone around `process_inputs`, where what it asks for is resolved."""
+    params = request.sampling_params
+    if registry is None or told is not None or params is None or CALL.get() is not None:
+        return
+    given = (params.extra_args or {}).get(ASKED, registry.settings.default)
+    if given is not None and registry.resolve(given) is not None:
+        raise RequestError("steering: a request that was made ready elsewhere cannot be steered")
 
 
 def _finish_request(original: Any, self: Any, req_state: Any) -> Any:

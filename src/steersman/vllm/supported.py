@@ -33,7 +33,11 @@ def _unsupported(config: Any) -> list[tuple[bool, str]]:
             "micro-batches (--enable-dbo) split a step's tokens",
         ),
         (
-            bool(getattr(passes, "enable_sp", False) or parallel.use_sequence_parallel_moe),
+            bool(
+                getattr(passes, "enable_sp", False)
+                or getattr(parallel, "enable_hc_sp", False)
+                or parallel.use_sequence_parallel_moe
+            ),
             "sequence parallelism spreads tokens over ranks",
         ),
         (
@@ -43,6 +47,14 @@ def _unsupported(config: Any) -> list[tuple[bool, str]]:
         (
             bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False)),
             "its front end in Rust (VLLM_USE_RUST_FRONTEND) reads no steering",
+        ),
+        (
+            getattr(config, "diffusion_config", None) is not None,
+            "diffusion computes a token several times over",
+        ),
+        (
+            getattr(config, "weight_transfer_config", None) is not None,
+            "weights that change while it runs (--weight-transfer-config) are not those of the plans",
         ),
         (
             config.kv_transfer_config is not None,

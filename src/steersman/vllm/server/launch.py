@@ -88,6 +88,11 @@ def server_arguments(serving: Serving, host: str, port: int) -> argparse.Namespa
     if serving.model.startswith(LAB):
         given += ["--dtype", "float32"]
     arguments: argparse.Namespace = _parser().parse_args([*given, *serving.options])
+    for name, right in (("model", serving.folder), ("revision", serving.revision), ("model_tag", None)):
+        if getattr(arguments, name, None) != right:
+            raise ServingError(
+                f"the options after -- name another {name.partition('_')[0]}; it is given before them"
+            )
     configure_logging_from_args(arguments)
     validate_parsed_serve_args(arguments)
     names = list(arguments.served_model_name or [serving.model])
