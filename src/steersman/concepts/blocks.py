@@ -239,7 +239,7 @@ def table_of(program: Program, layer: int, width: int, device: torch.device) -> 
     """The table of one layer under a program, made once for each device."""
     tables: dict[torch.device, BlockTable] = program.compiled.setdefault(("block_output", layer), {})
     if device not in tables:
-        with torch.inference_mode(mode=False):  # kept, and used where gradients are wanted too
+        with torch.inference_mode(False):  # kept, and used where gradients are wanted too
             tables[device] = BlockTable(program, layer, width, device)
     return tables[device]
 

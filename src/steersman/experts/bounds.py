@@ -130,7 +130,7 @@ def _bounds(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-@torch.inference_mode(mode=False)  # kept, and used where gradients are wanted too
+@torch.inference_mode(False)  # kept, and used where gradients are wanted too
 def _candidates(dtype: torch.dtype, computed: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Offsets and factors, [4, 1] each, of the values around a score among which the bounds are found."""
     c = 4 * torch.finfo(dtype).eps

@@ -152,6 +152,6 @@ def table_of(program: Program, facts: Router, device: torch.device) -> RouterTab
     """The table of one router under a program, made once for each device."""
     tables: dict[torch.device, RouterTable] = program.compiled.setdefault(("router", facts.layer), {})
     if device not in tables:
-        with torch.inference_mode(mode=False):  # kept, and used where gradients are wanted too
+        with torch.inference_mode(False):  # kept, and used where gradients are wanted too
             tables[device] = RouterTable(program, facts, device)
     return tables[device]
