@@ -47,11 +47,13 @@ def check(folder: Path, way: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.long
 def test_tensor_parallel(tmp_path: Path) -> None:
     facts = check(tmp_path, "tensor")["facts"]
     assert [fact["routers"] for fact in facts] == [[1, 2], [1, 2]]
 
 
+@pytest.mark.long
 def test_drafts_are_exact(tmp_path: Path) -> None:
     """By n-grams; apart, since the engine does not start once more where numba has been imported."""
     check(tmp_path, "drafts")

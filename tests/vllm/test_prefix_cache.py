@@ -75,7 +75,16 @@ def differences(engine: Any, scope: str, lever: str) -> tuple[list[str], int]:
 
 @pytest.mark.parametrize(
     ("scope", "lever"),
-    [*((scope, "vectors") for scope in SCOPES), ("all", "experts"), ("generated", "experts")],
+    [
+        ("answer", "vectors"),
+        ("generated", "experts"),
+        *(
+            pytest.param(scope, lever, marks=pytest.mark.long)
+            for scope in SCOPES
+            for lever in ("vectors", "experts")
+            if (scope, lever) not in (("answer", "vectors"), ("generated", "experts"))
+        ),
+    ],
 )
 def test_as_with_a_cold_cache(engine: Any, scope: str, lever: str) -> None:
     found, reused = differences(engine, scope, lever)

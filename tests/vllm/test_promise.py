@@ -26,7 +26,7 @@ def scale_gates(folder: Path, factor: float) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("factor", [1.0, pytest.param(200.0)])
+@pytest.mark.parametrize("factor", [pytest.param(1.0, marks=pytest.mark.long), 200.0])
 @pytest.mark.parametrize(
     "name", [n if n in ("olmoe", *GROUPED) else pytest.param(n, marks=pytest.mark.long) for n in MOE]
 )

@@ -33,6 +33,7 @@ def asked_of(server: Running) -> dict[str, float]:
     return {"tokens": sum(float(line.split()[-1]) for line in lines)}
 
 
+@pytest.mark.long
 def test_four_kinds_of_requests_are_measured(server: Running) -> None:
     before = asked_of(server)["tokens"]
     load = ("--requests", "6", "--concurrency", "3", "--prompt-tokens", "9", "--answer-tokens", "7")
