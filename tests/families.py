@@ -224,7 +224,7 @@ def watching(model: nn.Module, layer: int) -> Iterator[list[Step]]:
     def decoder_starts(module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[0] if args else kwargs.get("input_ids")
         given = kwargs.get("inputs_embeds") if given is None else given
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         cached = None if cache is None else int(cache.get_seq_length())
         steps.append(Step(shape=tuple(given.shape[:2]), cached=cached))
 

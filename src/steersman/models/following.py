@@ -26,6 +26,9 @@ _UNFOLLOWED = (
 )
 """Settings under which the decoder is fed candidates, contrasts or another prompt than the one given."""
 
+_CACHES = ("cache", "past_key_values")
+"""What transformers calls the cache of keys and values: from 5.24 on, and before."""
+
 _STATES = ("cache_params", "state")
 """What recurrent models (Mamba, xLSTM; RWKV) call the cache that they have instead of keys and values."""
 
@@ -54,7 +57,7 @@ class Following:
         self._ids: Tensor | None = ids
         self._given: Tensor | None = embeds if embeds is not None else ids
         self._mask: Tensor | None = kwargs.get("attention_mask")
-        self._cached = cache_length(kwargs.get("past_key_values")) or 0
+        self._cached = cache_length(cache_of(kwargs, _CACHES)) or 0
         self._generation: Generation | None = None
         self._may_feed_back = True
 
@@ -136,9 +139,9 @@ def refuse_empty_scope(plans: Iterable[Steering | None]) -> None:
         )
 
 
-def cache_of(kwargs: Mapping[str, Any]) -> Any:
+def cache_of(kwargs: Mapping[str, Any], names: tuple[str, ...] = (*_CACHES, *_STATES)) -> Any:
     """The cache that a decoder's forward is given; None without one."""
-    return next((kwargs[n] for n in ("past_key_values", *_STATES) if kwargs.get(n) is not None), None)
+    return next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
 
 
 def cache_length(cache: Any) -> int | None:
