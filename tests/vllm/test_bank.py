@@ -187,11 +187,21 @@ def test_slots_are_used_again() -> None:
     assert not held.vector_ids.any()
 
 
-def test_a_request_that_follows_an_empty_slot_is_an_error() -> None:
+def test_a_request_whose_place_holds_another_plan_is_an_error() -> None:
     held = bank()
     live = LiveRequests(held)
-    with pytest.raises(SteeringNotApplied, match="slot 2, which holds no plan"):
-        live.add("one", {"steersman": {"slots": [[2, 1.0]]}}, [1, 2, 3])
+    told = {"steersman": {"slots": [[2, 1.0]], "plans": ["meant"]}}
+    with pytest.raises(
+        SteeringNotApplied, match="follows plan meant in place 2, where this worker holds none"
+    ):
+        live.add("one", told, [1, 2, 3])
+    rows = (PlanRow({1: {2: 1.0}}, {}),) * 3
+    held.write(2, rows, "another")
+    with pytest.raises(SteeringNotApplied, match="where this worker holds another"):
+        live.add("one", told, [1, 2, 3])
+    held.write(2, rows, "meant")
+    live.add("one", told, [1, 2, 3])
+    assert len(live) == 1
 
 
 def slow_choice(z: Tensor, strengths: Tensor, rule: Rule) -> tuple[list[int], list[float]]:

@@ -93,6 +93,7 @@ class Bank:
         self._free = list(range(room.vectors, 0, -1))
         self._held: dict[int, list[int]] = {}
         self._empty: dict[int, tuple[bool, ...]] = {}
+        self._fingerprints: dict[int, str] = {}
 
     @property
     def sentinel(self) -> int:
@@ -103,12 +104,17 @@ class Bank:
         """The row that tokens of a role follow under the plan in a slot; 0 where it does nothing to them."""
         return 0 if self._empty[slot][role] else 1 + ROLE_COUNT * slot + role
 
-    def holds(self, slot: int) -> bool:
-        """Whether there is a plan in a slot."""
-        return slot in self._empty
+    def fingerprint(self, slot: int) -> str | None:
+        """Of the plan in a slot; None: there is none."""
+        return self._fingerprints.get(slot)
 
-    def write(self, slot: int, rows: Sequence[PlanRow]) -> None:
+    def write(self, slot: int, rows: Sequence[PlanRow], fingerprint: str = "") -> None:
         """Put a plan into a slot that no running request follows.
+
+        Args:
+            slot: Which.
+            rows: The plan's, of each role.
+            fingerprint: What it is known by to the front end.
 
         Raises:
             ServingError: the plan does not fit; the bank is as before then.
@@ -136,6 +142,7 @@ class Bank:
             if any(len(in_slots(steps)) > 1 or 0 not in in_slots(steps) for steps in plan.steps.values()):
                 self.stepping.add(row)
         self._empty[slot] = tuple(plan.empty for plan in rows)
+        self._fingerprints[slot] = fingerprint
         self.version += 1
 
     def _check(self, slot: int, rows: Sequence[PlanRow]) -> None:
@@ -185,6 +192,7 @@ class Bank:
         self.stepping -= set(range(first, first + ROLE_COUNT))
         self._free.extend(self._held.pop(slot, ()))
         self._empty.pop(slot, None)
+        self._fingerprints.pop(slot, None)
         self.version += 1
 
     @property

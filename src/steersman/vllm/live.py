@@ -32,10 +32,7 @@ class LivePlan:
     prompt_length: int
 
     def follows(self, bank: Bank) -> tuple[Follows, ...]:
-        """By role. Raises `SteeringNotApplied` where a slot holds no plan."""
-        for slot, _ in self.slots:
-            if not bank.holds(slot):
-                raise SteeringNotApplied(f"a request follows slot {slot}, which holds no plan")
+        """By role."""
         rows = [[(bank.row(slot, role), strength) for slot, strength in self.slots] for role in range(3)]
         return tuple(tuple((row, strength) for row, strength in one if row and strength) for one in rows)
 
@@ -54,7 +51,8 @@ class LiveRequests:
         """Take note of a request that the engine has scheduled for the first time, with its prompt's ids.
 
         Raises:
-            SteeringNotApplied: it follows a plan that is not there, or its prompt has no ids.
+            SteeringNotApplied: in its place there is another plan than the front end means, or none; or its
+                prompt has no ids.
         """
         resolved = (extra_args or {}).get(KEY)
         if resolved is None or not resolved["slots"]:
@@ -62,6 +60,13 @@ class LiveRequests:
         if prompt is None:
             raise SteeringNotApplied(f"request {request_id} is steered, and its prompt has no token ids")
         slots = tuple((int(slot), float(by)) for slot, by in resolved["slots"])
+        for (slot, _), meant in zip(slots, resolved["plans"], strict=True):
+            held = self._bank.fingerprint(slot)
+            if held != meant:
+                raise SteeringNotApplied(
+                    f"request {request_id} follows plan {meant[:12]} in place {slot}, where this worker "
+                    f"holds {'none' if held is None else held[:12]}"
+                )
         plan = LivePlan(slots, prompt_length(resolved, len(prompt)))
         self._plans[request_id] = (plan, plan.follows(self._bank))
 

@@ -37,11 +37,10 @@ def prepare_worker(model: nn.Module, vllm_config: Any, device: Any) -> WorkerSta
     config = vllm_config.model_config.hf_text_config
     found = find_sites(model, config)
     sites = _sites(found, settings, list(plans.values()), config.num_hidden_layers)
-    rows = [rows_of(plan) for plan in plans.values()]
     places = sites.places
     bank = Bank(places, _room(vllm_config, settings, places, list(plans.values())), device)
-    for slot, plan in enumerate(rows):
-        bank.write(slot, plan)
+    for slot, plan in enumerate(plans.values()):
+        bank.write(slot, rows_of(plan), plan.fingerprint)
     state = _state(bank, frozenset(found.blocks))
     vllm_config.compilation_config.static_forward_context[ops.CONTEXT_KEY] = state
     attach(sites, device)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.library import Library
 from vllm.forward_context import get_forward_context
 
 from steersman.errors import SteeringNotApplied
@@ -55,10 +55,10 @@ def _count(ids: Tensor, site: Tensor) -> None:
     counter.count(ids, site)
 
 
-_library: Any = torch.library.Library("steersman", "FRAGMENT")  # type: ignore[no-untyped-call]
+_operations: Any = Library("steersman", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema, _op in zip(_SCHEMAS, (_edit_scores, _choose, _edit_states, _count), strict=True):
-    _library.define(_schema)
+    _operations.define(_schema)
     _name = _schema.partition("(")[0]
     for _device in ("CPU", "CUDA"):
-        _library.impl(_name, _op, _device)
-    _library._register_fake(_name, lambda *args: None)
+        _operations.impl(_name, _op, _device)
+    _operations._register_fake(_name, lambda *args: None)

@@ -215,6 +215,7 @@ class Registry:
             self._leases[self._last_lease] = Lease(resolved, time.monotonic(), answers)
             return {
                 "slots": [list(one) for one in resolved.slots],
+                "plans": [resolved.fingerprints[one.name] for one in resolved.wanted],
                 "keys": list(resolved.keys),
                 "lease": self._last_lease,
             }

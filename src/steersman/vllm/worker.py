@@ -99,7 +99,7 @@ def steersman_write(self: Any, slot: int, files: dict[str, bytes]) -> str | None
                 f"it edits {', '.join(missing)}, where this engine was started without edits: start it with "
                 "sites=all (--sites all)"
             )
-        state.bank.write(slot, rows_of(steering))
+        state.bank.write(slot, rows_of(steering), steering.fingerprint)
     except SteersmanError as error:
         return str(error)
     return None
