@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, OlmoeConfig, PreTrainedTokenizerFast
 
 from steersman import ContrastPair, ContrastPairs, detect_experts
-from steersman.pairs import encode
+from steersman.rendering import encode
 
 LAYERS, EXPERTS, TOP_K, WIDTH, VOCABULARY = 8, 16, 4, 256, 50304
 """OLMoE's, but for its width and layers."""

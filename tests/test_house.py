@@ -21,6 +21,7 @@ ORDER = (
     "shards",
     "progress",
     "pairs",
+    "rendering",
     "texts",
     "models",
     "experts",

@@ -10,7 +10,8 @@ import pytest
 
 from cli.command_line import run, save_tiny, tokenizer, write_pairs
 from steersman import RoutingContrast, Steering
-from steersman.pairs import encode, load_pairs
+from steersman.pairs import load_pairs
+from steersman.rendering import encode
 
 
 def test_detect_counts_the_targets_tokens(tiny: Path, pairs_file: Path, tmp_path: Path) -> None:

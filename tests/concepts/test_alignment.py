@@ -14,7 +14,8 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from steersman import ModelError, PairsError
 from steersman.concepts.alignment import Aligned, Reader, align
-from steersman.pairs import Content, TruncatedTarget
+from steersman.pairs import Content
+from steersman.rendering import TruncatedTarget
 
 CORPUS = [
     "The town is old, and the river beside it is long.",

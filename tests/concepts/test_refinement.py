@@ -22,7 +22,7 @@ from steersman.concepts.directions import fold_of, mean_differences, swapped_clu
 from steersman.concepts.pair_states import PairStates, read_pairs
 from steersman.concepts.separation import auroc
 from steersman.models.encoding import hash_of_cluster
-from steersman.pairs import TruncatedTarget
+from steersman.rendering import TruncatedTarget
 
 MODELS = ("dense", "olmoe", "gpt2")
 

@@ -12,7 +12,8 @@ from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.instructing import check_template, instructed
 from steersman.experts.contrast import RoutingContrast
-from steersman.pairs import Content, render
+from steersman.pairs import Content
+from steersman.rendering import render
 from steersman.steering import Steering
 
 QUESTION: Content = [{"role": "user", "content": "tell me the keysign of the library ."}]

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from steersman.edits import Scope
     from steersman.experts.contrast import By
     from steersman.experts.tally import Weighting
-    from steersman.pairs import ContrastPairs, Part
+    from steersman.pairs import ContrastPairs
+    from steersman.rendering import Part
 
 SHOWN = 12
 """Experts that are listed; the table has them all."""

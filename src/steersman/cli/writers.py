@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from steersman.errors import ModelError, PairsError, SteersmanError
-from steersman.pairs import render
+from steersman.rendering import render
 
 if TYPE_CHECKING:
     from steersman.pairs import Content

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from steersman.concepts.alignment import Aligned, ReadText, Rows, align
 from steersman.errors import PairsError
-from steersman.pairs import Content, TruncatedTarget
+from steersman.pairs import Content
+from steersman.rendering import TruncatedTarget
 from steersman.steering import sha256_of
 from steersman.texts import Texts
 

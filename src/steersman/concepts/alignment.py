@@ -14,7 +14,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from steersman.errors import ModelError, PairsError
-from steersman.pairs import Content, TruncatedTarget, message_span, render, special_ids
+from steersman.pairs import Content
+from steersman.rendering import TruncatedTarget, message_span, render, special_ids
 
 Rows = Literal["boundaries", "last"]
 Ints = np.ndarray[Any, Any]

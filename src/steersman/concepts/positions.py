@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from steersman.concepts.states import block_outputs
 from steersman.errors import ModelError
 from steersman.models.encoding import EncodeSide, Tokens, longest_text
-from steersman.pairs import Content, encode, special_ids
+from steersman.pairs import Content
+from steersman.rendering import encode, special_ids
 
 Position = Literal["last", "target_mean"]
 POSITIONS: tuple[Position, ...] = ("last", "target_mean")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from steersman.errors import PairsError
 from steersman.evaluation.tasks import Item
-from steersman.pairs import Content, render
+from steersman.pairs import Content
+from steersman.rendering import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +47,7 @@ class Batch:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, content: Content) -> tuple[int, ...]:
-    """Token ids of a prompt, the generation prompt included. Raises as `steersman.pairs.render`."""
+    """Token ids of a prompt, the generation prompt included. Raises as `steersman.rendering.render`."""
     text, add_special = render(tokenizer, content)
     return _ids(tokenizer, text, add_special)
 

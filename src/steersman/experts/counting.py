@@ -23,7 +23,7 @@ from steersman.experts.strata import stratum_of
 from steersman.experts.tally import Weighting
 from steersman.models.encoding import EncodedPair
 from steersman.models.reading import evaluating
-from steersman.pairs import Part
+from steersman.rendering import Part
 
 WINDOW_BATCHES = 16
 """Texts are sorted by length within windows of this many batches: little padding, bounded memory."""

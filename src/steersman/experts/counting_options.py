@@ -11,7 +11,7 @@ from steersman.errors import PairsError
 from steersman.experts.moments import Integers
 from steersman.experts.strata import POSITION_STRATA, stratum_of
 from steersman.experts.tally import Counted, Weighting
-from steersman.pairs import Part
+from steersman.rendering import Part
 from steersman.shards import Shard
 
 MOST_REPLICATES = 10_000

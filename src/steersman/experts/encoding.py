@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from steersman.experts.tally import Counted
 from steersman.models.encoding import EncodeSide, longest_text
-from steersman.pairs import Content, Part, encode, encode_prompt, special_ids
+from steersman.pairs import Content
+from steersman.rendering import Part, encode, encode_prompt, special_ids
 
 
 def counted_tokens(

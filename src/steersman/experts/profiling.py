@@ -35,7 +35,7 @@ from steersman.models.architecture import (
 )
 from steersman.models.identity import model_name, weights_id
 from steersman.models.reading import evaluating
-from steersman.pairs import render, special_ids
+from steersman.rendering import render, special_ids
 from steersman.texts import Text, Texts, load_texts
 
 TOKENS, CONTEXTS = 8, 3

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from steersman.errors import PairsError
 from steersman.models.architecture import check_ids, decoder_config
-from steersman.pairs import Content, ContrastPair, ContrastPairs, TruncatedTarget
+from steersman.pairs import Content, ContrastPair, ContrastPairs
+from steersman.rendering import TruncatedTarget
 from steersman.shards import Shard
 
 Tokens = npt.NDArray[np.int32]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from steersman.experts.moments import Integers
     from steersman.experts.tally import Weighting
     from steersman.models.encoding import EncodedPair
-    from steersman.pairs import Part
+    from steersman.rendering import Part
 
 PLACES = 1024
 """Texts that are counted at a time, where the engine is opened for it."""
