@@ -250,11 +250,14 @@ def failing(*pairs: tuple[Any, ...], **options: Any) -> str:
 def test_pairs_that_are_alike_where_they_are_read() -> None:
     alike = [(f"w{n} w1 w2", f"w{n} w1 w3", f"w{n} w1", f"w{n} w1") for n in range(20, 26)]
     said = failing(*alike)
-    assert said.startswith("some.jsonl: at every layer both sides of all pairs have the same state")
-    assert "name targets, or a position, where the sides differ" in said
+    assert said.startswith("some.jsonl: no pair is a contrast, as both sides are the same tokens: pair, ")
+    assert said.endswith("right are sides, or targets, whose tokens differ")
     keys = ("positive", "negative", "positive_target", "negative_target")
     rows = [dict(zip(keys, pair, strict=False)) for pair in [*alike, ("w1", "w2")]]
-    assert refine_concept(model_of("dense"), tokenizer(), rows).vectors[0].any()  # one that differs is enough
+    with pytest.warns(UserWarning, match="6 pairs are left out"):
+        concept = refine_concept(model_of("dense"), tokenizer(), rows)
+    assert concept.vectors[0].any()  # one that differs is enough
+    assert (concept.pairs, concept.alike) == (1, 6)
 
 
 def test_constant_states_are_pairs_alike() -> None:

@@ -215,6 +215,7 @@ def concept_for_json(concept: ConceptVector) -> dict[str, Any]:
         "pairs": concept.pairs,
         "clusters": concept.clusters,
         "skipped": concept.skipped,
+        "alike": concept.alike,
         "position": concept.position,
         "method": concept.method,
         "shuffles": len(concept.shuffled),
@@ -235,6 +236,8 @@ def concept_in_words(result: dict[str, Any]) -> list[str]:
     lines = [f"{result['pairs']} pairs in {result['clusters']} clusters, read {read}; {how}"]
     if result["skipped"]:
         lines.append(f"{result['skipped']} pairs left out: longer than the model's context")
+    if result["alike"]:
+        lines.append(f"{result['alike']} pairs left out: both sides are the same tokens")
     rows = [
         (
             entry["layer"],

@@ -351,6 +351,7 @@ def summary(contrast: RoutingContrast) -> dict[str, Any]:
         "pairs": int(contrast.pairs),
         "clusters": int(contrast.clusters),
         "skipped": int(contrast.skipped),
+        "alike": int(contrast.alike),
         "weighting": contrast.weighting,
         "imported": contrast.imported,
         "counted": contrast.counted,
@@ -374,6 +375,7 @@ def _adjustment(contrast: RoutingContrast) -> dict[str, Any] | None:
         "pairs": int(contrast.nuisance.pairs),
         "clusters": int(contrast.nuisance.clusters),
         "skipped": int(contrast.nuisance.skipped),
+        "alike": int(contrast.nuisance.alike),
     }
 
 
@@ -425,6 +427,8 @@ def counts_in_words(result: dict[str, Any]) -> list[str]:
     if result["skipped"]:
         ended = ", or with a side that the model ends at once" if result["counted"] == "generated" else ""
         lines.append(f"{result['skipped']} pairs left out: longer than the model's context{ended}")
+    if result["alike"]:
+        lines.append(f"{result['alike']} pairs left out: both sides are the same tokens")
     if result["strata"]:
         lines.append(f"stratified: at like positions, from {', '.join(map(str, result['strata']))} on")
     if result["adjustment"]:

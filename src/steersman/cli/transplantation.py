@@ -227,6 +227,7 @@ def _page(entry: dict[str, Any]) -> str:
     ]
     header = ("layer", "from", "at the source", "explained", "in the target", "shuffled reach", "p", "gate")
     left_out = f", {entry['skipped']} left out as too long" if entry["skipped"] else ""
+    left_out += f", {entry['alike']} left out as both sides are the same tokens" if entry["alike"] else ""
     return "\n".join(
         [
             f"{entry['concept']}: {_verdict(entry)}",

@@ -46,6 +46,7 @@ class ConceptVector:
         pairs: How many it was refined from.
         clusters: How many independent ones there are.
         skipped: Pairs left out because they are too long.
+        alike: Pairs left out because both sides are the same tokens.
         model: The model's name.
         revision: Its commit.
         made_from: Name and sha256 of the pairs.
@@ -65,6 +66,7 @@ class ConceptVector:
     pairs: int
     clusters: int
     skipped: int = 0
+    alike: int = 0
     model: str = ""
     revision: str | None = None
     made_from: tuple[Mapping[str, Any], ...] = ()

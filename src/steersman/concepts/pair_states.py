@@ -38,12 +38,19 @@ class PairStates:
             the order of their first appearance.
         norms: Norms of the states of tokens in scope, by layer.
         skipped: Pairs left out because they are too long.
+        alike: Pairs left out because both sides are the same tokens.
     """
 
     def __init__(
-        self, layers: Sequence[int], width: int, clusters: npt.NDArray[np.int64], skipped: int
+        self,
+        layers: Sequence[int],
+        width: int,
+        clusters: npt.NDArray[np.int64],
+        skipped: int,
+        alike: int = 0,
     ) -> None:
-        self.layers, self.width, self.clusters, self.skipped = tuple(layers), width, clusters, skipped
+        self.layers, self.width, self.clusters = tuple(layers), width, clusters
+        self.skipped, self.alike = skipped, alike
         self.norms = {layer: NormHistogram() for layer in self.layers}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
 
@@ -100,9 +107,11 @@ def read_pairs(
         PairsError: a pair cannot be encoded; TruncatedTarget where a side is too long and not `truncate`.
     """
     side = tokens_read(model, tokenizer, position)
-    encoded = EncodedPairs(model, pairs, side, truncate=truncate, progress=progress)
+    encoded = EncodedPairs(
+        model, pairs, side, last_alone=position == "last", truncate=truncate, progress=progress
+    )
     width = decoder_config(model).hidden_size
-    states = PairStates(layers, width, encoded.clusters, encoded.skipped)
+    states = PairStates(layers, width, encoded.clusters, encoded.skipped, encoded.alike)
     size = max(1, WINDOW_BATCHES * batch_size // 2)
     try:
         with (

@@ -76,7 +76,9 @@ def refine_concept(
 
     Raises:
         ModelError: a layer does not exist, or gives states that are not finite.
-        PairsError: a pair cannot be encoded, or at every layer both sides of all pairs have the same state.
+        PairsError: a pair cannot be encoded, both sides of every pair are the same tokens up to the last one
+            that is read (where only some are, they are left out and counted in `alike`), or at every layer
+            both sides of all pairs have the same state.
     """
     _check_options(position, method, shuffles, batch_size, seed)
     source = pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)
@@ -118,6 +120,7 @@ def refine_concept(
             pairs=len(states),
             clusters=len(folds.clusters),
             skipped=states.skipped,
+            alike=states.alike,
             model=name,
             revision=revision,
             made_from=({"kind": "pairs", "name": source.name, "sha256": source.sha256},),

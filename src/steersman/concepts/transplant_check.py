@@ -166,6 +166,7 @@ class TransplantCheck:
         clusters: in how many clusters: those of pairs that the concept was refined from are looked at along
             the direction of the other folds.
         skipped: Pairs left out because they are too long for the target.
+        alike: Pairs left out because both sides are the same tokens to the target.
     """
 
     layers: Mapping[int, LayerCheck]
@@ -173,6 +174,7 @@ class TransplantCheck:
     held_out: int
     clusters: int
     skipped: int
+    alike: int = 0
 
     @property
     def best_layer(self) -> int:
@@ -204,6 +206,7 @@ class TransplantCheck:
             "held_out": self.held_out,
             "clusters": self.clusters,
             "skipped": self.skipped,
+            "alike": self.alike,
         }
 
 
@@ -289,6 +292,7 @@ def check_transplant(
             held_out=int((rows >= 0).sum()),
             clusters=len(np.unique(states.clusters[rows >= 0])),
             skipped=states.skipped,
+            alike=states.alike,
         )
 
 

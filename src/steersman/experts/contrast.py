@@ -75,6 +75,7 @@ class RoutingContrast:
     """int64 [clusters], ascending: a hash of each cluster, so that no cluster enters twice."""
     pairs: int
     skipped: int = 0
+    """Pairs left out because they are too long, or because the model ends a side at once."""
     weighting: Weighting = "token"
     model: str = ""
     revision: str | None = None
@@ -93,6 +94,8 @@ class RoutingContrast:
     """Of a bootstrap over clusters."""
     nuisance: RoutingContrast | None = None
     """Another contrast of the same model, which `adjusted` has regressed out."""
+    alike: int = 0
+    """Pairs left out because both sides are the same tokens up to the last that is counted."""
 
     @property
     def imported(self) -> bool:
@@ -543,6 +546,7 @@ def _merge_two(one: RoutingContrast, other: RoutingContrast) -> RoutingContrast:
         cluster_ids=np.sort(np.concatenate([one.cluster_ids, other.cluster_ids])),
         pairs=one.pairs + other.pairs,
         skipped=one.skipped + other.skipped,
+        alike=one.alike + other.alike,
         made_from=_without_shards((*one.made_from, *other.made_from)),
         strata=one.strata + other.strata if one.strata and other.strata else None,
         replicates=one.replicates + other.replicates if one.replicates and other.replicates else None,

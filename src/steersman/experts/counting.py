@@ -78,7 +78,8 @@ def detect_experts(
     Raises:
         ModelError: the model has no routers, or one that cannot be counted.
         PairsError: a pair cannot be rendered, its target is not in its text, or it is longer than the
-            context; or an option is unknown.
+            context; both sides of every pair are the same tokens up to the last that is counted (where only
+            some are, they are left out and counted in `alike`); or an option is unknown.
         ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
     """
     options = options_of(

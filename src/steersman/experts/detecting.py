@@ -67,8 +67,8 @@ def detect(
     """`detect_experts`, with whatever reads the texts.
 
     Raises:
-        PairsError: a pair cannot be rendered, its target is not in its text, or it is longer than what can be
-            read.
+        PairsError: a pair cannot be rendered, its target is not in its text, it is longer than what can be
+            read, or both sides of every pair are the same tokens.
         ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
     """
     sources = {"pairs": pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)}
@@ -83,7 +83,7 @@ def detect(
         saved = Progress(checkpoint, run, _tally_reader(options.weighting), resume=resume)
     tallies = _tallies(reader, encoded, options, saved, progress)
     contrasts = {
-        name: _contrast(reader, architecture, identity, source, encoded[name].skipped, tallies[name], options)
+        name: _contrast(reader, architecture, identity, source, encoded[name], tallies[name], options)
         for name, source in sources.items()
     }
     for of_source in encoded.values():
@@ -175,7 +175,7 @@ def _contrast(
     architecture: Architecture,
     identity: str,
     source: ContrastPairs,
-    skipped: int,
+    encoded: EncodedPairs,
     tally: Tally,
     options: Options,
 ) -> RoutingContrast:
@@ -195,7 +195,8 @@ def _contrast(
         weights_id=identity,
         cluster_ids=np.array(sorted(tally.cluster_ids), dtype=np.int64),
         pairs=tally.counted,
-        skipped=skipped + tally.done - tally.counted,
+        skipped=encoded.skipped + tally.done - tally.counted,
+        alike=encoded.alike,
         weighting=options.weighting,
         model=name,
         revision=revision,

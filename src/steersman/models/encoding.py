@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
+import unicodedata
+import warnings
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,17 +49,22 @@ class EncodedPairs(Sequence[EncodedPair]):
     Every pair is encoded once, before any is read, so that a bad one is found before any work is done.
     Memory holds three numbers a pair, whatever their length.
 
+    A pair whose sides are the same tokens, at the same positions, up to the last that is compared says
+    nothing, whatever the texts: no later token acts on an earlier one. It is left out, and counted in
+    `alike`; a warning names it.
+
     Args:
         model: What will read them: its vocabulary is a limit.
         pairs: The pairs.
         encode_side: Gives a side's token ids and the positions that matter; raises `TruncatedTarget` for one
             that is too long.
+        last_alone: Only the last of the positions is compared, so the others make no difference.
         truncate: Leave out pairs with a side that is too long, instead of an error.
         shard: Take this part of the clusters alone.
         progress: Show a bar on stderr where reading them takes more than a second.
 
     Raises:
-        PairsError: a pair cannot be encoded, or none is left.
+        PairsError: a pair cannot be encoded, none is left, or the sides of all are alike.
     """
 
     def __init__(
@@ -65,11 +73,13 @@ class EncodedPairs(Sequence[EncodedPair]):
         pairs: ContrastPairs,
         encode_side: EncodeSide,
         *,
+        last_alone: bool = False,
         truncate: bool = False,
         shard: Shard | None = None,
         progress: bool = False,
     ) -> None:
-        self.skipped = 0
+        self.skipped = self.alike = 0
+        named: dict[str, list[str]] = {}  # how they are alike → pairs
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
         self._starts, self._clusters, firsts = array("q"), array("q"), array("q")
         appeared: dict[int, int] = {}  # cluster → how many came before it
@@ -79,19 +89,32 @@ class EncodedPairs(Sequence[EncodedPair]):
             if shard is not None and not shard.holds(number):
                 continue
             try:
-                encoded = _encode(model, pair, encode_side)
+                sides = _encode(model, pair, encode_side)
             except TruncatedTarget:
                 if not truncate:
                     raise
                 self.skipped += 1
                 continue
+            if _alike(*sides, last_alone=last_alone):
+                self.alike += 1
+                if self.alike <= _NAMED:
+                    named.setdefault(_how_alike(pair, *sides), []).append(pair.where)
+                continue
             self._starts.append(self._file.tell())
             self._clusters.append(cluster)
             firsts.append(number)
-            self._file.write(encoded)
+            self._file.write(_packed(sides))
+        same = f"both sides are the same tokens: {_listed(named, self.alike)}"
         if not self._starts:
             of = "" if shard is None else f" in shard {shard} ({len(appeared)} clusters)"
+            if self.alike:
+                raise PairsError(
+                    f"{pairs.name}: no pair is a contrast{of}, as {same}; right are sides, or targets, whose "
+                    "tokens differ"
+                )
             raise PairsError(f"{pairs.name}: no pair is left to count{of}")
+        if self.alike:
+            warnings.warn(f"{pairs.name}: {self.alike} pairs are left out, as {same}", stacklevel=2)
         self._order = np.argsort(np.frombuffer(firsts, np.int64), kind="stable")
 
     def __len__(self) -> int:
@@ -133,20 +156,80 @@ class EncodedPairs(Sequence[EncodedPair]):
         self._file.close()
 
 
-def _encode(model: nn.Module, pair: ContrastPair, encode_side: EncodeSide) -> bytes:
+Side = tuple[Sequence[int], Sequence[int]]
+
+
+def _encode(model: nn.Module, pair: ContrastPair, encode_side: EncodeSide) -> tuple[Side, Side]:
+    """Token ids and positions of either side. Raises as `encode_side`, and for ids that the model lacks."""
+    positive = encode_side(pair.positive, pair.positive_target, f"{pair.where}, positive side")
+    negative = encode_side(pair.negative, pair.negative_target, f"{pair.where}, negative side")
+    check_ids(model, max(max(positive[0]), max(negative[0])), pair.where)
+    return positive, negative
+
+
+def _packed(sides: tuple[Side, Side]) -> bytes:
     """A pair as bytes: four lengths, then ids and positions of either side, int32."""
-    sides = [
-        encode_side(content, target, f"{pair.where}, {side} side")
-        for side, content, target in (
-            ("positive", pair.positive, pair.positive_target),
-            ("negative", pair.negative, pair.negative_target),
-        )
-    ]
-    check_ids(model, max(max(ids) for ids, _ in sides), pair.where)
     parts = [np.array(part, np.int32) for side in sides for part in side]
     return b"".join(
         [np.array([len(part) for part in parts], np.int32).tobytes()] + [part.tobytes() for part in parts]
     )
+
+
+def _alike(positive: Side, negative: Side, *, last_alone: bool) -> bool:
+    """Whether a causal model does the same on both sides, at every position that is compared."""
+    ids, places = zip(positive, negative, strict=True)
+    one, other = (tuple(of[-1:] if last_alone else of) for of in places)
+    end = one[-1] + 1 if one else None  # without positions the model goes on from the whole text
+    return one == other and tuple(ids[0][:end]) == tuple(ids[1][:end])
+
+
+_NAMED = 5
+"""Pairs that a message names at most."""
+
+_READ_ALIKE: dict[str, Callable[[str], str]] = {
+    "Unicode form": lambda text: unicodedata.normalize("NFC", text),
+    "compatibility characters": lambda text: unicodedata.normalize("NFKC", text),
+    "upper and lower case": str.casefold,
+    "whitespace": lambda text: "".join(text.split()),
+}
+"""What tokenizers and templates do away with, by what they then no longer see."""
+
+
+def _how_alike(pair: ContrastPair, positive: Side, negative: Side) -> str:
+    """How texts can differ whose tokens do not."""
+    if pair.positive == pair.negative:
+        return "the targets are the same tokens"
+    if tuple(positive[0]) != tuple(negative[0]):
+        return "they differ only after the last token that is compared"
+    first, second = _words(pair.positive), _words(pair.negative)
+    if first == second:
+        return "they differ only in roles, which the template does not show"
+    what = next((what for what, read in _READ_ALIKE.items() if read(first) == read(second)), "what is lost")
+    return f"they differ only in {what}: {_first_difference(first, second)}"
+
+
+def _words(content: Content) -> str:
+    return content if isinstance(content, str) else "\n".join(message["content"] for message in content)
+
+
+def _first_difference(first: str, second: str) -> str:
+    """The first characters, with the marks that combine with them, in which two texts differ."""
+    same = zip(first, second, strict=False)
+    place = next((n for n, (one, other) in enumerate(same) if one != other), min(len(first), len(second)))
+    return " and ".join(_sign_at(text, place) for text in (first, second))
+
+
+def _sign_at(text: str, place: int) -> str:
+    marks = next((n for n, sign in enumerate(text[place + 1 :]) if not unicodedata.combining(sign)), None)
+    sign = text[place : None if marks is None else place + 1 + marks]
+    if not sign:
+        return "nothing"
+    return f"{json.dumps(sign, ensure_ascii=False)} ({' '.join(f'U+{ord(one):04X}' for one in sign)})"
+
+
+def _listed(named: dict[str, list[str]], count: int) -> str:
+    listed = [f"{', '.join(pairs)} ({how})" for how, pairs in named.items()]
+    return "; ".join([*listed, *([f"and {count - _NAMED} more"] if count > _NAMED else [])])
 
 
 def longest_text(model: nn.Module) -> int | None:
