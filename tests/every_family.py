@@ -156,10 +156,10 @@ def from_config(config: PretrainedConfig) -> nn.Module:
     return (AutoModelForImageTextToText if vision else AutoModelForCausalLM).from_config(config).eval()
 
 
-def tiny(model_type: str, *, seed: int = 0) -> nn.Module:
+def tiny(model_type: str, *, seed: int = 0, **changes: Any) -> nn.Module:
     """A random model: router weights and correction biases random, and experts that differ."""
     torch.manual_seed(seed)
-    model = from_config(config_of(model_type))
+    model = from_config(config_of(model_type, **changes))
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if not tensor.is_floating_point():

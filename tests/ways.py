@@ -18,6 +18,7 @@ import families as f
 from steersman import ContrastPair, ContrastPairs, RoutingContrast, Steering, detect_experts, weights_id
 from steersman.concepts.states import block_outputs
 from steersman.models.architecture import read_architecture
+from streams import width_of
 
 WAYS_FAMILIES = ("olmoe", "gpt_oss", "deepseek_v3")
 """A plain softmax, a top-k before the softmax with biases, groups with a correction bias."""
@@ -25,9 +26,6 @@ WAYS_FAMILIES = ("olmoe", "gpt_oss", "deepseek_v3")
 ON, OFF = 5, 1
 """The expert that the plan activates in layer 1, and the one it deactivates in layer 2."""
 LAYERS = (1, 2)
-
-VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(5))
-"""What is added to layer 1's output."""
 
 IDS = f.token_ids(2, 7)
 WORDS = [f"w{number}" for number in range(f.VOCABULARY)]
@@ -37,8 +35,13 @@ def plan_of(model: nn.Module) -> Steering:
     return Steering.from_experts(model, activate={1: [ON]}, deactivate={2: [OFF]})
 
 
+def vector_of(model: Any) -> Tensor:
+    """What is added to layer 1's output."""
+    return torch.randn(width_of(model), generator=torch.Generator().manual_seed(5))
+
+
 def vectors_of(model: nn.Module) -> Steering:
-    return Steering.from_vectors(model, {1: VECTOR}, strength=2.0, scope="answer")
+    return Steering.from_vectors(model, {1: vector_of(model)}, strength=2.0, scope="answer")
 
 
 @functools.cache

@@ -71,7 +71,7 @@ def test_vectors_and_states_are_those_of_the_adapted_model() -> None:
     assert not torch.equal(states, plain)
     with plan.apply(wrapped):
         edited = block_outputs(wrapped, [1], ids)[1]
-    torch.testing.assert_close(edited[:, -1], states[:, -1] + 2.0 * w.VECTOR, rtol=0, atol=1e-5)
+    torch.testing.assert_close(edited[:, -1], states[:, -1] + 2.0 * w.vector_of(bare), rtol=0, atol=1e-5)
     assert torch.equal(edited[:, :-1], states[:, :-1])
     with wrapped.disable_adapter():
         assert torch.equal(block_outputs(wrapped, [1], ids)[1], plain)
