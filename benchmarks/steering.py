@@ -73,11 +73,13 @@ class Arms:
 def decoding(opened: nn.Module, rows: int) -> Callable[[], Any]:
     """A function that decodes one more token of every row."""
     ids = torch.randint(3, 1000, (rows, 16), generator=torch.Generator().manual_seed(1))
-    cache = opened(ids, use_cache=True).past_key_values
+    output = opened(ids, use_cache=True)
+    name = next(name for name in ("cache", "past_key_values") if name in output)  # transformers 5.24, before
+    cache = {name: output[name]}
     token = ids[:, -1:]
 
     def step() -> None:
-        opened(token, past_key_values=cache, use_cache=True)
+        opened(token, **cache, use_cache=True)
 
     return step
 

@@ -17,13 +17,13 @@ MODEL_TYPES = (
     "recurrent_gemma", "bamba", "falcon_h1", "zamba", "zamba2", "apertus", "arcee", "biogpt", "bitnet",
     "ctrl", "diffllama", "ernie4_5", "fuyu", "glm", "helium", "hunyuan_v1_dense", "internlm3", "jais2",
     "minicpm3", "ministral", "mllama", "nanochat", "olmo", "olmo3", "persimmon", "phi4_multimodal",
-    "seed_oss", "vaultgemma", "xglm",
+    "seed_oss", "vaultgemma", "xglm", "exaone", "apertus1p5_text", "dory",
 )  # fmt: skip
 
 QUICK = (
     "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neo", "gptj", "opt", "bloom", "falcon", "mpt", "codegen",
     "gpt_bigcode", "olmo2", "openai-gpt", "modernbert-decoder", "mamba", "falcon_mamba", "recurrent_gemma",
-    "zamba",
+    "zamba", "dory",
 )  # fmt: skip
 """Of each form of a layer's output, of a cache and of a decoder's place, one or two."""
 
@@ -44,6 +44,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "mamba2": {"head_dim": 16, "n_groups": 2},
     "minicpm3": _HEADS,
     "recurrent_gemma": {"block_types": ["recurrent", "recurrent", "attention"]},
+    "dory": {"num_hidden_layers": 5, "n_input_layers": 3, "n_recurrent_layers": 1, "n_output_layers": 1},
     "bamba": {"attn_layer_indices": [1]},
     "zamba": {
         "num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 1, "n_mamba_heads": 2,

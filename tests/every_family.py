@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -24,12 +25,13 @@ MODEL_TYPES = (
     "dots3_note", "dots3_note_text", "ernie4_5_moe", "ernie4_5_vl_moe", "exaone_moe", "flex_olmo", "flint",
     "gemma4", "gemma4_text", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm5_next", "glm_moe_dsa", "gpt_oss",
     "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "hy_v3",
-    "hy_v4", "inkling2", "inkling2_text", "inkling_mm_model", "inkling_text", "jamba", "jetmoe",
-    "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "llama4", "llama4_text", "longcat_flash", "mellum",
-    "mimo_v2_flash", "minimax", "minimax_m2", "minimax_m3_vl", "minimax_m3_vl_text", "mistral4",
+    "hy_v4", "hy_v4_vl", "inkling2", "inkling2_loop", "inkling2_loop_text", "inkling2_text",
+    "inkling_mm_model", "inkling_text", "jamba", "jetmoe", "kimi_linear", "kolibri1", "laguna", "lara_mini",
+    "lfm2_moe", "llama4", "llama4_text", "longcat_flash", "mellum", "mimo_v2_flash", "minimax", "minimax_m2",
+    "minimax_m3_vl", "minimax_m3_vl_text", "mistral4",
     "mistral_large4", "mixtral", "muse_spark", "nemotron_h", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe",
     "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen3_omni_moe_thinker", "qwen3_vl_moe", "qwen4_exp",
-    "qwen4_exp_text", "solar_open", "step3p7", "unlimited_ocr", "zaya",
+    "qwen4_exp_text", "sarvam_mla", "sarvam_moe", "solar_open", "step3p7", "unlimited_ocr", "zaya",
 )  # fmt: skip
 """Found by looking for classes with experts in transformers' modelling files, not by name."""
 
@@ -38,6 +40,9 @@ SINCE = {
     **dict.fromkeys(("beam", "flint"), "5.21"),
     "mistral_large4": "5.22",
     **dict.fromkeys(("dots3_note", "dots3_note_text", "inkling2", "inkling2_text"), "5.23"),
+    **dict.fromkeys(
+        ("hy_v4_vl", "inkling2_loop", "inkling2_loop_text", "lara_mini", "sarvam_mla", "sarvam_moe"), "5.24"
+    ),
 }
 """The release of transformers that brought a type, where 5.19 lacks it."""
 
@@ -48,7 +53,8 @@ TOP_K_NAMES = (
 GROUPS_NAMES = ("n_group", "num_expert_group")
 
 _TINY: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "d_model": WIDTH, "intermediate_size": 32,
+    "vocab_size": VOCABULARY, "unpadded_vocab_size": VOCABULARY, "hidden_size": WIDTH, "d_model": WIDTH,
+    "intermediate_size": 32,
     "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "expert_ffn_hidden_size": 8,
     "ffn_hidden_size": 32, "shared_intermediate_size": 8, "shared_experts_intermediate_size": 8,
     "moe_shared_expert_intermediate_size": 8, "dense_intermediate_size": 32, "intermediate_size_mlp": 32,
@@ -85,7 +91,10 @@ _GEMMA = {
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _CHANGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "hy_v4"),
+        (
+            "axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "hy_v4",
+            "sarvam_mla",
+        ),
         _ALL_HEADS,
     ),
     **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text", "qwen4_exp_text"), _LINEAR),
@@ -107,6 +116,11 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]},
     },
     "glm5_next_text": {**_ALL_HEADS, **_LINEAR, "qk_rope_head_dim": 0, "head_dim": 0},
+    "hy_v4_vl_text": {**_ALL_HEADS, "rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}},
+    "inkling2_loop_text": {
+        "num_hidden_layers": 5, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 3,
+        "loop_layer_index_end": 4,
+    },
     "jamba": {
         "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0,
     },
@@ -142,6 +156,21 @@ def sizes(config: PretrainedConfig, changes: dict[str, Any] | None = None) -> di
 def known(model_type: str) -> bool:
     """Whether the installed transformers has a model type."""
     return model_type in CONFIG_MAPPING
+
+
+@functools.cache
+def why_unrunnable(model_type: str) -> str | None:
+    """Why a type does not run in the installed transformers, steered or not; None where it does."""
+    if not known(model_type):
+        return f"transformers {transformers.__version__} has no {model_type}"
+    try:
+        with torch.no_grad():
+            shared(model_type)(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
+    except AttributeError as error:
+        if model_type != "llama4":  # 5.24.0 asks its language model for what that does not give
+            raise
+        return f"transformers {transformers.__version__} does not run {model_type} itself: {error}"
+    return None
 
 
 def config_of(model_type: str, **changes: Any) -> PretrainedConfig:

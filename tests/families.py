@@ -7,6 +7,7 @@ from the library under test.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from transformers import (
     DeepseekV3Config,
     GptOssConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MixtralConfig,
     OlmoeConfig,
     PhimoeConfig,
@@ -215,6 +217,10 @@ def same_sets(first: Tensor, second: Tensor) -> Tensor:
     return (first.sort(dim=-1).values == second.sort(dim=-1).values).all(dim=-1)
 
 
+CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+"""What models and their outputs call the cache of keys and values: from transformers 5.24 on, and before."""
+
+
 @contextmanager
 def watching(model: nn.Module, layer: int) -> Iterator[list[Step]]:
     """Record a layer's routing, forward by forward, with hooks that do not go through the library."""
@@ -224,7 +230,7 @@ def watching(model: nn.Module, layer: int) -> Iterator[list[Step]]:
     def decoder_starts(module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[0] if args else kwargs.get("input_ids")
         given = kwargs.get("inputs_embeds") if given is None else given
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        cache = kwargs.get(CACHE)
         cached = None if cache is None else int(cache.get_seq_length())
         steps.append(Step(shape=tuple(given.shape[:2]), cached=cached))
 

@@ -42,6 +42,16 @@ def test_several_streams_are_refused_before_anything_runs() -> None:
         block_outputs(model, [1], [[5, 6, 7]])
 
 
+def test_layers_that_run_several_times_are_refused_before_anything_runs() -> None:
+    if not e.known("dory"):
+        pytest.skip(f"transformers {transformers.__version__} has no dory")
+    model = d.tiny("dory")
+    with pytest.raises(PlanError, match="layer 3: it runs 2 times in one forward"):
+        Steering.from_vectors(model, {1: VECTOR, 3: VECTOR})
+    with pytest.raises(ModelError, match="layer 3: it runs 2 times in one forward"):
+        block_outputs(model, [1, 3], [[5, 6, 7]])
+
+
 @pytest.mark.parametrize("name", ["bart", "t5gemma", "nllb-moe"])
 def test_encoder_decoders_are_refused_before_anything_runs(name: str) -> None:
     model = d.tiny(name, AutoModelForSeq2SeqLM)

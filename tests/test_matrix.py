@@ -35,7 +35,7 @@ from steersman.models.identity import weights_id
 REFUSED = {"doge"}
 """Types of which no router is steered: each needs a measured reason."""
 
-SEVERAL_STREAMS = {"deepseek_v4", "glm5_next", "hy_v4", "qwen4_exp", "qwen4_exp_text"}
+SEVERAL_STREAMS = {"deepseek_v4", "glm5_next", "hy_v4", "hy_v4_vl", "qwen4_exp", "qwen4_exp_text"}
 """Types of which no vector is added to the residual stream: a token has more than one."""
 
 STORED = ("deepseek_v3", "ernie4_5_vl_moe", "granitemoe", "jamba", "mixtral", "qwen3_vl_moe", "zaya")
@@ -54,8 +54,8 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def open_or_skip(name: str) -> nn.Module:
-    if not e.known(name):
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    if reason := e.why_unrunnable(name):
+        pytest.skip(reason)
     return e.shared(name)
 
 
@@ -332,6 +332,12 @@ def test_what_cannot_be_steered_says_why() -> None:
         Steering.from_experts(doge, {1: [3]})
     with pytest.raises(ModelError, match=r"no router of DogeForCausalLM can be steered: its experts are"):
         detect_experts(doge, tokenizer(), [{"positive": "w5 w6", "negative": "w7 w8"}])
+    if e.known("inkling2_loop_text"):
+        looped = e.shared("inkling2_loop_text")
+        with pytest.raises(PlanError, match="layer 3 cannot be steered: it runs 3 times in one forward"):
+            Steering.from_experts(looped, {3: [3]})
+        with pytest.raises(PlanError, match="layer 3: it runs 3 times in one forward"):
+            Steering.from_vectors(looped, {1: VECTOR, 3: VECTOR})
     hashed = e.shared("deepseek_v4")
     with pytest.raises(PlanError, match="layer 0 cannot be steered: its experts come from token ids"):
         Steering.from_experts(hashed, {0: [3]})
@@ -384,7 +390,9 @@ def test_at_least_48_types() -> None:
 
 
 def test_nothing_else_is_refused() -> None:
-    """Doge, layers whose experts come from token ids, JetMoe's attention, ERNIE's image tokens."""
+    """Doge, layers whose experts come from token ids, JetMoe's attention, ERNIE's image tokens, Inkling 2
+    Loop's layers that run several times.
+    """
     refused = {
         (name, type(site.module).__name__)
         for name in filter(e.known, e.MODEL_TYPES)
@@ -396,6 +404,11 @@ def test_nothing_else_is_refused() -> None:
         ("deepseek_v4", "DeepseekV4HashRouter"),
         ("jetmoe", "JetMoeTopKGating"),
         ("ernie4_5_vl_moe", "Ernie4_5_VLMoeMoeTopKRouter"),
+        *(
+            (name, "Inkling2LoopTopKRouter")
+            for name in ("inkling2_loop", "inkling2_loop_text")
+            if e.known(name)
+        ),
     }
 
 

@@ -202,7 +202,7 @@ class Steering:
         edit = ResidualEdit(vectors, strength, scope, operation)
         if not edit.layers:
             raise PlanError("there are no vectors: give {layer: direction}")
-        check_stream(model)
+        check_stream(model, edit.layers)
         architecture = read_architecture(model)
         check_edits([edit], architecture)  # before the weights are read, which takes longer
         name, revision = model_name(model)

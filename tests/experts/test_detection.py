@@ -198,7 +198,7 @@ def continued(
                 seen = [stack.enter_context(f.watching(model, layer)) for layer in layers]
                 output = model(
                     input_ids=torch.tensor([[token]]),
-                    past_key_values=output.past_key_values,
+                    **{f.CACHE: output[f.CACHE]},
                     use_cache=True,
                 )
             for row, steps in enumerate(seen):

@@ -341,9 +341,7 @@ def test_a_loop_of_ones_own_with_prompt_lengths(model: nn.Module, scope: str) ->
     plan = plan_for(model, 5, scope=scope)
     with plan.apply(model, prompt_lengths=[3, 5]) as receipt, f.watching(model, LAYER) as steps:
         for start, end in ((0, 2), (2, 5), (5, 6), (6, 8)):
-            logits(
-                model, ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True
-            )
+            logits(model, ids[:, start:end], attention_mask=mask[:, :end], **{f.CACHE: cache}, use_cache=True)
     prompt, last = scope in ("all", "prompt"), scope != "generated"
     fed_back = scope != "prompt"
     expected = [
@@ -359,8 +357,8 @@ def test_a_loop_of_ones_own_with_prompt_lengths(model: nn.Module, scope: str) ->
 def test_a_loop_of_ones_own_without_prompt_lengths_is_all_prompt(model: nn.Module) -> None:
     cache = DynamicCache()
     with plan_for(model, 5, scope="answer").apply(model) as receipt, f.watching(model, LAYER) as steps:
-        logits(model, IDS, past_key_values=cache, use_cache=True)
-        logits(model, IDS[:, :1], past_key_values=cache, use_cache=True)
+        logits(model, IDS, **{f.CACHE: cache}, use_cache=True)
+        logits(model, IDS[:, :1], **{f.CACHE: cache}, use_cache=True)
     assert positions(model, steps) == [[[5], [5]], [[0], [0]]]
     assert receipt.tokens == {"router:1": 4}
 

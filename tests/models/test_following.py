@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -238,21 +239,29 @@ def test_without_a_cache_everything_is_fed_again_but_counted_once() -> None:
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-@pytest.mark.parametrize("given", ["everything", "new only", "everything without mask"])
-def test_a_cache_passed_in(given: str, kind: str, scope: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("everything", f.CACHE),
+        ("new only", f.CACHE),
+        ("everything without mask", f.CACHE),
+        ("new only", "past_key_values"),  # its older name, which transformers 5.24 still takes
+    ],
+)
+def test_a_cache_passed_in(given: str, name: str, kind: str, scope: str) -> None:
     """The second turn of a chat: what the cache holds is not the prompt any more."""
     model = f.shared(MODEL)
     padding = given != "everything without mask"
     ids, mask = f.padded([5, 3], "left") if padding else (f.token_ids(2, 5), torch.ones(2, 5).long())
     cache = StaticCache(config=model.config, max_cache_len=40) if kind == "static" else DynamicCache()
-    first = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, past_key_values=cache)
+    first = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, **{f.CACHE: cache})
     cached = int(cache.get_seq_length())
     assert cached == 8
     turn = torch.cat([first, f.token_ids(2, 3, seed=9)], dim=1)
     whole = torch.cat([mask, torch.ones(2, turn.shape[1] - 5).long()], dim=1)
     new_ids = turn[:, cached:] if given == "new only" else turn
     options = {} if given == "everything without mask" else {"attention_mask": whole}
-    generate = greedy(model, new_ids, past_key_values=cache, **options)
+    generate = greedy(model, new_ids, **{name: cache}, **options)
     check(model, generate, whole, scope, cached=cached, forwards=[(2, 4)] + [(2, 1)] * 4)
 
 
@@ -261,9 +270,9 @@ def test_a_cache_passed_in_for_ids_without_a_mask_is_taken_for_their_beginning(s
     """transformers' own reading: of nine ids beside six cached ones, the last three are new."""
     model = f.shared("qwen3_moe")
     cache = DynamicCache()
-    model.generate(f.token_ids(1, 6), max_new_tokens=1, do_sample=False, past_key_values=cache)
+    model.generate(f.token_ids(1, 6), max_new_tokens=1, do_sample=False, **{f.CACHE: cache})
     ids = f.token_ids(1, 9)
-    generate = greedy(model, ids, past_key_values=cache)
+    generate = greedy(model, ids, **{f.CACHE: cache})
     check(model, generate, torch.ones_like(ids), scope, cached=6, forwards=[(1, 3)] + [(1, 1)] * 4)
 
 
@@ -299,6 +308,53 @@ def early_end(text: Tensor) -> int:
         if len(set(counts)) > 1 and max(counts) > min(counts) + 1 and min(counts) > 1:
             return token
     raise AssertionError("no token ends some rows early")
+
+
+class Instant:
+    """An event of a device that has none because it does all at once."""
+
+    def __init__(self, **_options: object) -> None: ...
+    def record(self) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+@pytest.mark.parametrize("cache", ["dropped", "returned", "given"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_stop_that_is_seen_one_step_late(cache: str, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Apple's GPUs transformers runs one step past the last row's end and takes it back: that step is
+    neither edited nor counted, and a second turn finds the cache as if it had not been.
+    """
+    deferred = getattr(transformers.generation.utils, "DeferredStopCheck", None)
+    if deferred is None:
+        pytest.skip("this transformers looks for the end at each step")
+    model, (ids, mask) = f.shared(MODEL), f.padded([6, 4, 5], "left")
+    text = steered_text(model, ids, mask, scope)
+    ends = [int(text[0, 1]), int(text[1, 4]), int(text[2, 3])]
+
+    def two_turns() -> tuple[list[Any], list[f.Step]]:
+        given = {f.CACHE: DynamicCache(config=model.config)} if cache == "given" else {}
+        plan = Steering.from_experts(model, {LAYER: [EXPERT]}, scope=scope)
+        with plan.apply(model) as receipt, f.watching(model, LAYER) as steps:
+            output = model.generate(
+                ids, attention_mask=mask, eos_token_id=ends, max_new_tokens=8, do_sample=False,
+                return_dict_in_generate=True if cache == "returned" else None, **given,
+            )  # fmt: skip
+        first = output.sequences if cache == "returned" else output
+        if cache == "dropped":
+            return [first.tolist(), receipt.tokens], steps
+        kept = given.get(f.CACHE) or output[f.CACHE]
+        turn = torch.cat([first, f.token_ids(3, 3, seed=9)], dim=1)
+        with plan.apply(model) as again:
+            second = greedy(model, turn, **{f.CACHE: kept})()
+        return [first.tolist(), receipt.tokens, second.tolist(), again.tokens], steps
+
+    expected, before = two_turns()
+    monkeypatch.setattr(deferred, "is_supported", staticmethod(lambda *_, **__: True))
+    monkeypatch.setattr(torch, "Event", Instant)
+    found, steps = two_turns()
+    assert len(steps) == len(before) + 1
+    assert not edited_tokens(model, steps[-1]).any()
+    assert found == expected
 
 
 class EndsRow(StoppingCriteria):

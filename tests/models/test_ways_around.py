@@ -130,7 +130,7 @@ def test_an_answer_that_ends_at_once_is_no_error(model: Any) -> None:
 
 
 def test_a_cache_given_by_position(model: Any) -> None:
-    cache = model(IDS, use_cache=True).past_key_values
+    cache = model(IDS, use_cache=True)[f.CACHE]
     with plan(model, "generated").apply(model, prompt_lengths=[6]) as receipt:
         model.model(IDS[:, :1], None, None, cache)
     assert receipt.tokens == {"router:1": 1}

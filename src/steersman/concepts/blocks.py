@@ -29,7 +29,7 @@ def attach_blocks(model: nn.Module, layers: list[int] | None, current: Current) 
         PlanError: a layer does not exist, or is the same module as another, or the layers do not give one
             residual stream; nothing is attached then.
     """
-    check_stream(model)
+    check_stream(model, layers or ())
     modules = list(decoder_layers(model))
     layers = list(range(len(modules))) if layers is None else layers
     for layer in layers:
@@ -118,8 +118,6 @@ class SteeredBlock(SteeredModule):
         return table.edit_of(running.layout, device, shape)
 
     def _steer(self, running: Pass, edit: BlockEdit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._key in running.ran:
-            raise SteeringNotApplied(f"layer {self._layer} runs twice in one forward: it cannot be steered")
         output = self._original(*args, **kwargs)
         states = self._states(output)
         if states.shape != edit.shape:

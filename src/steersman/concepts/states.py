@@ -83,7 +83,7 @@ def recording_blocks(
     """Call `collect(layer, states)` whenever one of these layers has run. Raises ModelError for a layer that
     does not exist, and for models whose layers do not give one residual stream.
     """
-    if reason := why_no_stream(model):
+    if reason := why_no_stream(model, layers):
         raise ModelError(f"{type(unwrap(model)).__name__} gives no states of its residual stream: {reason}")
     modules = decoder_layers(model)
     check_layers(layers, len(modules))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steersman.errors import ModelError
 from steersman.limits import Router
 from steersman.models.adapters import is_adapted, unwrap
-from steersman.models.families import Family, attribute, family_of, has_bias, rule_of
+from steersman.models.families import Family, attribute, family_of, has_bias, rule_of, why_looped
 from steersman.models.kernels import kernel_around
 from steersman.models.parallel import HIDDEN, hides_choices
 from steersman.steering import Architecture
@@ -96,14 +96,14 @@ def find_routers(model: nn.Module) -> list[RouterSite]:
     A layer may have more than one: that of its experts comes first, then what is beside it (a router of
     attention heads, of image tokens).
     """
-    width = decoder_config(model).hidden_size
+    config = decoder_config(model)
     sites = [
-        site
+        _unless(why_looped(config, index), site)
         for index, layer in enumerate(decoder_layers(model))
-        for site in _routers_of_layer(index, layer, width)
+        for site in _routers_of_layer(index, layer, config.hidden_size)
     ]
     if hides_choices(unwrap(model)) or hides_choices(find_decoder(model)):
-        return [replace(site, facts=replace(site.facts, reason=HIDDEN)) for site in sites]
+        return [_unless(HIDDEN, site) for site in sites]
     return sites
 
 
@@ -176,7 +176,8 @@ def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[Rout
         if router not in beside
     ]
     if len(sites) == 1:
-        yield _unless_kernel(sites[0], layer)
+        # A kernel may run in the place of the module that would call the router.
+        yield _unless(kernel_around(layer, sites[0].module), sites[0])
     elif sites or any(_experts_of(module) is not None for module in layer.modules()):
         reason = (
             f"{len(sites)} routers in one layer" if sites else "its experts have no router of a known form"
@@ -187,9 +188,8 @@ def _routers_of_layer(index: int, layer: nn.Module, width: int) -> Iterator[Rout
         yield RouterSite(facts, router, None, found[router])
 
 
-def _unless_kernel(site: RouterSite, layer: nn.Module) -> RouterSite:
-    """A router as it is, or refused where a kernel runs in the place of the module that would call it."""
-    reason = kernel_around(layer, site.module)
+def _unless(reason: str | None, site: RouterSite) -> RouterSite:
+    """A router as it is, or refused where there is a reason."""
     return site if reason is None else replace(site, facts=replace(site.facts, reason=reason))
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -56,6 +57,7 @@ ROUTERS: dict[str, Family] = {
     **_each(
         Family("softmax-topk", renormalised="norm_topk_prob"),
         "FlexOlmoTopKRouter",
+        "LaraMiniTopKRouter",
         "MellumTopKRouter",
         "OlmoeTopKRouter",
         "Qwen2MoeTopKRouter",
@@ -107,6 +109,7 @@ ROUTERS: dict[str, Family] = {
     **_each(
         Family("{score_fn}-topk", renormalised=True, correction_bias=_BIAS),
         "DeepseekV4TopKRouter",
+        "Inkling2LoopTopKRouter",
         "Inkling2TopKRouter",
     ),
     "AfmoeTokenChoiceRouter": Family("sigmoid-topk", renormalised=True, correction_bias=_BLOCK_BIAS),
@@ -141,6 +144,7 @@ ROUTERS: dict[str, Family] = {
         "Glm5NextTextTopkRouter",
         "GlmMoeDsaTopkRouter",
         "HYV4TopkRouter",
+        "HYV4VLTopkRouter",
         "KimiLinearTopkRouter",
         "MiMoV2FlashTopkRouter",
         "NemotronHTopkRouter",
@@ -162,6 +166,22 @@ ROUTERS: dict[str, Family] = {
     ),
 }
 """By the name of the router's class, or of the block's where the block itself chooses."""
+
+
+_LOOPS: dict[str, Callable[[Any], range]] = {
+    "loop_num_passes": lambda c: range(c.loop_layer_index_start, c.loop_layer_index_end),  # Inkling 2 Loop
+    "n_recurrent_loops": lambda c: range(c.n_input_layers, c.n_input_layers + c.n_recurrent_layers),  # Dory
+}
+"""The layers that a forward runs several times, by what a configuration calls how often."""
+
+
+def why_looped(config: object, layer: int) -> str | None:
+    """Why a decoder layer that one forward runs several times is not steered; None where it runs once."""
+    for name, layers in _LOOPS.items():
+        passes = int(getattr(config, name, None) or 1)
+        if passes > 1 and layer in layers(config):
+            return f"it runs {passes} times in one forward, and a plan names layers, not passes"
+    return None
 
 
 def family_of(router: nn.Module) -> Family | None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from steersman.errors import SteeringNotApplied
-from steersman.models.program import Pass, Site
+from steersman.models.program import Pass, Site, site_name
 from steersman.models.replacing import of_class
 
 Current = Callable[[], Pass | None]
@@ -79,7 +79,14 @@ class SteeredModule(ABC):
             edit = running.layout.edits[self._key]
         except KeyError:
             edit = running.layout.edits[self._key] = self._find_edit(running, args, kwargs)
-        output = self._original(*args, **kwargs) if edit is None else self._steer(running, edit, args, kwargs)
+        if edit is None:
+            output = self._original(*args, **kwargs)
+        elif self._key in running.ran:
+            raise SteeringNotApplied(
+                f"{site_name(self._key)} runs twice in one forward: it cannot be steered"
+            )
+        else:
+            output = self._steer(running, edit, args, kwargs)
         running.ran.add(self._key)
         return output
 

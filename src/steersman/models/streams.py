@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from steersman.errors import PlanError
 from steersman.models.adapters import unwrap
 from steersman.models.architecture import decoder_config, find_decoder
+from steersman.models.families import why_looped
 
 _COUNTS = ("hc_mult", "hc_count", "altup_num_inputs")
 """What configurations call the number of streams: hyper-connections (DeepSeek V4, GLM 5, HunYuan V4; Qwen 4),
@@ -14,9 +17,9 @@ AltUp (Gemma 3n).
 """
 
 
-def why_no_stream(model: nn.Module) -> str | None:
-    """Why the outputs of a model's decoder layers are not its residual stream; None where nothing in its
-    structure says so.
+def why_no_stream(model: nn.Module, layers: Iterable[int]) -> str | None:
+    """Why the outputs of some of a model's decoder layers are not its residual stream; None where nothing in
+    its structure says so.
 
     Raises:
         ModelError: the model has no list of decoder layers.
@@ -29,10 +32,10 @@ def why_no_stream(model: nn.Module) -> str | None:
     streams = max(int(getattr(config, name, None) or 1) for name in _COUNTS)
     if streams > 1:
         return f"each token has {streams} residual streams between its layers, and a vector is for one"
-    return None
+    return next((f"layer {each}: {why}" for each in layers if (why := why_looped(config, each))), None)
 
 
-def check_stream(model: nn.Module) -> None:
-    """Raise `PlanError` where the layers' outputs are not the residual stream."""
-    if reason := why_no_stream(model):
+def check_stream(model: nn.Module, layers: Iterable[int]) -> None:
+    """Raise `PlanError` where the outputs of these layers are not the residual stream."""
+    if reason := why_no_stream(model, layers):
         raise PlanError(f"{type(unwrap(model)).__name__} cannot be steered by vectors: {reason}")
