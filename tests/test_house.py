@@ -15,6 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each room may import those to its left in this order, and itself.
 ORDER = (
     "errors",
+    "stand_ins",
+    "cache",
     "limits",
     "edits",
     "steering",

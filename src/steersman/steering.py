@@ -311,14 +311,17 @@ def compose(*steerings: Steering, on_conflict: OnConflict = "error") -> Steering
     Raises `PlanError` when they are for different models, pull one expert in opposite directions (unless
     `on_conflict="sum"`), or together break a limit.
     """
+    from steersman.models.same_weights import same_weights, with_stronger_id
+
     if not steerings:
         raise PlanError("there is nothing to compose: give at least one steering")
     first = steerings[0]
     for other in steerings[1:]:
         if other.architecture_id != first.architecture_id:
             raise PlanError("these steerings are for different architectures and cannot be composed")
-        if other.weights_id != first.weights_id:
+        if not same_weights(first, other):
             raise PlanError("these steerings were made for different weights and cannot be composed")
+        first = with_stronger_id(first, other)
     either_sums = any(steering.on_conflict == "sum" for steering in steerings)
     return replace(
         first,

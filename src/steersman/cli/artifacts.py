@@ -20,6 +20,7 @@ from steersman.cli.screening import draw_screen, screen_for_json, screen_in_word
 from steersman.cli.shards import shards_in_words
 from steersman.edits import expert_edits, residual_edits
 from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
+from steersman.models.weights_ids import in_brief
 
 if TYPE_CHECKING:
     from steersman import CausalScreen, ExpertProfile, RoutingContrast, Steering
@@ -196,6 +197,7 @@ class _Drawing:
     ) -> tuple[Steering | None, ExpertProfile | None]:
         """The plan and the profile, which must be for the contrast's model."""
         from steersman import ExpertProfile
+        from steersman.models.same_weights import same_weights
 
         plan = None if self.steering is None else self.steering.open()
         if plan is not None and plan.architecture_id != contrast.architecture.id:
@@ -203,7 +205,7 @@ class _Drawing:
         profile = None if self.experts is None else ExpertProfile.from_pretrained(self.experts)
         if profile is not None and profile.architecture.id != contrast.architecture.id:
             raise ArchitectureMismatch(f"{self.experts}: describes experts of another architecture")
-        if profile is not None and profile.weights_id != contrast.weights_id:
+        if profile is not None and not same_weights(profile, contrast):
             raise WeightsMismatch(f"{self.experts}: describes experts of other weights than the contrast's")
         return plan, profile
 
@@ -329,7 +331,7 @@ def _origin(manifest: dict[str, Any]) -> list[str]:
     lines = [
         f"for {model['name'] or 'a model in memory'}{revision}: {architecture['model_type']}, "
         f"{len(architecture['layers'])} layers, "
-        f"weights {model['weights_id'][:16]}…",
+        f"weights {in_brief(model['weights_id'])}",
         f"made with steersman {manifest['tool_version']}"
         + (f", {made_from['made']}" if "made" in made_from else "")
         + (f", from {', '.join(sources)}" if sources else ""),

@@ -192,9 +192,9 @@ def evaluate(
     """
     from steersman import evaluate as measure
     from steersman.artifacts import check_free
+    from steersman.cache import cache_directory
     from steersman.evaluation.result import FILES
     from steersman.evaluation.run_store import discard, unwanted
-    from steersman.lab.models import cache_directory
     from steersman.progress import is_saved
 
     check_free(output, force=force, ours=FILES)

@@ -11,6 +11,7 @@ from steersman.cli.options import ModelChoice, batch_size_option, force_option, 
 from steersman.cli.output import in_columns, put_out, require_free
 from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
 from steersman.errors import PlanError
+from steersman.models.weights_ids import in_brief
 
 if TYPE_CHECKING:
     from steersman import Architecture
@@ -130,7 +131,7 @@ def _in_words(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']}: {result['model_type']}, "
         f"{result['layers']} layers, width {result['hidden_size']}",
-        f"architecture {result['architecture'][:16]}…, weights {result['weights'][:16]}…",
+        f"architecture {result['architecture'][:16]}…, weights {in_brief(result['weights'])}",
         "",
     ]
     if not routers:

@@ -26,6 +26,7 @@ from steersman.concepts.solving import choose_source, solve
 from steersman.concepts.state_store import StateStore
 from steersman.concepts.states import check_layers
 from steersman.errors import ModelError, PairsError, PlanError, WeightsMismatch
+from steersman.models.same_weights import same_weights
 from steersman.progress import Arrays, Progress, discard
 from steersman.shards import Shard
 from steersman.texts import Texts, load_texts
@@ -173,7 +174,7 @@ def _sides(
             raise ModelError(f"{which} layers {layers}: name each once, and at least one")
     chosen = None
     if concept is not None:
-        if concept.weights_id != source.identity.weights_id:
+        if not same_weights(concept, source.identity):
             raise WeightsMismatch(
                 f"the concept is of {concept.model or 'a model'} with other weights than the map's source, "
                 f"{source.identity.name or 'a model'}: refine it in this source"

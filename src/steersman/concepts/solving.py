@@ -5,7 +5,7 @@ the target's; and parts of a job merged into what one run gives.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from steersman.concepts.joint_moments import FIT, JointMoments
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.regression import Fitting, Pair, held_out_moments, spreads
 from steersman.errors import ArtifactError, ModelError, PairsError
+from steersman.models.same_weights import same_weights
 from steersman.shards import Shard
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ def _checked_parts(parts: Sequence[AffineMap]) -> AffineMap:
         raise ArtifactError("a map that is whole is among the parts: only parts made with --shard are merged")
     first, shards = parts[0], [Shard.parse(str(part.shard)) for part in parts]
     for part in parts[1:]:
-        for name, mine, theirs in _facts(first, part):
-            if mine != theirs:
+        for name, alike in _alike(first, part):
+            if not alike:
                 raise ArtifactError(f"the parts are not of one map: they differ in {name}")
     count = shards[0].count
     given = [shard.number for shard in shards]
@@ -202,11 +203,13 @@ def _checked_parts(parts: Sequence[AffineMap]) -> AffineMap:
     return first
 
 
-def _facts(one: AffineMap, other: AffineMap) -> list[tuple[str, object, object]]:
+def _alike(one: AffineMap, other: AffineMap) -> Iterator[tuple[str, bool]]:
+    """What two parts of a map have in common, and whether they do."""
+    yield "the source's weights", same_weights(one.source, other.source)
+    yield "the target's weights", same_weights(one.target, other.target)
+
     def of(part: AffineMap) -> Mapping[str, object]:
         return {
-            "the source's weights": part.source.weights_id,
-            "the target's weights": part.target.weights_id,
             "their texts or concept": [dict(source) for source in part.made_from],
             "their rows": part.alignment,
             "their seed": part.seed,
@@ -215,4 +218,4 @@ def _facts(one: AffineMap, other: AffineMap) -> list[tuple[str, object, object]]
         }
 
     mine, theirs = of(one), of(other)
-    return [(name, mine[name], theirs[name]) for name in mine]
+    yield from ((name, mine[name] == theirs[name]) for name in mine)

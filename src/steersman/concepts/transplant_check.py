@@ -37,8 +37,9 @@ from steersman.errors import (
     WeightsMismatch,
 )
 from steersman.models.architecture import read_architecture
-from steersman.models.identity import model_name, weights_id
+from steersman.models.identity import has_weights, model_name
 from steersman.models.loading import load_model
+from steersman.models.same_weights import same_weights
 from steersman.pairs import ContrastPairs, load_pairs
 
 Target = tuple[nn.Module, PreTrainedTokenizerBase] | str
@@ -399,7 +400,7 @@ def check_source(bridge: AffineMap, concept: ConceptVector) -> None:
             f"the concept is of {_named(concept.model)}, but the map's source is {_named(source.model)}, "
             "of another architecture; refine it there, or fit a map from its model"
         )
-    if concept.weights_id != source.weights_id:
+    if not same_weights(concept, source):
         raise WeightsMismatch(
             f"the concept is of {_named(concept.model)}, but the map's source is {_named(source.model)}, "
             "which has other weights; refine it there, or fit a map from its model"
@@ -472,7 +473,7 @@ def resolve_target(bridge: AffineMap, target: Target | None) -> tuple[nn.Module,
         raise ArchitectureMismatch(
             f"the map leads to {_named(bridge.model)}, but the target is {name}, of another architecture"
         )
-    if weights_id(model) != bridge.weights_id:
+    if not has_weights(model, bridge.weights_id, "the map"):
         raise WeightsMismatch(
             f"the map leads to {_named(bridge.model)}, but the target is {name}, which has other weights"
         )

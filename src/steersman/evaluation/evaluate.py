@@ -229,10 +229,10 @@ def _check_figures(
 ) -> None:
     """The map of experts is this model's."""
     from steersman.models.architecture import read_architecture
-    from steersman.models.identity import weights_id
+    from steersman.models.identity import has_weights
 
     alike = figures.architecture.id == read_architecture(model).id
-    if not alike or (match == "weights" and figures.weights_id != weights_id(model)):
+    if not alike or (match == "weights" and not has_weights(model, figures.weights_id, "the map of experts")):
         of = f"{figures.model or 'a model'}, which has {'other weights' if alike else 'another structure'}"
         raise PlanError(
             f"the contrast or screen for the map of experts is of {of}: right is one of the model that is "

@@ -27,6 +27,7 @@ from steersman.experts.selection import Choice, choose, ranked, stability
 from steersman.experts.strata import StratumSums
 from steersman.experts.tally import Counted, Weighting
 from steersman.limits import Router
+from steersman.models.same_weights import same_weights, with_stronger_id
 from steersman.steering import Architecture, Steering, canonical_json
 
 if TYPE_CHECKING:
@@ -540,6 +541,7 @@ def _merge_two(one: RoutingContrast, other: RoutingContrast) -> RoutingContrast:
         raise PlanError("one of these contrasts has a nuisance and another none: they cannot be merged")
     return replace(
         one,
+        weights_id=with_stronger_id(one, other).weights_id,
         activations=np.where(one.activations < 0, -1, one.activations + other.activations),
         tokens=one.tokens + other.tokens,
         sums=one.sums + other.sums,
@@ -556,7 +558,7 @@ def _merge_two(one: RoutingContrast, other: RoutingContrast) -> RoutingContrast:
 
 def _require_alike(one: RoutingContrast, other: RoutingContrast, done: str) -> None:
     """Raise `PlanError` where two contrasts are of different models, or of different tokens."""
-    if one.weights_id != other.weights_id:
+    if not same_weights(one, other):
         raise PlanError(f"these contrasts differ in their weights id and cannot be {done}")
     if one.architecture.id != other.architecture.id:
         raise PlanError(f"these contrasts are of different architectures and cannot be {done}")

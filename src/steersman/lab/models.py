@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from importlib import resources
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from steersman.cache import cache_directory
 from steersman.errors import ModelError
 from steersman.lab.recipes import RECIPE_VERSION, planted_by, recipe_of, told
 from steersman.lab.training import silent_progress, train
@@ -26,7 +26,6 @@ MODELS = {
     "source-split": "the same with another tokenizer, in which a word is two tokens",
     "target": "bigger and unaligned: answers what is restricted; concepts are transplanted into it",
 }
-CACHE_VARIABLE = "STEERSMAN_CACHE"
 
 
 def load(name: str, seed: int = 0, progress: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -61,12 +60,6 @@ def checkpoint(name: str, seed: int = 0, progress: bool = False) -> Path:
 def planted(name: str) -> dict[int, dict[int, str]]:
     """Layer → expert → label ("document", "memory", "refuse", "comply"); empty where nothing was planted."""
     return planted_by(recipe_of(name))
-
-
-def cache_directory() -> Path:
-    """Where other seeds are kept: $STEERSMAN_CACHE, or ~/.cache/steersman."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "steersman"
 
 
 def _kernels(name: str) -> dict[str, str]:

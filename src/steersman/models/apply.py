@@ -15,7 +15,7 @@ from steersman.errors import ArchitectureMismatch, PlanError, SteeringNotApplied
 from steersman.models.adapters import active_adapters
 from steersman.models.architecture import read_architecture
 from steersman.models.attachment import Attachment
-from steersman.models.identity import weights_id
+from steersman.models.identity import has_weights
 from steersman.models.program import Site
 from steersman.models.receipt import Receipt
 from steersman.steering import Architecture, Steering
@@ -187,7 +187,7 @@ def check_model(steering: Steering, model: nn.Module, match: Match) -> None:
         raise ArchitectureMismatch(
             f"this steering is for {_in_words(steering.architecture)}, the model is {_in_words(architecture)}"
         )
-    if match == "weights" and weights_id(model) != steering.weights_id:
+    if match == "weights" and not has_weights(model, steering.weights_id):
         made_for = f" ({steering.model})" if steering.model else ""
         adapters = active_adapters(model)
         under = f" (the model runs with the adapter {', '.join(adapters)})" if adapters else ""

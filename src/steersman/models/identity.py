@@ -1,87 +1,90 @@
 """Which weights a model has: an id read from its checkpoint's files, or from memory where there is no
 checkpoint.
 
-The id is sha256 over each tensor's name, shape and sampled bytes, in the order of the names. A model that
-was built in memory gets the id that its checkpoint would have if it were saved now, so that a plan made
-before saving fits after loading. How a checkpoint was loaded (dtype, device, offloaded, sharded, quantised
-while loading) does not count; active adapters do.
+The id is sha256 over each tensor's name, dtype, shape and bytes, in the order of the names. A model that was
+built in memory gets the id that its checkpoint would have if it were saved now, so that a plan made before
+saving fits after loading. How a checkpoint was loaded (dtype, device, offloaded, sharded, quantised while
+loading) does not count; active adapters do. That the weights in memory are those of the files is judged by a
+sample of their values. Ids of earlier versions are over a sample of the bytes; they are recomputed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
+import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import PreTrainedModel, remove_tied_weights_from_state_dict
 
 from steersman.errors import ModelError
 from steersman.models.adapters import adapter_tensors, unwrap
+from steersman.models.digest_cache import stamp
+from steersman.models.digests import TensorBytes, id_by_bytes, id_by_sample, windows
+from steersman.models.stored_tensors import StoredTensor, checkpoint_files, stored_tensors
 from steersman.models.weights import first_index, is_sharded, local, own_tensors, tied_names
+from steersman.models.weights_ids import is_by_sample
 
-WINDOWS = 8
-"""How many stretches of a tensor's bytes are read."""
-WINDOW_BYTES = 64
-"""How long each of them is."""
+NAME = "steersman_name"
+"""Attribute of a model that its configuration does not name: what opens it (`lab:…`, `FOLDER#FILE.gguf`)."""
+GGUF = "steersman_gguf"
+"""Attribute of a model that was dequantised from a GGUF file: the file, and samples of what was loaded."""
 
-LAB_NAME = "steersman_lab_name"
-"""Attribute of a model of the lab: what it is called there, wherever the package is installed."""
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a safetensors file: where its bytes lie."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    size: int
-
-    def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset` within the tensor."""
-        with self.file.open("rb") as stream:
-            stream.seek(self.start + offset)
-            return stream.read(count)
+# Torch's dtypes by the names that safetensors has for them.
+_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {code: dtype for dtype, code in _CODES.items() if code in ("F64", "F32", "F16", "BF16")}
 
 
 def weights_id(model: nn.Module) -> str:
-    """Hex sha256 that tells one set of weights from another, whatever dtype or device they were loaded to.
+    """Text that tells one set of weights from another, whatever dtype or device they were loaded to: the name
+    of a scheme, a colon, and hex sha256 over every byte of every tensor.
 
-    Read from the checkpoint's safetensors files where the model came from some and still agrees with them;
-    otherwise from the tensors in memory, under the names and in the layout that saving would give them.
+    Read from the checkpoint's safetensors files (or its GGUF file) where the model came from some and still
+    agrees with them, judged by a sample of its values; otherwise from the tensors in memory, under the names
+    and in the layout that saving would give them. What was read from files is kept in the user's cache.
 
     Raises:
         ModelError: the checkpoint's files are damaged, or the weights are neither in files nor in memory.
     """
-    plain = unwrap(model)
-    files = _checkpoint_files(plain)
-    adapters = adapter_tensors(model)
-    state = (_state_of_memory(plain, adapters), tuple((str(file), *_stamp(file)) for file in files))
-    known = _known_ids.get(plain)
-    if known is not None and known[0] == state:
-        return known[1]
-    stored = [tensor for file in files for tensor in _read_header(file)]
-    identity = _digest_of_files(stored) if stored and _agrees(plain, stored) else _digest_of_memory(plain)
-    if adapters:
-        identity = _digest_with_adapters(identity, adapters)
-    _known_ids[plain] = (state, identity)
-    return identity
+    return _identity(model, id_by_bytes)
+
+
+def has_weights(model: nn.Module, identity: str, what: str = "this steering") -> bool:
+    """Whether a model has the weights of an id that `what` names. One by sample, of an earlier version, is
+    recomputed, and taken with a warning.
+
+    Raises:
+        ModelError: as of `weights_id`.
+    """
+    if not is_by_sample(identity):
+        return weights_id(model) == identity
+    if _identity(model, id_by_sample) != identity:
+        return False
+    warnings.warn(
+        f"{what} was saved by an earlier version, which names weights by a sample of their bytes: it agrees, "
+        "which does not prove that every byte does; make it again, or save it again with "
+        "weights_id=steersman.weights_id(model), to have the proof from then on",
+        stacklevel=2,
+    )
+    return True
 
 
 def identify_by_files(model: PreTrainedModel) -> None:
@@ -89,31 +92,60 @@ def identify_by_files(model: PreTrainedModel) -> None:
     it names.
 
     Raises:
-        ModelError: its safetensors files are not at hand, or hold none of its tensors.
+        ModelError: its files are not at hand, or hold none of its tensors.
     """
-    files = _checkpoint_files(model)
-    stored = [tensor for file in files for tensor in _read_header(file)]
+    files = _files_of(model)
+    stored = [tensor for file in files for tensor in stored_tensors(file)]
     shapes = {tensor.name: tensor.shape for tensor in stored}
     own = model.state_dict()
-    if not any(shapes.get(name) == tuple(tensor.shape) for name, tensor in own.items()) or any(
-        not tensor.is_meta for tensor in own.values()
-    ):
+    # GGUF has names of its own for tensors.
+    fits = GGUF in model.__dict__ or any(
+        shapes.get(key) == tuple(tensor.shape) for key, tensor in own.items()
+    )
+    if not fits or not stored or any(not tensor.is_meta for tensor in own.values()):
         raise ModelError(f"{_checkpoint_name(model)[0]}: its safetensors files are not at hand")
-    state = (_state_of_memory(model, {}), tuple((str(file), *_stamp(file)) for file in files))
-    _known_ids[model] = (state, _digest_of_files(stored))
+    _known[model] = _Known((_state_of_memory(model, {}), _stamps(files)), stored)
 
 
-_known_ids: weakref.WeakKeyDictionary[nn.Module, tuple[object, str]] = weakref.WeakKeyDictionary()
+@dataclass
+class _Known:
+    """What was found of a model in a state: the files' tensors where they are its weights, and its ids by how
+    they are made. Tensors in memory are not held on to.
+    """
+
+    state: object
+    stored: list[StoredTensor] | None
+    ids: dict[Callable[..., str], str] = field(default_factory=dict)
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+
+
+def _identity(model: nn.Module, made: Callable[[Sequence[TensorBytes]], str]) -> str:
+    plain = unwrap(model)
+    files = _files_of(plain)
+    adapters = adapter_tensors(model)
+    state = (_state_of_memory(plain, adapters), _stamps(files))
+    known = _known.get(plain)
+    if known is None or known.state != state:
+        stored = [tensor for file in files for tensor in stored_tensors(file)]
+        known = _Known(state, stored if stored and _agrees(plain, stored) else None)
+    if made not in known.ids:
+        identity = made(_in_memory(plain) if known.stored is None else known.stored)
+        known.ids[made] = _with_adapters(identity, adapters, made) if adapters else identity
+    _known[plain] = known
+    return known.ids[made]
 
 
 def model_name(model: nn.Module) -> tuple[str, str | None]:
     """The name that a model goes by in artifacts ('' if none), and the Hub's commit if there is one.
 
-    That is the name or folder it was loaded from, and for a model of the lab the lab's own name.
+    That is the name or folder it was loaded from; for a model of the lab the lab's own name, and for one from
+    a GGUF file that file.
     """
     plain = unwrap(model)
     name, revision = _checkpoint_name(plain)
-    return getattr(plain, LAB_NAME, name), revision
+    return getattr(plain, NAME, name), revision
 
 
 def _checkpoint_name(model: nn.Module) -> tuple[str, str | None]:
@@ -122,89 +154,17 @@ def _checkpoint_name(model: nn.Module) -> tuple[str, str | None]:
     return str(name), getattr(config, "_commit_hash", None)
 
 
-def _digest(tensors: Iterable[tuple[str, tuple[int, ...], int, Callable[[int, int], bytes]]]) -> str:
-    """sha256 over (name, shape, size in bytes, reader of bytes), sorted by name."""
-    digest = hashlib.sha256()
-    for name, shape, size, read in sorted(tensors, key=lambda tensor: tensor[0]):
-        digest.update(f"{name}\0{list(shape)}\0".encode())
-        for offset, count in _windows(size):
-            digest.update(read(offset, count))
-    return digest.hexdigest()
-
-
-def _windows(size: int) -> list[tuple[int, int]]:
-    """(offset, bytes) of evenly spaced stretches; the whole tensor where it is short.
-
-    Offsets are multiples of 8.
-    """
-    if size <= WINDOWS * WINDOW_BYTES:
-        return [(0, size)]
-    last = size - WINDOW_BYTES
-    return [(last * i // (WINDOWS - 1) // 8 * 8, WINDOW_BYTES) for i in range(WINDOWS)]
-
-
 # ---------------------------------------------------------------- checkpoint files
 
 
-def _checkpoint_files(model: nn.Module) -> list[Path]:
-    """The safetensors files of the checkpoint a model names; [] where they are not all there."""
-    name, revision = _checkpoint_name(model)
-    if not name:
-        return []
-    index = _checkpoint_file(name, revision, INDEX_FILE)
-    if index is None:
-        single = _checkpoint_file(name, revision, SINGLE_FILE)
-        return [] if single is None else [single]
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise ModelError(f"{index}: not a safetensors index with a weight_map") from None
-    files = [_checkpoint_file(name, revision, file) for file in names]
-    return [] if None in files else [file for file in files if file is not None]
+def _files_of(model: nn.Module) -> list[Path]:
+    """The files of the checkpoint a model names, if they are all at hand."""
+    gguf = getattr(model, GGUF, None)
+    return checkpoint_files(*_checkpoint_name(model)) if gguf is None else [gguf.file]
 
 
-def _checkpoint_file(name: str, revision: str | None, file: str) -> Path | None:
-    folder = Path(name)
-    if folder.is_dir():
-        path = folder / file
-        return path if path.is_file() else None
-    if name.count("/") > 1 or folder.is_absolute():
-        return None
-    cached = try_to_load_from_cache(name, file, revision=revision)
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def _read_header(path: Path) -> list[StoredTensor]:
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 0 < length < 100_000_000:
-            raise ModelError(f"{path}: not a safetensors file")
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError:
-            raise ModelError(f"{path}: the safetensors header is damaged") from None
-    header.pop("__metadata__", None)
-    return [
-        StoredTensor(
-            name=name,
-            dtype=entry["dtype"],
-            shape=tuple(entry["shape"]),
-            file=path,
-            start=8 + length + entry["data_offsets"][0],
-            size=entry["data_offsets"][1] - entry["data_offsets"][0],
-        )
-        for name, entry in header.items()
-    ]
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _digest_of_files(stored: list[StoredTensor]) -> str:
-    return _digest((t.name, t.shape, t.size, t.read) for t in stored)
+def _stamps(files: list[Path]) -> tuple[object, ...]:
+    return tuple((str(file), *stamp(file)) for file in files)
 
 
 def _agrees(model: nn.Module, stored: list[StoredTensor]) -> bool:
@@ -212,6 +172,9 @@ def _agrees(model: nn.Module, stored: list[StoredTensor]) -> bool:
 
     A model built from a checkpoint's *configuration* names the checkpoint too, but has other weights.
     """
+    gguf = getattr(model, GGUF, None)
+    if gguf is not None:
+        return bool(gguf.agrees(model))
     by_name = {tensor.name: tensor for tensor in stored}
     prefix = getattr(model, "base_model_prefix", "")
     compared = 0
@@ -254,7 +217,7 @@ def _as_stored(
 def _same_values(parameter: Tensor, stored: StoredTensor) -> bool:
     dtype = _DTYPES[stored.dtype]
     flat = parameter.detach().reshape(-1)
-    for offset, count in _windows(stored.size):
+    for offset, count in windows(stored.size):
         if not count:
             continue
         values = torch.frombuffer(bytearray(stored.read(offset, count)), dtype=dtype).to(parameter.dtype)
@@ -309,7 +272,7 @@ def _state_of_memory(model: nn.Module, adapters: Mapping[str, Tensor | str]) -> 
     return hash((len(tensors), places, values, tuple(adapters), settings))
 
 
-def _digest_of_memory(model: nn.Module) -> str:
+def _in_memory(model: nn.Module) -> list[TensorBytes]:
     tensors = own_tensors(model)
     for found, how in (
         (any(tensor.is_meta for tensor in tensors.values()), "offloaded"),
@@ -320,24 +283,21 @@ def _digest_of_memory(model: nn.Module) -> str:
                 f"the model's weights are {how} and its safetensors checkpoint is not at hand: "
                 "they cannot be identified"
             )
-    return _digest(
-        (name, tuple(tensor.shape), tensor.numel() * tensor.element_size(), _reader(tensor))
-        for name, tensor in _as_saved(model, tensors).items()
-    )
+    return [_MemoryTensor(name, tensor) for name, tensor in _as_saved(model, tensors).items()]
 
 
-def _digest_with_adapters(identity: str, adapters: Mapping[str, Tensor | str]) -> str:
+def _with_adapters(
+    identity: str, adapters: Mapping[str, Tensor | str], made: Callable[[Sequence[TensorBytes]], str]
+) -> str:
     """The id of a model with active adapters: they are weights too."""
-    tensors = {name: value for name, value in adapters.items() if isinstance(value, Tensor)}
+    tensors = [
+        _MemoryTensor(name, local(value)) for name, value in adapters.items() if isinstance(value, Tensor)
+    ]
     settings = {name: value for name, value in adapters.items() if isinstance(value, str)}
     digest = hashlib.sha256(f"{identity}\0{sorted(settings.items())}\0".encode())
-    digest.update(
-        _digest(
-            (name, tuple(tensor.shape), tensor.numel() * tensor.element_size(), _reader(local(tensor)))
-            for name, tensor in tensors.items()
-        ).encode()
-    )
-    return digest.hexdigest()
+    digest.update(made(tensors).encode())
+    scheme, colon, _ = identity.rpartition(":")
+    return f"{scheme}{colon}{digest.hexdigest()}"
 
 
 def _version(tensor: Tensor) -> int:
@@ -373,12 +333,18 @@ def _reverted(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Ten
             model.__dict__["_weight_conversions"] = kept
 
 
-def _reader(tensor: Tensor) -> Callable[[int, int], bytes]:
-    flat = tensor.detach().reshape(-1)
+class _MemoryTensor:
+    """A tensor in memory, as a run of bytes."""
 
-    def read(offset: int, count: int) -> bytes:
-        size = flat.element_size()
-        part = flat[offset // size : (offset + count) // size].cpu().contiguous()
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name = name
+        self.dtype = _CODES.get(tensor.dtype, str(tensor.dtype))
+        self.shape = tuple(tensor.shape)
+        self.size = tensor.numel() * tensor.element_size()
+        self._flat = tensor.detach().reshape(-1)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` within the tensor, both multiples of an element's."""
+        size = self._flat.element_size()
+        part = self._flat[offset // size : (offset + count) // size].cpu().contiguous()
         return part.view(torch.uint8).numpy().tobytes()
-
-    return read

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from steersman.errors import ModelError
-from steersman.models.identity import LAB_NAME, identify_by_files
+from steersman.models.identity import NAME, identify_by_files
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
@@ -99,14 +99,32 @@ def load_structure(name: str, *, revision: str | None = None) -> PreTrainedModel
     if name.startswith("lab:"):
         return load_model(name, device="cpu")[0]
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        with torch.device("meta"):
-            model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=False)
-        model.train(False)
-        identify_by_files(model)
-        return model
+        return _structure(name, revision=revision)
     except Exception:  # whatever keeps it from being read this way, opening it whole says best
         return load_model(name, device="cpu", revision=revision)[0]
+
+
+def load_local_structure(name: str, *, revision: str | None = None) -> PreTrainedModel:
+    """As `load_structure`, of a model whose files are at hand: nothing is downloaded, no weights are read.
+
+    Raises:
+        ModelError: they are not.
+    """
+    if name.startswith("lab:"):
+        return load_model(name, device="cpu")[0]
+    try:
+        return _structure(name, revision=revision, local_files_only=True)
+    except Exception as error:
+        raise ModelError(f"{name}: is not at hand ({_first_line(error)})") from None
+
+
+def _structure(name: str, **options: Any) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    with torch.device("meta"):
+        model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=False)
+    model.train(False)
+    identify_by_files(model)
+    return model
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -175,7 +193,7 @@ def _load_lab(
     if at and not (seed.isdecimal() and int(seed) < 2**32):
         raise ModelError(f"{name}: the seed after @ is a whole number below 2^32, as in lab:moe@1")
     model, tokenizer = lab.load(plain, seed=int(seed or 0), progress=True)
-    setattr(model, LAB_NAME, name)
+    setattr(model, NAME, name)
     if isinstance(wanted, torch.dtype):
         _move(model, wanted)
     _move(model, "cpu" if place == "auto" else place)

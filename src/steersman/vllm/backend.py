@@ -246,12 +246,12 @@ def structure_of(folder: str, revision: str | None) -> PreTrainedModel:
 
 
 def _known(name: str, folder: str, revision: str | None) -> tuple[Any, Any]:
-    from steersman.models.identity import LAB_NAME
+    from steersman.models.identity import NAME
     from steersman.models.loading import load_tokenizer
 
     model = structure_of(folder, revision)
     if name.startswith(LAB):
-        setattr(model, LAB_NAME, name)
+        setattr(model, NAME, name)
     return model, load_tokenizer(folder, revision=revision)
 
 

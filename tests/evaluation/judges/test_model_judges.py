@@ -71,7 +71,8 @@ def test_a_classifier_judges_by_its_own_probabilities(tmp_path: Path, problem: s
 def test_the_record_of_a_classifier(classifier: Path) -> None:
     judge = load_judge(f"classifier:{classifier}#toxic")
     record = judge.record()
-    assert (record["label"], record["threshold"], len(record["weights_id"])) == ("toxic", 0.5, 64)
+    assert (record["label"], record["threshold"]) == ("toxic", 0.5)
+    assert record["weights_id"].startswith("bytes-sha256:")
     for label in ("", "rude"):
         with pytest.raises(JudgeError, match=r"right is .*#LABEL.*one of fine, toxic, odd"):
             load_judge(f"classifier:{classifier}#{label}").record()

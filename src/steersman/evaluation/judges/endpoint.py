@@ -196,7 +196,7 @@ class EndpointJudge:
         return {self.sides[0]: "positive", self.sides[1]: "negative", "neither": "neither"}
 
     def _folder(self) -> Path:
-        from steersman.lab.models import cache_directory
+        from steersman.cache import cache_directory
 
         return self.cache or cache_directory() / "judge"
 

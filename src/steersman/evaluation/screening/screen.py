@@ -41,7 +41,7 @@ from steersman.experts.causal import CausalScreen
 from steersman.experts.causal_effects import DIRECTIONS, SIGNS, ChosenSet, Direction, Effects
 from steersman.models.architecture import RouterSite, find_routers, read_architecture
 from steersman.models.attachment import refuse_steered
-from steersman.models.identity import model_name, weights_id
+from steersman.models.identity import has_weights, model_name, weights_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,7 +138,7 @@ def screen_experts(
         raise ModelError("the model has no router that can be steered: there is nothing to screen")
     identity = weights_id(model)
     if contrast is not None:
-        _check_contrast(contrast, model, identity)
+        _check_contrast(contrast, model)
     run = {
         "weights_id": identity,
         "tasks": [each.sha256 for each in (task, *kept, *harmed)],
@@ -347,8 +347,8 @@ def _opened(source: Items, tokenizer: PreTrainedTokenizerBase) -> Task:
     return task if getattr(tokenizer, "chat_template", None) else task.as_texts()
 
 
-def _check_contrast(contrast: RoutingContrast, model: nn.Module, identity: str) -> None:
+def _check_contrast(contrast: RoutingContrast, model: nn.Module) -> None:
     if contrast.architecture.id != read_architecture(model).id:
         raise ArchitectureMismatch("the contrast is of another architecture than the model to screen")
-    if contrast.weights_id != identity:
+    if not has_weights(model, contrast.weights_id, "the contrast"):
         raise WeightsMismatch("the contrast was counted on other weights than the model's to screen")

@@ -1,0 +1,197 @@
+"""The tensors of a checkpoint's files, safetensors or GGUF: which there are, and where their bytes lie."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from huggingface_hub import try_to_load_from_cache
+
+from steersman.errors import ModelError
+from steersman.stand_ins import stand_in_at
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: where its bytes lie."""
+
+    name: str
+    dtype: str
+    """As the file's format calls it: F32, BF16 … of safetensors, Q4_1 … of GGUF."""
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    size: int
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` within the tensor."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.start + offset)
+            return stream.read(count)
+
+
+def checkpoint_files(name: str, revision: str | None) -> list[Path]:
+    """The safetensors files of a checkpoint, in a folder or in the Hub's cache; [] where they are not all
+    there.
+
+    Raises ModelError for a damaged index.
+    """
+    if not name:
+        return []
+    index = checkpoint_file(name, revision, INDEX_FILE)
+    if index is None:
+        single = checkpoint_file(name, revision, SINGLE_FILE)
+        return [] if single is None else [single]
+    if (instead := stand_in_at(index)) is not None:
+        raise ModelError(f"{index}: {instead}")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ModelError(f"{index}: not a safetensors index with a weight_map") from None
+    files = [checkpoint_file(name, revision, file) for file in names]
+    return [] if None in files else [file for file in files if file is not None]
+
+
+def checkpoint_file(name: str, revision: str | None, file: str) -> Path | None:
+    """A file of a checkpoint, in a folder or in the Hub's cache; None where it is not there."""
+    folder = Path(name)
+    if folder.is_dir():
+        path = folder / file
+        return path if path.is_file() else None
+    if name.count("/") > 1 or folder.is_absolute():
+        return None
+    cached = try_to_load_from_cache(name, file, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def stored_tensors(path: Path) -> list[StoredTensor]:
+    """The tensors of a safetensors or GGUF file. Raises ModelError where it is damaged or another thing."""
+    if (instead := stand_in_at(path)) is not None:
+        raise ModelError(f"{path}: {instead}")
+    with path.open("rb") as stream:
+        found = _of_gguf(stream, path) if is_gguf(path) else _of_safetensors(stream, path)
+        end = stream.seek(0, 2)
+    for tensor in found:
+        if tensor.size < 0 or tensor.start + tensor.size > end:
+            raise ModelError(
+                f"{path}: cut off: it has {end} bytes, and {tensor.name} ends at byte "
+                f"{tensor.start + tensor.size}; download or copy it again"
+            )
+    return found
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is named as GGUF files are."""
+    return path.suffix.lower() == ".gguf"
+
+
+def _of_safetensors(stream: BinaryIO, path: Path) -> list[StoredTensor]:
+    prefix = stream.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+    if not 0 < length < 100_000_000:
+        raise ModelError(f"{path}: not a safetensors file")
+    try:
+        header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        return [
+            StoredTensor(
+                name=name,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                file=path,
+                start=8 + length + entry["data_offsets"][0],
+                size=entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in header.items()
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ModelError(f"{path}: the safetensors header is damaged") from None
+
+
+# ---------------------------------------------------------------- GGUF
+
+_STRING, _ARRAY = 8, 9
+# Bytes of GGUF's single values by their numbers there.
+_SINGLE = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_UINT32 = 4
+_ALIGNMENT = "general.alignment"
+_MOST = 1 << 24
+"""Far above the entries, tensors, dimensions or tokens of any file."""
+
+
+def _of_gguf(stream: BinaryIO, path: Path) -> list[StoredTensor]:
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        magic, version, tensors, entries = struct.unpack("<4sIQQ", stream.read(24))
+        if magic != b"GGUF" or version not in (2, 3) or max(tensors, entries) > _MOST:
+            raise ModelError(f"{path}: not a GGUF file of version 2 or 3, little-endian")
+        alignment = _skip_metadata(stream, entries)
+        found = []
+        for _ in range(tensors):
+            name = _string(stream)
+            (dimensions,) = struct.unpack("<I", stream.read(4))
+            if dimensions > 8:
+                raise ValueError
+            *shape, kind, offset = struct.unpack(f"<{dimensions}QIQ", stream.read(8 * dimensions + 12))
+            count = 1
+            for extent in shape:
+                count *= extent
+            block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            dtype = GGMLQuantizationType(kind).name
+            found.append((name, dtype, tuple(shape), offset, count // block * size))
+    except (struct.error, ValueError, LookupError, OverflowError):
+        raise ModelError(f"{path}: the GGUF header is damaged") from None
+    begin = -(-stream.tell() // alignment) * alignment
+    return [
+        StoredTensor(name, dtype, shape, path, begin + offset, size)
+        for name, dtype, shape, offset, size in found
+    ]
+
+
+def _skip_metadata(stream: BinaryIO, entries: int) -> int:
+    """Read past the metadata; the alignment that it gives."""
+    alignment = 32
+    for _ in range(entries):
+        key = _string(stream)
+        (kind,) = struct.unpack("<I", stream.read(4))
+        if key == _ALIGNMENT and kind == _UINT32:
+            (alignment,) = struct.unpack("<I", stream.read(4))
+            if not alignment:
+                raise ValueError
+        else:
+            _skip(stream, kind)
+    return alignment
+
+
+def _skip(stream: BinaryIO, kind: int, depth: int = 0) -> None:
+    if kind == _STRING:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        stream.seek(min(length, 1 << 40), 1)
+    elif kind == _ARRAY:
+        of, count = struct.unpack("<IQ", stream.read(12))
+        if count > _MOST or depth > 4:
+            raise ValueError
+        if of in _SINGLE:
+            stream.seek(_SINGLE[of] * count, 1)
+        else:
+            for _ in range(count):
+                _skip(stream, of, depth + 1)
+    else:
+        stream.seek(_SINGLE[kind], 1)
+
+
+def _string(stream: BinaryIO) -> str:
+    (length,) = struct.unpack("<Q", stream.read(8))
+    if length > _MOST:
+        raise ValueError
+    content = stream.read(length)
+    if len(content) < length:
+        raise ValueError
+    return content.decode()

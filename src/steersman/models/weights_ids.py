@@ -1,0 +1,21 @@
+"""Ids of weights as text: the scheme that each names before a colon.
+
+`bytes-sha256` is over every byte of every tensor, `gguf-sha256` over those of a GGUF file, which are
+quantised. An id without a scheme is by a sample of the bytes, as earlier versions made them.
+"""
+
+from __future__ import annotations
+
+SCHEME = "bytes-sha256"
+GGUF_SCHEME = "gguf-sha256"
+
+
+def is_by_sample(identity: str) -> bool:
+    """Whether an id is over a sample of the bytes."""
+    return ":" not in identity
+
+
+def in_brief(identity: str) -> str:
+    """An id for people: its scheme, and the first digits."""
+    scheme, colon, digits = identity.rpartition(":")
+    return f"{scheme}{colon}{digits[:16]}…"
