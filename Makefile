@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
 HARNESS := .venv-harness
 VLLM := .venv-vllm
 WORKERS ?= 2
@@ -22,7 +23,7 @@ RUN := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-demo test check test-long test-oldest test-harness test-engine bench wheel lock install clean distclean
+.PHONY: help demo serve-demo test check test-long test-oldest test-newest test-harness test-engine bench wheel lock install clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +50,11 @@ test-long: check ## The same, and the tests that take minutes: training, long si
 
 test-oldest: $(OLDEST_READY) ## The tests of `make test` with the oldest versions that are allowed (Python 3.11 or 3.12)
 	@$(RUN) $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m "not long" $(PYTEST_ARGS)
+
+test-newest: python ## The same with the newest of everything that the ranges allow today
+	@echo "Installing the newest allowed versions into $(NEWEST)"
+	@$(PYTHON) requirements/install.py --venv $(NEWEST) --newest $(if $(TORCH),--torch "$(TORCH)")
+	@$(RUN) $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not long" $(PYTEST_ARGS)
 
 test-harness: $(HARNESS_READY) ## A steered model inside lm-evaluation-harness and Inspect AI (85 packages more)
 	@$(RUN) $(HARNESS)/bin/python -m pytest -n $(WORKERS) tests/harnesses \
@@ -89,7 +95,7 @@ clean: ## Remove what was built, cached or demonstrated; keep the environments
 	@find src tests benchmarks requirements -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environments too
-	@rm -rf $(VENV) $(OLDEST) $(HARNESS) $(VLLM)
+	@rm -rf $(VENV) $(OLDEST) $(NEWEST) $(HARNESS) $(VLLM)
 
 $(READY): $(INSTALL) requirements/test.lock requirements/torch.lock $(if $(TORCH),again) | python
 	@echo "Installing into $(VENV) (once; minutes, most of them for torch)"

@@ -2,8 +2,8 @@
 
 torch comes first so that the machine decides its build: a Python that already has a torch with a working GPU
 lends it to the environment; a machine without an NVIDIA GPU gets the CPU build; any other gets the plain one.
-Everything else has the exact version of the lock file. What pip says goes to a log in the environment and is
-shown when a step fails.
+Everything else has the exact version of the lock file; with --newest, the newest that its range in
+pyproject.toml allows today. What pip says goes to a log in the environment and is shown when a step fails.
 
 Standard library only: it runs before anything is installed.
 """
@@ -20,10 +20,19 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TORCH_INDEXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("", ()),
+    (" from PyTorch's index", ("--index-url", PYTORCH_CPU_INDEX, "--retries", "1")),
+)
+"""Where CPU builds of torch are looked for, in words and as pip's options."""
+NONE_TO_BE_HAD = ("No matching distribution found for torch", "ResolutionImpossible")
+"""What pip says of one version that no index has; the latter where constraints of the user's name torch."""
 
 
 class StepFailed(Exception):
@@ -43,15 +52,21 @@ def main() -> int:
     )
     parser.add_argument("--cpu", action="store_true", help="no other build of torch than the one for CPUs")
     parser.add_argument("--no-deps", action="store_true", help="install nothing that the lock does not name")
+    parser.add_argument(
+        "--newest", action="store_true", help="no lock: the newest versions of all ranges, now"
+    )
     options = parser.parse_args()
     environment = Environment(options.venv)
     try:
-        environment.create(may_borrow=not (options.torch or options.cpu))
-        if not environment.borrows:
-            torch = options.torch or read_torch_lock(options.torch_lock)
-            environment.install_torch(torch, options.lock, only_cpu=options.cpu)
-        alone = ["--no-deps"] if options.no_deps else []
-        environment.install(f"the packages of {options.lock.name}", *alone, "-r", str(options.lock))
+        environment.create(may_borrow=not (options.torch or options.cpu or options.newest))
+        if options.newest:
+            environment.install_newest(options.torch)
+        else:
+            if not environment.borrows:
+                torch = options.torch or read_torch_lock(options.torch_lock)
+                environment.install_torch(torch, options.lock, only_cpu=options.cpu)
+            alone = ["--no-deps"] if options.no_deps else []
+            environment.install(f"the packages of {options.lock.name}", *alone, "-r", str(options.lock))
         environment.install("steersman", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     except StepFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
@@ -117,14 +132,49 @@ class Environment:
             say("no CPU build is to be had: taking the plain one, which is much bigger")
             self.install(torch, torch, *constrained)
 
+    def install_newest(self, torch: str | None = None) -> None:
+        """The newest versions that the ranges allow; of torch, if not `torch`, the build that fits here."""
+        if torch is None and platform.system() == "Linux" and not has_nvidia_gpu():
+            builds = self._cpu_builds()
+            torch = next(
+                (f"torch=={v}+cpu" for v in builds if self._install_cpu_build(f"torch=={v}+cpu")), None
+            )
+            if torch is None:
+                say("no CPU build is to be had: taking the plain one, which is much bigger")
+        needed, others = ranges("dev")
+        newest = ("--upgrade", "--upgrade-strategy", "eager")
+        requirements = (*shlex.split(torch or needed["torch"]), *others)
+        self.install("the newest that the ranges allow", *requirements, *newest)
+        say(f"took {self.versions(needed)}")
+
+    def _cpu_builds(self) -> list[str]:
+        """The versions in the range of which an index has a CPU build, newest first."""
+        listed = {version for _, options in TORCH_INDEXES for version in self.versions_of("torch", *options)}
+        built = {version.removesuffix("+cpu") for version in listed if version.endswith("+cpu")}
+        oldest = numbers(lower_ends()["torch"])
+        return sorted((v for v in built if numbers(v) >= oldest), key=numbers, reverse=True)
+
+    def versions(self, packages: Iterable[str]) -> str:
+        """The versions of packages here, in words."""
+        named = "(f'{name} {version(name)}' for name in sys.argv[1:])"
+        code = f"import sys; from importlib.metadata import version; print(*{named}, sep=', ')"
+        command = [str(self.python), "-c", code, *packages]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def versions_of(self, package: str, *options: str) -> list[str]:
+        """What an index has of a package; nothing where it does not answer."""
+        command = [str(self.python), "-m", "pip", "index", "versions", package, *options]
+        listed = subprocess.run(command, capture_output=True, text=True)
+        found = re.search(r"^Available versions: (.*)$", listed.stdout, re.MULTILINE)
+        return found[1].split(", ") if found else []
+
     def _install_cpu_build(self, torch: str) -> bool:
         """From the configured index, else from PyTorch's, which is asked for nothing but torch."""
-        pytorch = ("--index-url", PYTORCH_CPU_INDEX, "--retries", "1")
-        for origin, options in (("", ()), (" from PyTorch's index", pytorch)):
+        for origin, options in TORCH_INDEXES:
             try:
                 self.install(torch + origin, torch, "--no-deps", *options)
             except StepFailed as failure:
-                if "No matching distribution found for torch" not in str(failure):
+                if not any(words in str(failure) for words in NONE_TO_BE_HAD):
                     raise
                 say("  there is none")
             else:
@@ -172,13 +222,23 @@ def has_nvidia_gpu() -> bool:
     return bool(shutil.which("nvidia-smi")) and succeeds("nvidia-smi", "-L")
 
 
+def pyproject() -> dict[str, Any]:
+    """What pyproject.toml says."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def ranges(*extras: str) -> tuple[dict[str, str], list[str]]:
+    """The requirements of the library by name; and all but torch, with those of extras."""
+    project = pyproject()["project"]
+    needed = {re.split(r"[^A-Za-z0-9_.-]", line)[0]: line for line in project["dependencies"]}
+    more = [line for extra in extras for line in project["optional-dependencies"][extra]]
+    return needed, [*(line for name, line in needed.items() if name != "torch"), *more]
+
+
 def lower_ends() -> dict[str, str]:
     """The oldest version that pyproject.toml allows of each package the library needs."""
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "dependencies"
-    ]
-    ranges = (re.match(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", line) for line in dependencies)
-    return {found[1]: found[2] for found in ranges if found}
+    found = {name: re.search(r">=([0-9.]+)", line) for name, line in ranges()[0].items()}
+    return {name: bound[1] for name, bound in found.items() if bound}
 
 
 def read_torch_lock(path: Path) -> str:

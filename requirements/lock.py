@@ -11,11 +11,10 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from install import ROOT, Environment, StepFailed, lower_ends, read_torch_lock
+from install import ROOT, Environment, StepFailed, lower_ends, pyproject, ranges, read_torch_lock
 
 HERE = ROOT / "requirements"
 # Torch's build and what only that needs; or not a dependency at all.
@@ -78,16 +77,13 @@ def main() -> int:
 
 def from_ranges() -> dict[str, Lock]:
     """Every lock file by its name, as pyproject.toml wants it."""
-    written = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    project = written["project"]
-    needed = [line for line in project["dependencies"] if not line.startswith("torch>")]
+    written = pyproject()
     oldest = [f"{name}=={version}" for name, version in lower_ends().items() if name != "torch"]
-    development = project["optional-dependencies"]["dev"]
-    harness = project["optional-dependencies"]["harness"]
+    development = written["project"]["optional-dependencies"]["dev"]
     engine = written["dependency-groups"]["engine"]
     return {
-        "test.lock": Lock("Exact versions for `make test` and `make demo`.", [*needed, *development]),
-        "harness.lock": Lock("Exact versions for `make test-harness`.", [*needed, *development, *harness]),
+        "test.lock": Lock("Exact versions for `make test` and `make demo`.", ranges("dev")[1]),
+        "harness.lock": Lock("Exact versions for `make test-harness`.", ranges("dev", "harness")[1]),
         "oldest.lock": Lock(
             "The oldest ends of the ranges, for `make test-oldest`.",
             [*oldest, *development],
@@ -96,7 +92,7 @@ def from_ranges() -> dict[str, Lock]:
         ),
         "vllm.lock": Lock(
             "Exact versions for `make test-engine`; all of them, to be installed with --no-deps.",
-            [*needed, *engine],
+            [*ranges()[1], *engine],
             torch="torch-vllm.lock",
             resolved_beside="torch-vllm.lock",
             upper="to 3.14",

@@ -52,6 +52,27 @@ def test_layers_that_run_several_times_are_refused_before_anything_runs() -> Non
         block_outputs(model, [1, 3], [[5, 6, 7]])
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba"])
+def test_a_state_given_does_not_tell_how_many_tokens_it_holds(name: str) -> None:
+    """Whatever transformers calls it: `cache` from 5.24 on, `cache_params` before."""
+    model, ids = d.tiny(name), torch.tensor([[5, 6, 7, 8]])
+    plan = Steering.from_vectors(model, {1: VECTOR}, scope="answer")
+    with torch.no_grad():
+        output = model(ids, use_cache=True)
+        names = [name for name in ("cache", "cache_params") if name in output]
+        assert names
+        for state in ({name: output[name]} for name in names):
+            refused = pytest.raises(SteeringNotApplied, match="generate with a recurrent state")
+            with refused, plan.apply(model):
+                model.generate(ids, max_new_tokens=3, **state)
+            refused = pytest.raises(SteeringNotApplied, match="prompt_lengths with a recurrent state")
+            with refused, plan.apply(model, prompt_lengths=[4]):
+                model(ids[:, :1], use_cache=True, **state)
+            with plan.apply(model) as receipt:  # all of it is prompt
+                model(ids[:, :1], use_cache=True, **state)
+            assert receipt.tokens == {"block_output:1": 1}
+
+
 @pytest.mark.parametrize("name", ["bart", "t5gemma", "nllb-moe"])
 def test_encoder_decoders_are_refused_before_anything_runs(name: str) -> None:
     model = d.tiny(name, AutoModelForSeq2SeqLM)

@@ -82,6 +82,54 @@ def test_without_a_gpu_the_cpu_build(install: ModuleType) -> None:
     assert asked(install, "torch==2.13.0", PLAIN) == [CPU, PYTORCH, PLAIN]
 
 
+def test_an_index_has_none_where_constraints_name_torch(install: ModuleType) -> None:
+    """Then pip calls what it cannot find a conflict."""
+    environment = install.Environment(Path("nowhere"))
+    told: list[str] = []
+
+    def conflicts(what: str, requirement: str, *_: str) -> None:
+        told.append(requirement)
+        if "+cpu" in requirement:
+            raise install.StepFailed("ERROR: ResolutionImpossible: for help visit https://pip.pypa.io")
+
+    environment.install = conflicts
+    environment.install_torch("torch==2.13.0", LOCK)
+    assert told == ["torch==2.13.0+cpu"] * 2 + ["torch==2.13.0"]
+
+
+def newest(
+    install: ModuleType, *has: tuple[str, str], listed: list[str], torch: str | None = None
+) -> list[str]:
+    """What is installed as the newest, where the configured index lists versions."""
+    environment = install.Environment(Path("nowhere"))
+    environment.python = sys.executable
+    environment.versions_of = lambda _, *options: [] if options else listed
+    asked: list[str] = []
+
+    def pip(what: str, requirement: str, *options: str) -> None:
+        asked.append(requirement)
+        if "--no-deps" in options and (requirement, "configured") not in has:
+            raise install.StepFailed(f"No matching distribution found for {requirement}")
+
+    environment.install = pip
+    environment.install_newest(torch)
+    return asked
+
+
+def test_newest_takes_the_newest_cpu_build_that_is_to_be_had(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = ["2.15.0", "2.9.1+cpu", "2.13.0+cpu", "2.14.0+cpu", "2.10.0+cpu", "2.13.0"]
+    missing, cpu = "torch==2.14.0+cpu", CPU[0]
+    assert newest(install, CPU, listed=listed) == [missing, missing, cpu, cpu]
+    assert re.search(r"took torch [0-9.+a-z]+, transformers [0-9.]+, ", capsys.readouterr().out)
+    assert newest(install, listed=["2.15.0"]) == ["torch>=2.11"]
+    assert "no CPU build is to be had: taking the plain one" in capsys.readouterr().out
+    assert newest(install, listed=listed, torch="torch==2.12.0") == ["torch==2.12.0"]
+    monkeypatch.setattr(install, "has_nvidia_gpu", lambda: True)
+    assert newest(install, CPU, listed=listed) == ["torch>=2.11"]
+
+
 def test_an_index_that_fails_is_not_one_that_has_none(install: ModuleType) -> None:
     environment = install.Environment(Path("nowhere"))
 

@@ -20,7 +20,7 @@ from steersman.errors import PlanError, SteeringNotApplied
 from steersman.models.adapters import unwrap
 from steersman.models.architecture import find_decoder
 from steersman.models.compiled import compiled_entrances, holds_compiled_code
-from steersman.models.following import Following, cache_length, cache_of, refuse_empty_scope
+from steersman.models.following import Following, cache_length, cache_of, check_lengths, refuse_empty_scope
 from steersman.models.program import Pass, Program, Site
 from steersman.models.replacing import Restore, of_class, replace_method
 from steersman.models.tokens import Tokens, tokens_of_forward
@@ -302,6 +302,8 @@ class Attachment:
             refuse_empty_scope(_plans(active))
             if length and any(context.thread != threading.get_ident() for context in active):
                 raise SteeringNotApplied(_CHANGED)  # a generation of another thread, begun before the block
+        else:
+            check_lengths(cache)
         return tokens_of_forward(
             rows,
             columns,

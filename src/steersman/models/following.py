@@ -26,11 +26,10 @@ _UNFOLLOWED = (
 )
 """Settings under which the decoder is fed candidates, contrasts or another prompt than the one given."""
 
-_CACHES = ("cache", "past_key_values")
-"""What transformers calls the cache of keys and values: from 5.24 on, and before."""
+_CACHES = ("cache", "past_key_values", "cache_params", "state")
+"""What transformers calls a cache: from 5.24 on; before, of keys and values, of Mamba and xLSTM, of RWKV."""
 
-_STATES = ("cache_params", "state")
-"""What recurrent models (Mamba, xLSTM; RWKV) call the cache that they have instead of keys and values."""
+_STATE = "a recurrent state given cannot be steered: it does not tell how many tokens it holds"
 
 
 class Following:
@@ -46,18 +45,16 @@ class Following:
         for name in ("assistant_model", "custom_generate", "negative_prompt_ids"):
             if kwargs.get(name) is not None:
                 raise SteeringNotApplied(f"generate with {name} cannot be steered exactly: leave it out")
-        for name in _STATES:
-            if kwargs.get(name) is not None:
-                raise SteeringNotApplied(
-                    f"generate with {name} cannot be steered: it does not tell how many tokens it holds"
-                )
+        given = cache_of(kwargs)
+        if given is not None and cache_length(given) is None:
+            raise SteeringNotApplied(f"generate with {_STATE}: leave it out")
         ids = args[0] if args else kwargs.get("inputs")
         ids = ids if ids is not None else kwargs.get("input_ids")
         embeds = kwargs.get("inputs_embeds")
         self._ids: Tensor | None = ids
         self._given: Tensor | None = embeds if embeds is not None else ids
         self._mask: Tensor | None = kwargs.get("attention_mask")
-        self._cached = cache_length(cache_of(kwargs, _CACHES)) or 0
+        self._cached = cache_length(given) or 0
         self._generation: Generation | None = None
         self._may_feed_back = True
 
@@ -139,9 +136,15 @@ def refuse_empty_scope(plans: Iterable[Steering | None]) -> None:
         )
 
 
-def cache_of(kwargs: Mapping[str, Any], names: tuple[str, ...] = (*_CACHES, *_STATES)) -> Any:
-    """The cache that a decoder's forward is given; None without one."""
-    return next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """The cache that a call is given; None without one."""
+    return next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
+
+
+def check_lengths(cache: Any) -> None:
+    """Raise `SteeringNotApplied` where prompts' lengths say nothing, because of a cache of unknown length."""
+    if cache is not None and cache_length(cache) is None:
+        raise SteeringNotApplied(f"prompt_lengths with {_STATE}: use generate")
 
 
 def cache_length(cache: Any) -> int | None:
