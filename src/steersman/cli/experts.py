@@ -356,6 +356,9 @@ def summary(contrast: RoutingContrast) -> dict[str, Any]:
         "imported": contrast.imported,
         "counted": contrast.counted,
         "new_tokens": contrast.new_tokens,
+        "generation": next(
+            (dict(one["generation"]) for one in contrast.made_from if "generation" in one), {}
+        ),
         "strata": None if contrast.strata is None else list(contrast.strata.starts),
         "bootstrap": 0 if contrast.replicates is None else contrast.replicates.number,
         "adjustment": _adjustment(contrast),
@@ -429,6 +432,9 @@ def counts_in_words(result: dict[str, Any]) -> list[str]:
         lines.append(f"{result['skipped']} pairs left out: longer than the model's context{ended}")
     if result["alike"]:
         lines.append(f"{result['alike']} pairs left out: both sides are the same tokens")
+    if result["generation"]:
+        own = ", ".join(f"{name} {value}" for name, value in result["generation"].items())
+        lines.append(f"the checkpoint's own settings acting: {own}")
     if result["strata"]:
         lines.append(f"stratified: at like positions, from {', '.join(map(str, result['strata']))} on")
     if result["adjustment"]:

@@ -104,7 +104,7 @@ def generate(
             on_engine = EngineWriter(engine, max_new_tokens, temperature)
             rows = [(prompt, on_engine.ids_of(prompt)) for prompt in prompts]
             items = on_engine.answer(rows, steering, match=match, compare=compare, seed=seed)
-        put_out({"items": items}, as_json, lambda: _in_words(items))
+        _put_out(items, on_engine, as_json)
         return
     opened, tokenizer = model.open()
     writer = Writer(opened, tokenizer, max_new_tokens, temperature)
@@ -114,7 +114,15 @@ def generate(
         batch = rows[start : start + batch_size]
         # Base and steered draw the same chances.
         items += writer.answer(batch, steering, match=match, compare=compare, seed=seed + start)
-    put_out({"items": items}, as_json, lambda: _in_words(items))
+    _put_out(items, writer, as_json)
+
+
+def _put_out(items: list[dict[str, Any]], writer: Writer, as_json: bool) -> None:
+    own = writer.own_settings
+    said = [_labelled("settings", own.in_words())] if own.in_words() else []
+    put_out(
+        {"items": items, "generation": own.to_json()}, as_json, lambda: "\n\n".join([_in_words(items), *said])
+    )
 
 
 def _prompt_option(text: str) -> Prompt:

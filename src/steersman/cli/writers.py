@@ -10,6 +10,7 @@ from steersman.errors import ModelError, PairsError, SteersmanError
 from steersman.rendering import render
 
 if TYPE_CHECKING:
+    from steersman.models.decoding import OwnSettings
     from steersman.pairs import Content
     from steersman.steering import Steering
     from steersman.vllm.backend import Engine
@@ -37,6 +38,13 @@ class Writer:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+
+    @property
+    def own_settings(self) -> OwnSettings:
+        """What the checkpoint's own generation settings do to the answers."""
+        from steersman.models.decoding import own_settings
+
+        return own_settings(self.model, sampled=self.temperature > 0)
 
     def ids_of(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens. Raises PairsError where prompt and answer exceed the model's context."""
@@ -93,10 +101,9 @@ class Writer:
     def _write(self, ids: Sequence[list[int]], seed: int) -> list[str]:
         import torch
 
+        from steersman.models.decoding import decoding
+
         inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
-        sampling = (
-            {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        )
         torch.manual_seed(seed)
         with torch.inference_mode():
             try:
@@ -105,10 +112,8 @@ class Writer:
                     attention_mask=inputs["attention_mask"],
                     max_new_tokens=self.max_new_tokens,
                     pad_token_id=self.tokenizer.pad_token_id,
-                    num_beams=1,
-                    num_return_sequences=1,
-                    return_dict_in_generate=False,
-                    **sampling,
+                    tokenizer=self.tokenizer,  # for stop strings that a checkpoint may ask for
+                    **decoding(self.model, temperature=self.temperature),
                 )
             except (ValueError, TypeError, IndexError, AssertionError) as error:
                 # What a checkpoint's own generation_config.json asks for can fail in many ways.
@@ -147,6 +152,7 @@ class EngineWriter(Writer):
             steered,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
+            top_p=None,
             seeds=[seed + row for _ in range(2 if compare else 1) for row in range(len(ids))],
         )
         texts = self.tokenizer.batch_decode([one.ids[0] for one in written], skip_special_tokens=True)

@@ -16,31 +16,12 @@ from steersman.errors import PairsError
 from steersman.evaluation.instructing import instructed
 from steersman.evaluation.prompts import Batch, batches, encode_answer, pad_id
 from steersman.models.architecture import check_ids
+from steersman.models.decoding import decoding, require_repeatable
 from steersman.pairs import Content
 
 if TYPE_CHECKING:
     from steersman.evaluation.arms import Arm, Subject
     from steersman.steering import Steering
-
-PLAIN: dict[str, Any] = {
-    "num_beams": 1,
-    "penalty_alpha": None,
-    "prompt_lookup_num_tokens": None,
-    "guidance_scale": None,
-    "max_time": None,
-    "return_dict_in_generate": False,
-}
-"""One way of decoding for all, whatever else a checkpoint's generation config prefers."""
-
-WHOLE: dict[str, Any] = {
-    "top_k": 0,
-    "min_p": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-}
-"""Nothing cut off what is sampled from but by top-p."""
-
 
 AT_ONCE = 12
 """Answers whose logits over the whole vocabulary are held at once."""
@@ -97,7 +78,8 @@ class Condition:
 
     def answers(self, contents: Sequence[Content], *, max_new_tokens: int | None = None) -> list[str]:
         """Greedy answers, without special tokens."""
-        return [text for (text,) in self._generated(contents, max_new_tokens, 1, {"do_sample": False})]
+        settings = decoding(self.subject.model)
+        return [text for (text,) in self._generated(contents, max_new_tokens, 1, settings)]
 
     def samples(
         self,
@@ -109,7 +91,7 @@ class Condition:
         max_new_tokens: int | None = None,
     ) -> list[list[str]]:
         """`count` sampled answers to each prompt; the same ones whenever the same batch is asked again."""
-        settings = {"do_sample": True, "temperature": temperature, "top_p": top_p, **WHOLE}
+        settings = decoding(self.subject.model, temperature=temperature, top_p=top_p)
         with torch.random.fork_rng(devices=_devices(self.subject.model)):
             torch.manual_seed(self._seed_of(contents))
             return self._generated(contents, max_new_tokens, count, settings)
@@ -187,6 +169,7 @@ class Condition:
         self, contents: Sequence[Content], limit: int | None, count: int, settings: dict[str, Any]
     ) -> list[list[str]]:
         tokenizer = self.subject.tokenizer
+        require_repeatable(self.subject.model)
         rows = [self.subject.encoded(self.prompt(content)) for content in contents]
         self._check_room(rows, limit or self.subject.max_new_tokens)
         texts: list[list[str]] = [[] for _ in rows]
@@ -195,12 +178,10 @@ class Condition:
                 produced = cast(Any, self.subject.model).generate(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,
-                    num_return_sequences=count,
                     max_new_tokens=limit or self.subject.max_new_tokens,
                     pad_token_id=pad_id(tokenizer),
                     tokenizer=tokenizer,  # for stop strings that a checkpoint may ask for
-                    **PLAIN,
-                    **settings,
+                    **{**settings, "num_return_sequences": count},
                 )
             answers = produced[:, batch.input_ids.shape[1] :]
             for row, text in enumerate(tokenizer.batch_decode(answers, skip_special_tokens=True)):

@@ -22,6 +22,7 @@ from steersman.evaluation.running import Opened, Part, Runner, closing
 from steersman.evaluation.tasks import Task, load_task
 from steersman.evaluation.told import told_arm, told_model, told_steering
 from steersman.models.attachment import refuse_steered
+from steersman.models.decoding import own_settings, require_repeatable
 from steersman.models.reading import evaluating
 from steersman.steering import Steering
 
@@ -105,6 +106,7 @@ def evaluate(
 
     Raises:
         PairsError: a task that is not known, or has other items than its form.
+        ModelError: the model's own generation settings make answers depend on the machine.
         PlanError: plans that are called alike, cannot be reversed, or contradict each other.
         ArchitectureMismatch, WeightsMismatch: a plan for another model.
         JudgeError: a judge that cannot be had; what is finished is in `checkpoint`.
@@ -133,6 +135,8 @@ def evaluate(
         defences=defences,
     )
     refuse_steered(model, "evaluate")
+    require_repeatable(model)
+    own = own_settings(model)
     _check_models(model, arms, match)
     for part in (contrast, screen):
         if part is not None:
@@ -147,6 +151,7 @@ def evaluate(
         "steerings": [told_steering(name, plan, (paths or {}).get(name)) for name, plan in steerings.items()],
         "settings": vars(settings),
         **({} if subject.engine is None else {"engine": subject.engine}),
+        **({"generation": own.to_json()} if own.in_words() else {}),
     }
     run = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -178,7 +183,11 @@ def evaluate(
         "tasks": tasks,
         "experts": expert_map(steerings, contrast, screen),
         "warnings": warnings(tasks, arms, tuple(steerings), runner),
-        "limits": [*LIMITS, *subject.limits],
+        "limits": [
+            *LIMITS,
+            *([f"On every answer {own.in_words()}."] if own.in_words() else []),
+            *subject.limits,
+        ],
     }
     return Evaluation(
         json.loads(json.dumps(result, allow_nan=False)),

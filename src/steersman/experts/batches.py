@@ -15,6 +15,7 @@ from steersman.errors import ModelError, SteersmanError
 from steersman.experts.moments import Integers
 from steersman.experts.recording import recording
 from steersman.models.architecture import RouterSite
+from steersman.models.decoding import decoding
 from steersman.models.reading import input_device, padded, read_batch
 
 Ints = np.ndarray[Any, Any]
@@ -106,13 +107,10 @@ def count_continuations(
             input_ids=torch.from_numpy(tokens).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
             max_new_tokens=new_tokens + 1,  # the last one is written only so that the one before is fed back
-            do_sample=False,
-            num_beams=1,
-            num_return_sequences=1,
-            return_dict_in_generate=False,
-            use_cache=True,
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
+            tokenizer=tokenizer,  # for stop strings that a checkpoint may ask for
+            **decoding(model),
         )
     new = written[:, columns : columns + new_tokens].cpu().numpy()
     fed = len(steps[0])

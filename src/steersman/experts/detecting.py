@@ -19,6 +19,7 @@ from steersman.experts.encoding import counted_tokens
 from steersman.experts.moments import Integers
 from steersman.experts.tally import Tally, Weighting
 from steersman.models.architecture import RouterSite, read_architecture
+from steersman.models.decoding import own_settings, require_repeatable
 from steersman.models.encoding import EncodedPair, EncodedPairs
 from steersman.models.identity import model_name, weights_id
 from steersman.pairs import ContrastPairs, load_pairs
@@ -69,12 +70,15 @@ def detect(
     Raises:
         PairsError: a pair cannot be rendered, its target is not in its text, it is longer than what can be
             read, or both sides of every pair are the same tokens.
+        ModelError: the model's own generation settings make what it writes depend on the machine.
         ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
     """
     sources = {"pairs": pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)}
     if adjust is not None:
         sources["adjust"] = adjust if isinstance(adjust, ContrastPairs) else load_pairs(adjust)
     identity = weights_id(reader.model)  # before the work: it may have none
+    if options.counted == "generated":
+        require_repeatable(reader.model)
     architecture = read_architecture(reader.model)
     encoded = {name: _encoded(reader, source, options, progress) for name, source in sources.items()}
     saved = None
@@ -125,8 +129,15 @@ def _run_of(
         "bootstrap": options.bootstrap,
         "shard": None if options.shard is None else str(options.shard),
         "truncate": options.truncate,
+        **_own_settings(reader, options),
         **reader.facts(options),
     }
+
+
+def _own_settings(reader: Reader, options: Options) -> dict[str, Any]:
+    """The checkpoint's own generation settings that act on what it writes, if it writes."""
+    acting = own_settings(reader.model).acting if options.counted == "generated" else {}
+    return {"generation": dict(acting)} if acting else {}
 
 
 def _tally_reader(weighting: Weighting) -> Callable[[dict[str, Any], dict[str, Any]], Tally]:
@@ -201,7 +212,14 @@ def _contrast(
         model=name,
         revision=revision,
         made_from=(
-            {"kind": "pairs", "name": source.name, "sha256": source.sha256, **reader.source, **shard},
+            {
+                "kind": "pairs",
+                "name": source.name,
+                "sha256": source.sha256,
+                **reader.source,
+                **_own_settings(reader, options),
+                **shard,
+            },
         ),
         counted=options.counted,
         new_tokens=options.new_tokens,

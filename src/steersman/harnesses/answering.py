@@ -14,6 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from steersman.errors import PairsError
 from steersman.evaluation.prompts import Batch, batches, pad_id
+from steersman.models.decoding import decoding, require_repeatable
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
@@ -37,16 +38,11 @@ class Settings:
     stop: tuple[str, ...] = ()
     likelihoods: int | None = None
 
-    def of_generate(self) -> dict[str, Any]:
+    def of_generate(self, model: PreTrainedModel) -> dict[str, Any]:
         """The settings as `generate` takes them."""
-        if self.temperature == 0:
-            return {"do_sample": False}
-        return {
-            "do_sample": True,
-            "temperature": self.temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": self.top_k or 0,
-        }
+        top_p = 1.0 if self.top_p is None else self.top_p
+        settings = decoding(model, temperature=self.temperature, top_p=top_p)
+        return {**settings, "top_k": self.top_k or 0} if self.temperature else settings
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,10 @@ class Answered:
 
 
 class Answerer:
-    """A model that answers batches under a plan (None: as it is)."""
+    """A model that answers batches under a plan (None: as it is).
+
+    Raises ModelError where its own generation settings make answers depend on the machine.
+    """
 
     def __init__(
         self,
@@ -81,6 +80,7 @@ class Answerer:
         plan: Steering | None,
         match: Literal["weights", "architecture"],
     ) -> None:
+        require_repeatable(model)
         self.model = model
         self.tokenizer = tokenizer
         self.plan = plan if plan is not None and plan.edits else None
@@ -104,10 +104,10 @@ class Answerer:
                 attention_mask=batch.attention_mask,
                 max_new_tokens=limit,
                 pad_token_id=pad_id(self.tokenizer),
-                return_dict_in_generate=True,
                 output_logits=settings.likelihoods is not None,
                 stopping_criteria=stops,
-                **settings.of_generate(),
+                tokenizer=self.tokenizer,  # for stop strings that a checkpoint may ask for
+                **{**settings.of_generate(self.model), "return_dict_in_generate": True},
             )
         tokens = receipt.tokens if receipt is not None else None
         full: Stop = "max_tokens" if limit == settings.max_new_tokens else "model_length"

@@ -20,6 +20,7 @@ from steersman.models.loading import load_tokenizer
 from steersman.vllm.backend import ask, structure_of
 from steersman.vllm.counting import CountedText, Run, merged
 from steersman.vllm.settings import KEY
+from steersman.vllm.writing import own_of_engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -162,9 +163,7 @@ class InEngine:
     def _continued(self, ids: list[list[int]], new_tokens: int) -> tuple[list[list[int]], list[Any]]:
         """Prompts with what the engine writes after them, up to its end, and the positions of that."""
         ends = text_ends(self.model, self.tokenizer)
-        wishes = getattr(self.model, "generation_config", None)
-        penalty = getattr(wishes, "repetition_penalty", None) or 1.0
-        settings = _settings(new_tokens, stop_token_ids=ends, repetition_penalty=penalty)
+        settings = _settings(new_tokens, stop_token_ids=ends, **own_of_engine(self.model))
         outputs = ask(self._llm, ids, [settings] * len(ids))
         written = [list(output.outputs[0].token_ids) for output in outputs]
         kept = [text[: next((n for n, one in enumerate(text) if one in ends), None)] for text in written]

@@ -13,6 +13,7 @@ from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.condition import Condition, LogLikelihood, Reading
 from steersman.evaluation.prompt_rates import PromptRates, first_routers, rates_of
 from steersman.evaluation.prompts import Fork, encode_answer
+from steersman.models.decoding import require_repeatable
 from steersman.pairs import Content
 from steersman.vllm.backend import Engine, ask
 from steersman.vllm.counting import CountedText, merged
@@ -169,6 +170,7 @@ class EngineCondition(Condition):
     # ---------------------------------------------------------------- inside
 
     def _written(self, contents: Sequence[Content], limit: int | None, **settings: Any) -> list[list[str]]:
+        require_repeatable(self.subject.model)
         rows = [self.subject.encoded(self.prompt(content)) for content in contents]
         most = limit or self.subject.max_new_tokens
         self._check_room(rows, most)
