@@ -17,6 +17,7 @@ import stat
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,25 @@ from safetensors.numpy import load, save
 
 import contrasts
 import steersman.artifacts
-from steersman import ArtifactError, ExpertEdit, Router, RoutingContrast, Steering, compose
+from steersman import (
+    AffineMap,
+    ArtifactError,
+    CausalScreen,
+    ConceptVector,
+    ExpertEdit,
+    ExpertProfile,
+    Router,
+    RoutingContrast,
+    Steering,
+    compose,
+)
+from steersman.chats.record import ChatRecord
 from steersman.steering import canonical_json, sha256_of
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 KINDS = ("steering", "contrast", "contrast by pair", "contrast with everything")
 DATA = Path(__file__).parent / "data"
+CHAT = ChatRecord("ab" * 32, {"enable_thinking": False}, "2026-11-29")
 
 
 EVIDENCE = {
@@ -169,7 +183,7 @@ def test_the_manifest_says_what_the_format_says(kind: str, folder: Path) -> None
     manifest, _ = opened(folder)
     content = (folder / TENSORS).read_bytes()
     assert manifest["format"] == "steersman"
-    assert manifest["format_version"] == (3 if kind == "steering" else 2)
+    assert manifest["format_version"] == (4 if kind == "steering" else 3)
     assert manifest["tensors_sha256"] == hashlib.sha256(content).hexdigest()
     without = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     assert manifest["manifest_sha256"] == hashlib.sha256(canonical_json(without).encode()).hexdigest()
@@ -608,7 +622,58 @@ def test_the_first_version_has_no_keys_of_the_second(tmp_path: Path) -> None:
     refused(RoutingContrast.from_pretrained, tmp_path / "contrast", "unknown key")
 
 
-@pytest.mark.parametrize("version", [4, 10, 10**20])
+SAVED_BEFORE = {
+    "steering-format-3": Steering,
+    "contrast-format-2": RoutingContrast,
+    "concept-format-1": ConceptVector,
+    "map-format-1": AffineMap,
+    "map-part-format-1": AffineMap,
+    "screen-format-1": CausalScreen,
+    "profile-format-1": ExpertProfile,
+}
+"""What the commit before chats were kept in manifests wrote."""
+
+
+@pytest.mark.parametrize("name", SAVED_BEFORE)
+def test_what_was_saved_before_is_read_and_saved_anew(name: str, tmp_path: Path) -> None:
+    shutil.copytree(DATA / name, tmp_path / "old")
+    kind = SAVED_BEFORE[name]
+    read = kind.from_pretrained(tmp_path / "old")
+    assert getattr(read, "chat", None) is None
+    read.save_pretrained(tmp_path / "new")
+    (old, tensors), (new, same) = opened(tmp_path / "old"), opened(tmp_path / "new")
+    assert new["format_version"] == old["format_version"] + 1
+    assert new["model"] == old["model"] | ({} if kind is Steering else {"chat": None})
+    assert tensors.keys() == same.keys()
+    assert all(np.array_equal(tensors[key], same[key]) for key in tensors)
+    if kind is not Steering:  # neither version has the other's keys
+        seal(tmp_path / "old", {**old, "model": new["model"]})
+        refused(kind.from_pretrained, tmp_path / "old", "unknown key 'chat'")
+        seal(tmp_path / "new", {**new, "model": old["model"]})
+        refused(kind.from_pretrained, tmp_path / "new", "key 'chat' is missing")
+
+
+WRONG_CHATS: dict[str, tuple[Any, str]] = {
+    "text": ("today", "not an object"),
+    "another key": ({**CHAT.to_json(), "clock": 1}, "unknown key 'clock'"),
+    "a key less": ({"arguments": {}, "date": None}, "'template_sha256' is missing"),
+    "no hash": ({**CHAT.to_json(), "template_sha256": "ab"}, "not a sha256"),
+    "no arguments": ({**CHAT.to_json(), "arguments": []}, "model.chat.arguments is not an object"),
+    "no day": ({**CHAT.to_json(), "date": "29.11.2026"}, "not YYYY-MM-DD"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CHATS)
+def test_how_chats_were_rendered_is_read_strictly(name: str, tmp_path: Path) -> None:
+    chat, words = WRONG_CHATS[name]
+    replace(contrasts.made(), chat=CHAT).save_pretrained(tmp_path / "contrast")
+    assert RoutingContrast.from_pretrained(tmp_path / "contrast").chat == CHAT
+    manifest, _ = opened(tmp_path / "contrast")
+    seal(tmp_path / "contrast", {**manifest, "model": {**manifest["model"], "chat": chat}})
+    refused(RoutingContrast.from_pretrained, tmp_path / "contrast", words)
+
+
+@pytest.mark.parametrize("version", [5, 10, 10**20])
 def test_a_newer_format_says_so(kind: str, folder: Path, version: int) -> None:
     manifest, _ = opened(folder)
     seal(folder, {**manifest, "format_version": version, "keys_of_tomorrow": 1})

@@ -23,6 +23,7 @@ ORDER = (
     "shards",
     "progress",
     "pairs",
+    "chats",
     "rendering",
     "texts",
     "models",

@@ -163,13 +163,13 @@ def test_a_short_answer_is_not_taken_for_part_of_the_template(answer: str) -> No
         assert found[-1][1] >= end
 
 
-def test_a_template_that_changes_the_message_asks_for_a_target() -> None:
+def test_a_template_that_changes_the_message_is_refused() -> None:
     tokenizer = byte_level()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
     chat = [{"role": "user", "content": "count"}]
-    with pytest.raises(PairsError, match=r"file:3: the chat template changes the message .*; name a target"):
+    with pytest.raises(PairsError, match=r"file:3: message 1, of the role user, .* changes it"):
         encode(tokenizer, chat, None, where="file:3")
-    assert encode(tokenizer, chat, "COUNT", where="file:3").target
+    assert render(tokenizer, [{"role": "user", "content": "COUNT"}]) == ("COUNT", False)
 
 
 def test_messages_without_user_or_assistant_are_compared_whole() -> None:
@@ -228,7 +228,7 @@ def test_what_the_template_refuses_is_said() -> None:
     tokenizer = byte_level()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(
-        PairsError, match=r"^test: the chat template refuses the messages \(roles must alternate\)"
+        PairsError, match=r"^test: the chat template of .* refuses the messages \(roles must alternate\)"
     ):
         encode(tokenizer, [{"role": "user", "content": "hi"}], None, where="test")
 

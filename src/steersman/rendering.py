@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from steersman.chats.arrival import render_chat
+from steersman.chats.format import name_of
 from steersman.errors import ModelError, PairsError
 from steersman.pairs import Content
 
@@ -38,22 +40,11 @@ def render(tokenizer: PreTrainedTokenizerBase, content: Content) -> tuple[str, b
 
     Messages go through the chat template, which writes its own special tokens; where the last is the user's
     (or a tool's), the generation prompt follows. A text stays as it is. Raises ModelError where there is no
-    chat template, PairsError where the template refuses the messages.
+    chat template, PairsError where the template refuses the messages, or does not show what they say.
     """
     if isinstance(content, str):
         return content, True
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            f"the tokenizer {_name(tokenizer)} has no chat template, so messages cannot be rendered; "
-            "give texts instead of messages, or set tokenizer.chat_template"
-        )
-    answering = content[-1]["role"] in ("user", "tool")
-    try:
-        text = tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=answering)
-    except Exception as error:
-        # Templates are programs of the model's authors: what they raise says why they refuse the messages.
-        raise PairsError(f"the chat template refuses the messages ({_first_line(error)})") from error
-    return str(text), False
+    return render_chat(tokenizer, content), False
 
 
 def encode(
@@ -83,7 +74,7 @@ def encode(
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"the tokenizer {_name(tokenizer)} gives no character offsets, which targets need; "
+            f"the tokenizer {name_of(tokenizer)} gives no character offsets, which targets need; "
             "load a fast tokenizer (one with a tokenizer.json)"
         )
     text, add_special = _rendered(tokenizer, content, where)
@@ -207,15 +198,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return marked | set(tokenizer.all_special_ids)
 
 
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-
-
 def _quote(text: str, width: int = 60) -> str:
     """A text on one line, shortened in the middle."""
     quoted = json.dumps(text, ensure_ascii=False)
     return quoted if len(quoted) <= width else f"{quoted[: width // 2]} … {quoted[-width // 3 :]}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

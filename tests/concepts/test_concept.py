@@ -207,7 +207,7 @@ def test_forged_tensors_are_refused(concept: ConceptVector, tmp_path: Path, forg
 
 
 MANIFEST_FORGERIES: dict[str, tuple[dict[str, Any], str]] = {
-    "newer": ({"format_version": 2}, "newer than this tool reads"),
+    "newer": ({"format_version": 3}, "newer than this tool reads"),
     "unknown key": ({"more": 1}, "unknown key 'more'"),
     "method": ({"method": "lasso"}, "method is 'lasso', not one of mean_difference, pca"),
     "position": ({"position": "first"}, "position is 'first'"),

@@ -21,7 +21,7 @@ from steersman.artifacts.fields import (
     whole,
 )
 from steersman.artifacts.kinds import register
-from steersman.artifacts.manifest import manifest_of, model_json, read_architecture
+from steersman.artifacts.manifest import manifest_of, model_json, read_model
 from steersman.concepts.affine_map import AffineMap, LayerMap, MappedModel, MapTable
 from steersman.concepts.joint_moments import JointMoments, Sides
 from steersman.concepts.norms import NormHistogram
@@ -29,11 +29,8 @@ from steersman.concepts.regression import HeldOut
 from steersman.errors import ArtifactError, PairsError
 from steersman.shards import Shard
 
-MAP = register(
-    "affine_map",
-    "an affine map",
-    {1: {"source", "rows", "texts", "skipped", "alignment", "layers", "maps", "seed", "shard"}},
-)
+_KEYS = {"source", "rows", "texts", "skipped", "alignment", "layers", "maps", "seed", "shard"}
+MAP = register("affine_map", "an affine map", {1: _KEYS, 2: _KEYS}, chats=2)
 _TABLES = ("r2", "r2_control", "control_sd", "ridge")
 _OF_SOURCES = ("source_rank", "condition")
 _OF_MAP = ("weight", "bias")
@@ -93,7 +90,11 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
     path, manifest, tensors = read_artifact(source, MAP, revision)
     with blaming(path):
         exact_keys(manifest["source"], {"model", "architecture"}, "source")
-        models = {"source": _model(manifest["source"]), "target": _model(manifest)}
+        version = manifest["format_version"]
+        models = {
+            side: MappedModel(**read_model(facts, MAP, version))
+            for side, facts in (("source", manifest["source"]), ("target", manifest))
+        }
         sides = _sides(manifest["layers"], models["source"], models["target"])
         shard = None if manifest["shard"] is None else _shard(manifest["shard"])
         norms = {
@@ -135,11 +136,6 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
             moments=moments,
             shard=shard,
         )
-
-
-def _model(facts: Any) -> MappedModel:
-    architecture, model = read_architecture(facts), facts["model"]
-    return MappedModel(model["name"], model["revision"], model["weights_id"], architecture)
 
 
 def _shard(text: Any) -> str:

@@ -23,7 +23,7 @@ from steersman.artifacts.fields import (
     whole,
 )
 from steersman.artifacts.kinds import register
-from steersman.artifacts.manifest import manifest_of, read_architecture
+from steersman.artifacts.manifest import manifest_of, read_model
 from steersman.edits import SCOPES
 from steersman.errors import ArtifactError
 from steersman.experts.causal import CausalScreen
@@ -42,8 +42,9 @@ _FACTS = {
     "subsets",
     "harm",
     "notes",
+    "risk_difference",
 }
-SCREEN = register("causal_screen", "a causal screen", {1: _FACTS | {"risk_difference"}})
+SCREEN = register("causal_screen", "a causal screen", {1: _FACTS, 2: _FACTS}, chats=2)
 METHODS = ("exact", "estimate", "auto")
 
 
@@ -78,7 +79,8 @@ def load_screen(source: str | Path, *, revision: str | None = None) -> CausalScr
     """
     path, manifest, tensors = read_artifact(source, SCREEN, revision)
     with blaming(path):
-        architecture = read_architecture(manifest)
+        of_model = read_model(manifest, SCREEN, manifest["format_version"])
+        architecture: Architecture = of_model["architecture"]
         routers = [router for router in architecture.routers if router.steerable]
         shape = (len(routers), max((router.experts for router in routers), default=0))
         there = np.array([[expert < router.experts for expert in range(shape[1])] for router in routers])
@@ -114,10 +116,7 @@ def load_screen(source: str | Path, *, revision: str | None = None) -> CausalScr
             choosing_items=whole(manifest["choosing_items"], "choosing_items"),
             method=one_of(manifest["method"], "method", METHODS),
             scope=one_of(manifest["scope"], "scope", tuple(SCOPES)),
-            architecture=architecture,
-            weights_id=manifest["model"]["weights_id"],
-            model=manifest["model"]["name"],
-            revision=manifest["model"]["revision"],
+            **of_model,
             made_from=tuple(mapping(entry, "made_from.from") for entry in made_from["from"]),
             subsets=subsets,
             risk_difference=difference,

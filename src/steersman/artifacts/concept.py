@@ -21,18 +21,15 @@ from steersman.artifacts.fields import (
     whole,
 )
 from steersman.artifacts.kinds import register
-from steersman.artifacts.manifest import manifest_of, read_architecture
+from steersman.artifacts.manifest import manifest_of, read_model
 from steersman.concepts.concept import METHODS, ConceptVector
 from steersman.concepts.norms import BINS, NormHistogram
 from steersman.concepts.positions import POSITIONS
 from steersman.concepts.separation import Separation
 from steersman.errors import ArtifactError
 
-CONCEPT = register(
-    "concept_vector",
-    "a concept vector",
-    {1: {"method", "position", "pairs", "clusters", "skipped", "separation"}},
-)
+_KEYS = {"method", "position", "pairs", "clusters", "skipped", "separation"}
+CONCEPT = register("concept_vector", "a concept vector", {1: _KEYS, 2: _KEYS}, chats=2)
 
 
 def save_concept(concept: ConceptVector, folder: str | Path, *, force: bool = False) -> None:
@@ -67,7 +64,8 @@ def load_concept(source: str | Path, *, revision: str | None = None) -> ConceptV
     """
     path, manifest, tensors = read_artifact(source, CONCEPT, revision)
     with blaming(path):
-        architecture = read_architecture(manifest)
+        of_model = read_model(manifest, CONCEPT, manifest["format_version"])
+        architecture = of_model["architecture"]
         layers = _layers(take(tensors, "layers", np.int64, 1), architecture.layer_count)
         made_from = mapping(manifest["made_from"], "made_from")
         exact_keys(made_from, {"from"}, "made_from")
@@ -89,16 +87,13 @@ def load_concept(source: str | Path, *, revision: str | None = None) -> ConceptV
             fold_numbers=torch.from_numpy(numbers),
             shuffled=torch.from_numpy(shuffled),
             norms=dict(zip(layers, norms, strict=True)),
-            architecture=architecture,
-            weights_id=manifest["model"]["weights_id"],
             method=one_of(manifest["method"], "method", METHODS),
             position=one_of(manifest["position"], "position", POSITIONS),
             pairs=pairs,
             clusters=clusters,
             skipped=whole(manifest["skipped"], "skipped"),
-            model=manifest["model"]["name"],
-            revision=manifest["model"]["revision"],
             made_from=_sources(made_from["from"]),
+            **of_model,
         )
 
 

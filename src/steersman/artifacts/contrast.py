@@ -21,7 +21,7 @@ from steersman.artifacts.fields import (
     whole,
 )
 from steersman.artifacts.kinds import register
-from steersman.artifacts.manifest import manifest_of, read_architecture
+from steersman.artifacts.manifest import manifest_of, read_model
 from steersman.errors import ArtifactError
 from steersman.experts.bootstrap import Replicates
 from steersman.experts.contrast import RoutingContrast
@@ -36,7 +36,8 @@ _NEW_IN_2 = {"counted", "new_tokens", "strata", "replicates", "nuisance"}
 CONTRAST = register(
     "routing_contrast",
     "a routing contrast",
-    {1: _COUNTS | {"weighting"}, 2: _COUNTS | {"weighting"} | _NEW_IN_2},
+    {1: _COUNTS | {"weighting"}, **dict.fromkeys((2, 3), _COUNTS | {"weighting"} | _NEW_IN_2)},
+    chats=3,
 )
 _MOST_REPLICATES = 1 << 20
 _MOST_STRATA = 64
@@ -96,12 +97,11 @@ def load_contrast(source: str | Path, *, revision: str | None = None) -> Routing
     """
     path, manifest, tensors = read_artifact(source, CONTRAST, revision)
     with blaming(path):
-        architecture = read_architecture(manifest)
         made_from = mapping(manifest["made_from"], "made_from")
         exact_keys(made_from, {"from"}, "made_from")
         order = take(tensors, "order", np.int64, 1) if "order" in tensors else None
         known = ("token", "pair") if order is None else ("token",)
-        how = _How(architecture, manifest, one_of(manifest["weighting"], "weighting", known))
+        how = _How(manifest, one_of(manifest["weighting"], "weighting", known))
         if order is not None and (how.replicates, manifest.get("strata"), manifest.get("nuisance")) != (
             0,
             None,
@@ -123,9 +123,11 @@ def load_contrast(source: str | Path, *, revision: str | None = None) -> Routing
 class _How:
     """How a stored contrast was counted; a nuisance is counted as what it is regressed out of."""
 
-    def __init__(self, architecture: Architecture, manifest: Mapping[str, Any], weighting: Any) -> None:
+    def __init__(self, manifest: Mapping[str, Any], weighting: Any) -> None:
         known = ("target", "prompt", "answer", "generated")
-        self.architecture, self.model, self.weighting = architecture, manifest["model"], weighting
+        self.of_model = read_model(manifest, CONTRAST, manifest["format_version"])
+        self.weighting = weighting
+        architecture: Architecture = self.of_model["architecture"]
         self.routers = [router for router in architecture.routers if router.steerable]
         experts = max((router.experts for router in self.routers), default=0)
         self.shape = (len(self.routers), experts)
@@ -178,14 +180,11 @@ def _read_counts(
         activations=activations,
         tokens=tokens,
         sums=sums,
-        architecture=how.architecture,
-        weights_id=how.model["weights_id"],
         cluster_ids=cluster_ids,
         pairs=pairs,
         skipped=whole(facts["skipped"], "skipped"),
         weighting=how.weighting,
-        model=how.model["name"],
-        revision=how.model["revision"],
+        **how.of_model,
         made_from=tuple(mapping(source, "made_from.from") for source in sources),
         order=order,
         counted=how.counted,

@@ -30,11 +30,14 @@ class Kind:
         name: As manifests say it: `routing_contrast`.
         words: As people say it: "a routing contrast".
         keys: {format version: what a manifest of it holds beside what all hold}; the newest is written.
+        chats: The first version that says of each model how its chats were rendered; None for a kind that has
+            read nothing.
     """
 
     name: str
     words: str
     keys: Mapping[int, frozenset[str]]
+    chats: int | None = None
 
     @property
     def version(self) -> int:
@@ -50,7 +53,7 @@ KINDS: dict[str, Kind] = {}
 """Every kind by its name: those whose file in this room has been imported, which the room's face does."""
 
 
-def register(name: str, words: str, keys: Mapping[int, set[str]]) -> Kind:
+def register(name: str, words: str, keys: Mapping[int, set[str]], chats: int | None = None) -> Kind:
     """Make a kind known, with the keys of each of its versions beside those that all have."""
-    KINDS[name] = Kind(name, words, {version: frozenset(more) for version, more in keys.items()})
+    KINDS[name] = Kind(name, words, {version: frozenset(more) for version, more in keys.items()}, chats)
     return KINDS[name]

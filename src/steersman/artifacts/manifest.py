@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from steersman.artifacts.evidence import read_evidence
-from steersman.artifacts.fields import blaming, exact_keys, one_line, one_of, text_in, whole
+from steersman.artifacts.fields import blaming, exact_keys, mapping, one_line, one_of, text_in, whole
 from steersman.artifacts.folder import MANIFEST
 from steersman.artifacts.hub import resolve
 from steersman.artifacts.kinds import KINDS, Kind
+from steersman.chats.record import ChatRecord
 from steersman.errors import ArtifactError
 from steersman.limits import Router
 from steersman.steering import Architecture, sha256_of
@@ -73,21 +75,23 @@ def manifest_of(kind: Kind, artifact: OfModel, made_from: Mapping[str, Any]) -> 
         "format_version": kind.version,
         "kind": kind.name,
         "tool_version": version("steersman"),
-        **model_json(artifact),
+        **model_json(artifact, chats=kind.chats is not None),
         "made_from": dict(made_from),
         "evidence": [],
     }
 
 
-def model_json(artifact: OfModel) -> dict[str, Any]:
-    """Which model something belongs to: what `read_architecture` reads."""
+def model_json(artifact: OfModel, *, chats: bool = True) -> dict[str, Any]:
+    """Which model something belongs to, and how its `chats` were rendered: what `read_model` reads."""
     architecture = artifact.architecture
+    chat: ChatRecord | None = getattr(artifact, "chat", None)
     return {
         "model": {
             "name": artifact.model,
             "revision": artifact.revision,
             "architecture_id": architecture.id,
             "weights_id": artifact.weights_id,
+            **({"chat": None if chat is None else chat.to_json()} if chats else {}),
         },
         "architecture": {
             "model_type": architecture.model_type,
@@ -108,18 +112,51 @@ def _router_json(router: Router) -> dict[str, Any]:
     }
 
 
-def read_architecture(manifest: Mapping[str, Any]) -> Architecture:
-    """Which architecture a manifest, or a part of it, is of. Raises `ArtifactError`."""
-    facts, model = manifest["architecture"], manifest["model"]
-    exact_keys(model, {"name", "revision", "architecture_id", "weights_id"}, "model")
-    exact_keys(facts, {"model_type", "hidden_size", "layers"}, "architecture")
+def read_model(facts: Mapping[str, Any], kind: Kind, version: int) -> dict[str, Any]:
+    """Which model a manifest of this kind and version, or a part of it, is of: `architecture`, `weights_id`,
+    `model`, `revision`, and how its chats were rendered (`chat`; None in older versions, which do not say)
+    for kinds that say it. Raises `ArtifactError`.
+    """
+    model = facts["model"]
+    says_chat = kind.chats is not None and version >= kind.chats
+    keys = {"name", "revision", "architecture_id", "weights_id"}
+    exact_keys(model, keys | {"chat"} if says_chat else keys, "model")
     for key in ("name", "architecture_id", "weights_id"):
         text_in(model[key], f"model.{key}")
     if model["revision"] is not None:
         text_in(model["revision"], "model.revision")
+    architecture = _read_architecture(facts["architecture"])
+    if architecture.id != model["architecture_id"]:
+        raise ArtifactError("the architecture id does not fit the architecture")
+    return {
+        "architecture": architecture,
+        "weights_id": model["weights_id"],
+        "model": model["name"],
+        "revision": model["revision"],
+        **({} if kind.chats is None else {"chat": _read_chat(model["chat"]) if says_chat else None}),
+    }
+
+
+def _read_chat(chat: Any) -> ChatRecord | None:
+    if chat is None:
+        return None
+    exact_keys(chat, {"template_sha256", "arguments", "date"}, "model.chat")
+    if not re.fullmatch("[0-9a-f]{64}", text_in(chat["template_sha256"], "model.chat.template_sha256")):
+        raise ArtifactError("model.chat.template_sha256 is not a sha256")
+    if chat["date"] is not None and not re.fullmatch(
+        r"\d{4}-\d\d-\d\d", text_in(chat["date"], "model.chat.date"), re.ASCII
+    ):
+        raise ArtifactError("model.chat.date is not YYYY-MM-DD")
+    return ChatRecord(
+        chat["template_sha256"], mapping(chat["arguments"], "model.chat.arguments"), chat["date"]
+    )
+
+
+def _read_architecture(facts: Any) -> Architecture:
+    exact_keys(facts, {"model_type", "hidden_size", "layers"}, "architecture")
     if not isinstance(facts["layers"], list):
         raise ArtifactError("architecture.layers is not a list")
-    architecture = Architecture(
+    return Architecture(
         model_type=text_in(facts["model_type"], "architecture.model_type"),
         hidden_size=whole(facts["hidden_size"], "architecture.hidden_size"),
         layers=tuple(
@@ -127,9 +164,6 @@ def read_architecture(manifest: Mapping[str, Any]) -> Architecture:
             for layer, entry in enumerate(facts["layers"])
         ),
     )
-    if architecture.id != model["architecture_id"]:
-        raise ArtifactError("the architecture id does not fit the architecture")
-    return architecture
 
 
 def _read_router(layer: int, entry: Any) -> Router:

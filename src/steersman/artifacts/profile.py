@@ -10,12 +10,13 @@ import numpy as np
 from steersman.artifacts.content import read_artifact, write_artifact
 from steersman.artifacts.fields import blaming, exact_keys, mapping, nothing_left, strings, take, whole
 from steersman.artifacts.kinds import register
-from steersman.artifacts.manifest import manifest_of, read_architecture
+from steersman.artifacts.manifest import manifest_of, read_model
 from steersman.errors import ArtifactError
 from steersman.experts.plausibility import check_profile
 from steersman.experts.profile import ExpertProfile
 
-PROFILE = register("expert_profile", "an expert profile", {1: {"tokens", "texts", "words", "snippets"}})
+_KEYS = {"tokens", "texts", "words", "snippets"}
+PROFILE = register("expert_profile", "an expert profile", {1: _KEYS, 2: _KEYS}, chats=2)
 
 
 def save_profile(profile: ExpertProfile, folder: str | Path, *, force: bool = False) -> None:
@@ -47,7 +48,7 @@ def load_profile(source: str | Path, *, revision: str | None = None) -> ExpertPr
     """
     path, manifest, tensors = read_artifact(source, PROFILE, revision)
     with blaming(path):
-        arrays = {name: take(tensors, name, *form) for name, form in _PROFILE_TENSORS.items()}
+        arrays: dict[str, Any] = {name: take(tensors, name, *form) for name, form in _PROFILE_TENSORS.items()}
         nothing_left(tensors)
         made_from = mapping(manifest["made_from"], "made_from")
         exact_keys(made_from, {"from"}, "made_from")
@@ -60,10 +61,7 @@ def load_profile(source: str | Path, *, revision: str | None = None) -> ExpertPr
             texts=whole(manifest["texts"], "texts"),
             words=tuple(strings(manifest["words"], "words")),
             snippets=tuple((before, token, after) for before, token, after in snippets),
-            architecture=read_architecture(manifest),
-            weights_id=manifest["model"]["weights_id"],
-            model=manifest["model"]["name"],
-            revision=manifest["model"]["revision"],
+            **read_model(manifest, PROFILE, manifest["format_version"]),
             made_from=tuple(mapping(entry, "made_from.from") for entry in made_from["from"]),
         )
         check_profile(profile)

@@ -19,13 +19,13 @@ from steersman.artifacts.fields import (
     take,
 )
 from steersman.artifacts.kinds import register
-from steersman.artifacts.manifest import manifest_of, read_architecture
+from steersman.artifacts.manifest import manifest_of, read_model
 from steersman.edits import Edit, ExpertEdit, ResidualEdit
 from steersman.errors import ArtifactError
 from steersman.steering import Steering, canonical_json
 
 _KEYS = {"edits", "on_conflict", "fingerprint"}
-STEERING = register("steering", "a steering", {1: _KEYS, 2: _KEYS, 3: _KEYS})
+STEERING = register("steering", "a steering", {1: _KEYS, 2: _KEYS, 3: _KEYS, 4: _KEYS})
 """Version 1 knows edits of routers alone, version 2 evidence by its hash alone."""
 
 
@@ -88,10 +88,7 @@ def load_steering(source: str | Path, *, revision: str | None = None) -> Steerin
         nothing_left(tensors)
         steering = Steering(
             edits=edits,
-            architecture=read_architecture(manifest),
-            weights_id=manifest["model"]["weights_id"],
-            model=manifest["model"]["name"],
-            revision=manifest["model"]["revision"],
+            **read_model(manifest, STEERING, version),
             on_conflict=one_of(manifest["on_conflict"], "on_conflict", ("error", "sum")),
             provenance=mapping(manifest["made_from"], "made_from"),
             evidence=tuple(manifest["evidence"]),

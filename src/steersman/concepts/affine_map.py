@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from steersman.chats.record import ChatRecord
 from steersman.concepts.alignment import Rows
 from steersman.concepts.joint_moments import JointMoments
 from steersman.concepts.norms import NormHistogram
@@ -35,6 +36,8 @@ class MappedModel:
     revision: str | None
     weights_id: str
     architecture: Architecture
+    chat: ChatRecord | None = None
+    """How its chats were rendered; None where there were none."""
 
     @property
     def name(self) -> str:

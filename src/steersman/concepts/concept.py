@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from steersman.chats.record import ChatRecord
 from steersman.concepts.dose import Strength, doses, residual_edits
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.positions import Position
@@ -70,6 +71,8 @@ class ConceptVector:
     model: str = ""
     revision: str | None = None
     made_from: tuple[Mapping[str, Any], ...] = ()
+    chat: ChatRecord | None = None
+    """How its chats were rendered; None where there were none."""
     _pairs: ContrastPairs | None = field(default=None, repr=False)
     """The pairs themselves, while they are in memory; not saved."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from steersman.chats.record import ChatRecord
 from steersman.edits import ExpertEdit, Scope
 from steersman.errors import PlanError
 from steersman.experts.causal_effects import (
@@ -56,6 +57,8 @@ class CausalScreen:
     model: str = ""
     revision: str | None = None
     made_from: tuple[Mapping[str, Any], ...] = field(default=())
+    chat: ChatRecord | None = None
+    """How its chats were rendered; None where there were none."""
     subsets: Effects | None = None
     """Of randomised subsets: each expert's average effect while random others are steered too."""
     risk_difference: Floats | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from steersman.chats.record import ChatRecord
 from steersman.edits import ExpertEdit, Scope
 from steersman.errors import PlanError
 from steersman.experts import risk_difference as rd
@@ -81,6 +82,8 @@ class RoutingContrast:
     model: str = ""
     revision: str | None = None
     made_from: tuple[Mapping[str, Any], ...] = field(default=())
+    chat: ChatRecord | None = None
+    """How its chats were rendered; None where there were none."""
     order: Integers | None = None
     """Only of an imported ranking: its own order, best first, as places in [layers, experts] counted row by
     row (int64). It has counts but no clusters: every error is NaN."""

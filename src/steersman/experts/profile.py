@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steersman.chats.record import ChatRecord
 from steersman.errors import PlanError
 from steersman.experts.estimate import Floats
 from steersman.experts.moments import Integers
@@ -112,6 +113,8 @@ class ExpertProfile:
     model: str = ""
     revision: str | None = None
     made_from: tuple[Mapping[str, Any], ...] = field(default=())
+    chat: ChatRecord | None = None
+    """How its chats were rendered; None where there were none."""
 
     @property
     def routers(self) -> tuple[Router, ...]:

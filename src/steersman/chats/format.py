@@ -1,0 +1,151 @@
+"""How a tokenizer renders chats: its template, with the arguments and the date that were asked for."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from steersman.chats.record import ChatRecord
+from steersman.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[Mapping[str, Any]]
+
+FORMAT = "steersman_chat_format"
+"""Attribute of a tokenizer: its `ChatFormat`."""
+
+
+@dataclass
+class ChatFormat:
+    """How a tokenizer's chats are rendered, and what is known of it by now.
+
+    Attributes:
+        arguments: What the template is given beside the messages.
+        date: What it takes for today.
+        source: The file that the template was read from; None for the tokenizer's own.
+        count: Chats that were rendered so far.
+        asked: Whether the template has asked for the date.
+        forms: {(template, shape of a chat): whether it wants texts as lists of parts}.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    date: datetime.date = field(default_factory=datetime.date.today)
+    source: str | None = None
+    count: int = 0
+    asked: bool = False
+    forms: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False)
+
+
+def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    """How a tokenizer's chats are rendered: by its own template, without arguments, today, if nobody said."""
+    found = getattr(tokenizer, FORMAT, None)
+    if not isinstance(found, ChatFormat):
+        found = ChatFormat()
+        setattr(tokenizer, FORMAT, found)
+    return found
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The chat template that messages without tools go through; None where there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:  # several, and none of them the default
+        raise ModelError(f"the tokenizer {name_of(tokenizer)}: {first_line(error)}") from None
+
+
+def chat_record(tokenizer: PreTrainedTokenizerBase, since: int = 0) -> ChatRecord | None:
+    """How chats are rendered; None where none was since so many (`ChatFormat.count`) had been."""
+    of, template = chat_format(tokenizer), template_of(tokenizer)
+    if template is None or of.count <= since:
+        return None
+    digest = hashlib.sha256(template.encode()).hexdigest()
+    return ChatRecord(digest, of.arguments, of.date.isoformat() if _asks_for_date(tokenizer) else None)
+
+
+def _asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template asks what day it is, in any ordinary chat or in one that it has rendered."""
+    of = chat_format(tokenizer)
+    for roles in (("user",), ("system", "user"), ("user", "assistant"), ("developer", "user")):
+        if not of.asked:
+            try:
+                apply(tokenizer, [{"role": role, "content": "a"} for role in roles], roles[-1] == "user")
+            except Exception:  # a template need not take every role
+                continue
+    return of.asked
+
+
+def named(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A tokenizer's chat template, for messages."""
+    source = chat_format(tokenizer).source
+    return f"the chat template {source}" if source else f"the chat template of {name_of(tokenizer)}"
+
+
+def apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, answering: bool) -> str:
+    """What the template makes of messages; raises whatever the template raises."""
+    with _dated(tokenizer):
+        rendered = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=answering,
+            **chat_format(tokenizer).arguments,
+        )
+    return str(rendered)
+
+
+_rendering: ContextVar[ChatFormat | None] = ContextVar("rendering", default=None)
+
+
+@contextmanager
+def _dated(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Let a template's `strftime_now` tell the format's date, for whoever renders inside; nobody else."""
+    # transformers compiles a template once, and gives it no other clock than the machine's.
+    template = compiled(template_of(tokenizer) or "")
+    machines = template.globals["strftime_now"]
+    if not getattr(machines, "tells_the_chat_date", False):
+        template.globals["strftime_now"] = _clock(machines)
+    token = _rendering.set(chat_format(tokenizer))
+    try:
+        yield
+    finally:
+        _rendering.reset(token)
+
+
+def _clock(machines: Callable[[str], str]) -> Callable[[str], str]:
+    def strftime_now(format: str) -> str:
+        of = _rendering.get()
+        if of is None:
+            return machines(format)
+        of.asked = True
+        return datetime.datetime.combine(of.date, datetime.time()).strftime(format)
+
+    strftime_now.tells_the_chat_date = True  # type: ignore[attr-defined]
+    return strftime_now
+
+
+def compiled(template: str) -> jinja2.Template:
+    """The very object that transformers renders with."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    found: jinja2.Template = _compile_jinja_template(template)
+    return found
+
+
+def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer is called in messages."""
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
