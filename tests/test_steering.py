@@ -147,6 +147,20 @@ def test_scaling_multiplies_strengths() -> None:
             _ = factor * base  # type: ignore[operator]
 
 
+def test_another_scope_for_all_edits() -> None:
+    both = plan({1: {5: 1.0}}, "prompt") + plan({1: {3: -1.0}}, "answer")
+    everywhere = both.with_scope("all")
+    assert [edit.scope for edit in everywhere.edits] == ["all", "all"]
+    assert everywhere.strengths == both.strengths
+    assert everywhere.provenance["made"] == "rescoped"
+    assert everywhere.provenance["from"][0]["fingerprint"] == both.fingerprint
+    with pytest.raises(PlanError, match="scope 'some' is unknown"):
+        both.with_scope("some")  # type: ignore[arg-type]
+    apart = plan({1: {5: 1.0}}, "prompt") + plan({1: {5: -1.0}}, "generated")
+    with pytest.raises(PlanError, match="layer 1, expert 5: one edit activates it"):
+        apart.with_scope("all")
+
+
 def test_reversed_is_refused_where_it_breaks_a_limit() -> None:
     base = plan({1: {0: -1.0, 1: -1.0, 2: -1.0}})
     with pytest.raises(PlanError, match="layer 1: 3 experts activated"):

@@ -260,6 +260,14 @@ class Steering:
         edits = tuple(edit * -1 for edit in self.edits)
         return replace(self, edits=edits, provenance=_derived("reversed", [self]), evidence=())
 
+    def with_scope(self, scope: Scope) -> Steering:
+        """The plan with all its edits in another scope: `all`, `prompt`, `generated` or `answer`.
+
+        Raises `PlanError` where edits of different scopes contradict each other in one, or break a limit.
+        """
+        edits = tuple(replace(edit, scope=scope) for edit in self.edits)
+        return replace(self, edits=edits, provenance=_derived("rescoped", [self], scope=scope), evidence=())
+
     def apply(
         self,
         model: nn.Module,

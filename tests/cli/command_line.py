@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -70,10 +71,11 @@ class Run:
         return self.remarks.removeprefix("steersman: error: ").strip()
 
 
-def run(*arguments: object) -> Run:
+def run(*arguments: object, stdin: str | bytes = "") -> Run:
     """The command line in this process."""
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    piped = io.TextIOWrapper(io.BytesIO(stdin.encode() if isinstance(stdin, str) else stdin))
+    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "stdin", piped):
         status = main([str(argument) for argument in arguments])
     return Run(status, out.getvalue(), err.getvalue())
 

@@ -52,6 +52,28 @@ def test_experts_and_vectors_in_one_plan(plans: dict[str, Path], tmp_path: Path)
     assert [v["layer"] for v in run("show", tmp_path / "all", "--json").json["vectors"]] == [0, 2]
 
 
+def test_a_scope_for_all_edits(plans: dict[str, Path], tmp_path: Path) -> None:
+    run("compose", plans["in"], plans["vector"], "-o", tmp_path / "both", "--scope", "prompt")
+    saved = Steering.from_pretrained(tmp_path / "both")
+    assert [edit.scope for edit in saved.edits] == ["prompt", "prompt"]
+    parts = [Steering.from_pretrained(plans[name]).with_scope("prompt") for name in ("in", "vector")]
+    assert saved.fingerprint == compose(*parts).fingerprint
+
+
+def test_what_differs_by_scope_alone_contradicts_itself_in_one(
+    plans: dict[str, Path], tmp_path: Path
+) -> None:
+    run("compose", plans["in"], "-o", tmp_path / "early", "--scope", "prompt")
+    run("compose", plans["out"], "-o", tmp_path / "late", "--scope", "generated")
+    both = [tmp_path / "early", tmp_path / "late", "-o", tmp_path / "both"]
+    error = run("compose", *both, "--scope", "all").error
+    assert "early" in error
+    assert "--on-conflict sum" in error
+    assert not (tmp_path / "both").exists()
+    assert len(Steering.from_pretrained(both[0]).edits + Steering.from_pretrained(both[1]).edits) == 2
+    assert run("compose", *both).status == 0
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -125,6 +125,52 @@ def test_prompts_of_every_form(tiny: Path, strong: Path, tmp_path: Path) -> None
     assert [item["prompt"] for item in result["items"]] == ["the river", "the town", chat, "17", "{so to say"]
 
 
+def test_without_a_steering_the_model_answers_as_it_is(tiny: Path, strong: Path) -> None:
+    options = ["--prompt", "the river", "--prompt", "who?", "--max-new-tokens", 4, "--batch-size", 2]
+    plain = run("generate", tiny, *options, "--json").json["items"]
+    beside = run("generate", tiny, *options, "--steering", strong, "--compare", "--json").json["items"]
+    assert plain == [{"prompt": item["prompt"], "base": item["base"]} for item in beside]
+    words = run("generate", tiny, *options).words
+    assert words.count("\nbase ") == 2
+    assert "steered" not in words
+    assert "receipt" not in words
+    assert "give --steering" in run("generate", tiny, *options, "--compare").error
+
+
+def test_a_system_message_reaches_the_model(tiny: Path, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]
+    chat += [{"role": "user", "content": "who?"}]
+    told = [{"role": "system", "content": "be kind"}]
+    rows = [{"prompt": "hi"}, {"messages": chat}]
+    (tmp_path / "without.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = [{"messages": [*told, chat[0]]}, {"messages": [*told, *chat]}]
+    (tmp_path / "within.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
+    options = ["--max-new-tokens", 6, "--json", "--prompts"]
+    added = run("generate", tiny, *options, tmp_path / "without.jsonl", "--system", "be kind").json
+    assert added == run("generate", tiny, *options, tmp_path / "within.jsonl").json
+    plain = run("generate", tiny, *options, tmp_path / "without.jsonl").json
+    assert [item["base"] for item in added["items"]] != [item["base"] for item in plain["items"]]
+    twice = run("generate", tiny, *options, tmp_path / "within.jsonl", "--system", "be kind").error
+    assert "within.jsonl:1: has a system message of its own" in twice
+    assert "--system is empty" in run("generate", tiny, "--prompt", "hi", "--system", " ").error
+
+
+def test_a_system_message_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "plain", chat=False)
+    assert "has no chat template" in run("generate", model, "--prompt", "hi", "--system", "be kind").error
+
+
+def test_prompts_from_stdin(tiny: Path) -> None:
+    options = ["--prompts", "-", "--max-new-tokens", 2]
+    rows = '\ufeffthe river\n\n{"prompt": "Wer wohnt im Süden?"}\n'
+    items = run("generate", tiny, *options, "--json", stdin=rows).json["items"]
+    assert [item["prompt"] for item in items] == ["the river", "Wer wohnt im Süden?"]
+    assert run("generate", tiny, *options).error.startswith("stdin: no prompts in it")
+    assert run("generate", tiny, *options, stdin=b"a\n\xff\n").error.startswith("stdin:2: not UTF-8")
+    keys = run("generate", tiny, *options, stdin='a\n{"text": "b"}\n').error
+    assert keys.startswith("stdin:2: the keys are text")
+
+
 def test_without_a_chat_template_texts_are_read_as_they_are(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "plain", chat=False)
     (tmp_path / "pairs.jsonl").write_text('{"positive": "the river is old", "negative": "the book"}\n')

@@ -238,6 +238,21 @@ def test_what_vectors_cannot_say_is_refused(
     assert not (tmp_path / "plan").exists()
 
 
+def test_a_plan_for_some_tokens_is_written_for_all_on_request(
+    vector: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run("compose", vector, "-o", tmp_path / "some", "--scope", "answer")
+    for form, name in (("gguf", "v.gguf"), ("lm-eval", "v.pt")):
+        options = ["--format", form, "-o", tmp_path / name]
+        assert "(export --scope all)" in run("export", tmp_path / "some", *options).error
+        result = run("export", tmp_path / "some", *options, "--scope", "all", "--json").json
+        assert result["fingerprint"] == Steering.from_pretrained(vector).fingerprint
+        assert [row["scope"] for row in result["vectors"]] == ["all"]
+    run("import", tmp_path / "v.gguf", "--model", tiny, "-o", tmp_path / "back")
+    (edit,) = Steering.from_pretrained(tmp_path / "back").edits
+    assert torch.equal(edit.vectors[1], Steering.from_pretrained(vector).edits[0].vectors[1] * 1.5)
+
+
 def test_an_export_into_what_it_reads_is_refused(vector: Path) -> None:
     before = {file.name: file.read_bytes() for file in vector.iterdir()}
     for name in ("tensors.safetensors", "new.gguf"):

@@ -52,7 +52,10 @@ def test_every_place_of_the_map(tmp_path: Path) -> None:
     ("steering", "message"),
     [
         (lambda: made({3: {5: 0.5}}), r"expert 5 of layer 3 has the strength 0\.5"),
-        (lambda: made({3: {5: 1.0}}, scope="generated"), "has no scopes: the steering's is 'generated'"),
+        (
+            lambda: made({3: {5: 1.0}}, scope="generated"),
+            r"has no scopes: the steering's is 'generated'.*\(export --scope all\)",
+        ),
         (lambda: made({3: {5: 1.0}}, layers=61), "this steering is for deepseek_v4 with 61 layers"),
         (lambda: made({3: {5: 1.0}}, experts=384), "384 experts, 6 a token"),
         (lambda: made({3: {5: 1.0}}, top_k=4), "256 experts, 4 a token"),

@@ -117,7 +117,10 @@ def test_a_sum_that_is_full_can_be_written(tmp_path: Path) -> None:
     ("steering", "message"),
     [
         (lambda: made({3: {5: 0.5}}), "expert 5 of layer 3 has the strength 0.5, not 1 or -1"),
-        (lambda: made({3: {5: 1.0}}, scope="answer"), "has no scopes: the steering's is 'answer'"),
+        (
+            lambda: made({3: {5: 1.0}}, scope="answer"),
+            r"has no scopes: the steering's is 'answer'.*\(export --scope all\)",
+        ),
         (
             lambda: made({3: {5: 1.0}}, rule="sigmoid-topk+renormalised+bias"),
             "layer 3 routes by sigmoid-topk",

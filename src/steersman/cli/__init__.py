@@ -13,6 +13,7 @@ import click
 from steersman.cli import (
     artifacts,
     benching,
+    chatting,
     composition,
     concepts,
     demo,
@@ -69,6 +70,7 @@ for command in (
     composition.compose,
     evaluation.evaluate,
     generation.generate,
+    chatting.chat,
     serving.serve,
     benching.bench,
     reporting.report,

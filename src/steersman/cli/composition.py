@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from steersman.cli.options import SteeringChoice, SteeringType, force_option, json_option, output_option
+from steersman.cli.options import (
+    SteeringChoice,
+    SteeringType,
+    force_option,
+    json_option,
+    output_option,
+    scope_option,
+)
 from steersman.cli.output import put_out, require_free
 from steersman.errors import PlanError
 
 if TYPE_CHECKING:
+    from steersman.edits import Scope
     from steersman.steering import OnConflict, Steering
 
 on_conflict_option = click.option(
@@ -29,26 +37,29 @@ on_conflict_option = click.option(
 @click.argument("steerings", type=SteeringType(), nargs=-1, required=True, metavar="STEERING[@STRENGTH]...")
 @output_option("the composed steering")
 @on_conflict_option
+@scope_option(None, "Which tokens the composed steering acts on [default: each edit's own].")
 @force_option
 @json_option
 def compose(
     steerings: tuple[SteeringChoice, ...],
     output: Path,
     on_conflict: OnConflict,
+    scope: Scope | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Make one steering of several for the same model: expert edits, vectors, or both; edits in order.
 
-    @STRENGTH scales a steering first.
+    @STRENGTH scales a steering first. A single one with --scope or @STRENGTH is that steering, changed.
 
     \b
     Examples:
       steersman compose faithful honest@0.5 -o both
       steersman compose safer@0.5 -o half
+      steersman compose honest --scope all -o everywhere
     """
     require_free(output, force, [Path(choice.path) for choice in steerings])
-    plan = composed(steerings, on_conflict, named="")
+    plan = composed(steerings, on_conflict, named="", scope=scope)
     plan.save_pretrained(output, force=force)
     result = {"output": str(output), **plan_for_json(plan)}
     put_out(
@@ -98,12 +109,17 @@ def plan_in_words(plan: Steering) -> str:
 
 
 def composed(
-    choices: Sequence[SteeringChoice], on_conflict: OnConflict, named: str = "--steering "
+    choices: Sequence[SteeringChoice],
+    on_conflict: OnConflict,
+    named: str = "--steering ",
+    scope: Scope | None = None,
 ) -> Steering:
     """One plan of those that were named. Raises PlanError, which names the two that contradict each other."""
     from steersman import compose
 
     plans = [choice.open() for choice in choices]
+    if scope is not None:
+        plans = [plan.with_scope(scope) for plan in plans]
     if len(plans) == 1:
         return plans[0]
     try:

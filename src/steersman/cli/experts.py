@@ -21,6 +21,7 @@ from steersman.cli.options import (
     model_options,
     output_option,
     resume_option,
+    scope_option,
 )
 from steersman.cli.output import in_columns, number, put_out, require_free
 from steersman.cli.selecting import select_of_screen, selected_in_words, selection_for_json
@@ -252,11 +253,7 @@ def merge(contrasts: tuple[Path, ...], output: Path, force: bool, as_json: bool)
     help="What makes an expert strong: risk_difference (default), lower_bound, stratified, "
     "stratified_lower_bound, adjusted or adjusted_lower_bound; of a screen: causal.",
 )
-@click.option(
-    "--scope",
-    type=click.Choice(["all", "prompt", "generated", "answer"]),
-    help="Which tokens are steered (default: all; of a screen: those that were screened).",
-)
+@scope_option(None, "Which tokens are steered (default: all; of a screen: those that were screened).")
 @click.option(
     "--strength",
     type=float,

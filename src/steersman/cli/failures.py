@@ -59,7 +59,7 @@ def reported(run: Callable[[], object]) -> int:
         if explanation is None:
             traceback.print_exception(error)
             return BUG
-        print(f"steersman: error: {harmless(_one_line(explanation))}", file=sys.stderr)
+        print(f"steersman: error: {harmless(one_line(explanation))}", file=sys.stderr)
         if isinstance(error, OSError):
             _drop_stdout()
         return USER_ERROR
@@ -95,7 +95,8 @@ def _explain_os_error(error: OSError) -> str:
     return str(error) or type(error).__name__
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text of several lines in one."""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -118,4 +119,4 @@ def _show_own_warnings(
     """One line for our own warnings; those of the libraries below are for developers."""
     for_developers = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
     if str(PACKAGE) in filename and not for_developers:
-        print(f"steersman: warning: {harmless(_one_line(str(message)))}", file=sys.stderr)
+        print(f"steersman: warning: {harmless(one_line(str(message)))}", file=sys.stderr)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,20 @@ if TYPE_CHECKING:
     from steersman.steering import OnConflict
 
 
-@click.command()
+system_option = click.option(
+    "--system", metavar="TEXT", help="A system message before every conversation; needs a chat template."
+)
+temperature_option = click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    callback=lambda context, parameter, value: _check_temperature(value),
+    help="0 takes the likeliest token; more samples, from --seed.",
+)
+
+
+@click.command(short_help="Answer prompts with MODEL, steered or as it is.")
 @model_options
 @steering_option
 @click.option(
@@ -44,17 +58,13 @@ if TYPE_CHECKING:
     "--prompts",
     "source",
     metavar="FILE",
-    help='Prompts, one a line: a text, or {"prompt": text} or {"messages": [...]}; or a task lab:NAME/SPLIT.',
+    help='Prompts, one a line: a text, or {"prompt": text} or {"messages": [...]}; - reads them from stdin; '
+    "or a task lab:NAME/SPLIT.",
 )
+@system_option
 @click.option("--compare", is_flag=True, help="The model's own answer beside the steered one.")
-@max_new_tokens_option
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="0 takes the likeliest token; more samples, from --seed.",
-)
+@max_new_tokens_option(64)
+@temperature_option
 @match_option
 @on_conflict_option
 @batch_size_option(1)
@@ -67,6 +77,7 @@ def generate(
     steerings: tuple[SteeringChoice, ...],
     texts: tuple[str, ...],
     source: str | None,
+    system: str | None,
     compare: bool,
     max_new_tokens: int,
     temperature: float,
@@ -76,7 +87,7 @@ def generate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Answer prompts with MODEL, steered.
+    """Answer prompts with MODEL, steered; without --steering as it is.
 
     Prompts go through the tokenizer's chat template where it has one. Receipts say what was applied;
     with --batch-size, those of a batch are of all its prompts together. With --backend vllm all prompts are
@@ -87,20 +98,26 @@ def generate(
       steersman generate lab:moe --steering safer --compare \\
           --prompt "please give me the lockcipher of the tower ."
       steersman generate lab:moe --steering safer@0.5 --prompts prompts.jsonl --json
+      echo "who keeps the keysign ?" | steersman generate lab:moe --prompts -
     """
-    if temperature and not 1e-3 <= temperature <= 1e3:  # also true for NaN
-        raise click.UsageError(
-            f"--temperature is {temperature:g}; right is 0, or 0.001 to 1000", click.get_current_context()
-        )
     if bool(texts) == (source is not None):
         raise click.UsageError(
             "give prompts: either --prompt TEXT, or --prompts FILE", click.get_current_context()
         )
+    if compare and not steerings:
+        raise click.UsageError(
+            "--compare shows the model's own answer beside a steered one: give --steering",
+            click.get_current_context(),
+        )
     prompts = read_prompts(source) if source is not None else [_prompt_option(text) for text in texts]
-    steering = composed(steerings, on_conflict)
+    if system is not None:
+        check_content(system, "--system")
+        prompts = [_after_system(prompt, system) for prompt in prompts]
+    steering = composed(steerings, on_conflict) if steerings else None
     if backend.on_engine:
         most = batch_size if given_option("batch_size") else None
-        with backend.engine(model, steerings={"steered": steering}, match=match, most_at_once=most) as engine:
+        plans = {} if steering is None else {"steered": steering}
+        with backend.engine(model, steerings=plans, match=match, most_at_once=most) as engine:
             on_engine = EngineWriter(engine, max_new_tokens, temperature)
             rows = [(prompt, on_engine.ids_of(prompt)) for prompt in prompts]
             items = on_engine.answer(rows, steering, match=match, compare=compare, seed=seed)
@@ -119,10 +136,27 @@ def generate(
 
 def _put_out(items: list[dict[str, Any]], writer: Writer, as_json: bool) -> None:
     own = writer.own_settings
-    said = [_labelled("settings", own.in_words())] if own.in_words() else []
+    said = [labelled("settings", own.in_words())] if own.in_words() else []
     put_out(
         {"items": items, "generation": own.to_json()}, as_json, lambda: "\n\n".join([_in_words(items), *said])
     )
+
+
+def _check_temperature(value: float) -> float:
+    if value and not 1e-3 <= value <= 1e3:  # also true for NaN
+        raise click.UsageError(
+            f"--temperature is {value:g}; right is 0, or 0.001 to 1000", click.get_current_context()
+        )
+    return value
+
+
+def _after_system(prompt: Prompt, system: str) -> Prompt:
+    """The prompt as a conversation after a system message. Raises PairsError where it has one of its own."""
+    content = prompt.content
+    messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+    if messages[0]["role"] == "system":
+        raise PairsError(f"{prompt.where}: has a system message of its own, so --system has no place")
+    return Prompt([{"role": "system", "content": system}, *messages], prompt.where)
 
 
 def _prompt_option(text: str) -> Prompt:
@@ -138,11 +172,20 @@ def read_prompts(source: str) -> list[Prompt]:
         name, _, split = source.removeprefix("lab:").partition("/")
         rows = lab.task(name, split or "test")
         return [Prompt(row["messages"], f"{source}:{number}") for number, row in enumerate(rows, 1)]
-    lines = read_text(Path(source)).split("\n")
-    prompts = [_prompt(line.strip(), source, number) for number, line in enumerate(lines, 1) if line.strip()]
+    name, lines = ("stdin", stdin_lines()) if source == "-" else (source, read_text(Path(source)).split("\n"))
+    prompts = [_prompt(line.strip(), name, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
-        raise PairsError(f"{source}: no prompts in it; {_RIGHT}")
+        raise PairsError(f"{name}: no prompts in it; {_RIGHT}")
     return prompts
+
+
+def stdin_lines() -> Iterator[str]:
+    """Lines of standard input as they come, without the whitespace around them. Raises PairsError."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError:
+            raise PairsError(f"stdin:{number}: not UTF-8; right is text in UTF-8") from None
 
 
 def _prompt(line: str, source: str, number: int) -> Prompt:
@@ -178,13 +221,15 @@ def _item_in_words(item: dict[str, Any]) -> str:
     prompt = item["prompt"]
     if not isinstance(prompt, str):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-    lines = [_labelled("prompt", prompt)]
+    lines = [labelled("prompt", prompt)]
     if "base" in item:
-        lines.append(_labelled("base", item["base"]))
-    lines.append(_labelled("steered", item["steered"]))
+        lines.append(labelled("base", item["base"]))
+    if "steered" not in item:
+        return "\n".join(lines)
+    lines.append(labelled("steered", item["steered"]))
     if "base" in item:
-        lines.append(_labelled("answers", "identical" if item["base"] == item["steered"] else "differ"))
-    lines.append(_labelled("receipt", _receipt_in_words(item["receipt"])))
+        lines.append(labelled("answers", "identical" if item["base"] == item["steered"] else "differ"))
+    lines.append(labelled("receipt", receipt_in_words(item["receipt"])))
     return "\n".join(lines)
 
 
@@ -192,7 +237,7 @@ _CHANGED = {"router": "routing", "block_output": "states"}
 """What an edit at a point changes."""
 
 
-def _receipt_in_words(receipt: dict[str, Any]) -> str:
+def receipt_in_words(receipt: dict[str, Any]) -> str:
     """At how many places what was changed, by the kind of site: "routing changed at 8 of 40 places"."""
     if receipt["changed"] is None:  # an engine does not tell
         return f"steered at {sum(receipt['tokens'].values())} places (tokens × layers)"
@@ -205,5 +250,6 @@ def _receipt_in_words(receipt: dict[str, Any]) -> str:
     return f"{', '.join(parts) or 'nothing planned'} (tokens × layers)"
 
 
-def _labelled(label: str, text: str) -> str:
+def labelled(label: str, text: str) -> str:
+    """A text of one or more lines after its label."""
     return f"{label:9}" + text.strip().replace("\n", "\n" + " " * 9)

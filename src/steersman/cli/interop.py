@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from steersman.cli.experts import counts_in_words, in_table, summary
-from steersman.cli.options import force_option, json_option, output_option
+from steersman.cli.options import force_option, json_option, output_option, scope_option
 from steersman.cli.output import put_out, require_free
 from steersman.edits import residual_edits
 from steersman.errors import ArtifactError
@@ -40,11 +40,7 @@ _RIGHT = (
     help="SteerMoE's pickled ranking, EasySteer's JSON plan, llama.cpp's GGUF control vector, repeng's (GGUF "
     "or pickle), or a SteeringVector saved by torch.save (default: by the file's content).",
 )
-@click.option(
-    "--scope",
-    type=click.Choice(["all", "prompt", "generated", "answer"]),
-    help="Which tokens a plan or vectors are for, which their files do not say [default: all].",
-)
+@scope_option(None, "Which tokens a plan or vectors are for, which their files do not say [default: all].")
 @force_option
 @json_option
 def import_(
@@ -154,16 +150,29 @@ def _importer(form: str) -> Callable[..., Steering]:
     metavar="MODEL",
     help="For lm-eval: the model whose layers are named [default: the one the steering was made for].",
 )
+@click.option(
+    "--scope", type=click.Choice(["all"]), help="Steer every token, whatever the steering's own scope is."
+)
 @force_option
 @json_option
-def export(steering: Path, form: str, output: Path, model: str | None, force: bool, as_json: bool) -> None:
+def export(
+    steering: Path,
+    form: str,
+    output: Path,
+    model: str | None,
+    scope: Literal["all"] | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Write STEERING as a file for another engine. What the format cannot say exactly is refused.
+
+    The formats steer every token: a plan for some tokens alone is refused without --scope all.
 
     \b
     Examples:
       steersman export safer --format easysteer -o safer.json
       steersman export safer --format ds4 -o safer.f32
-      steersman export honest --format gguf -o honest.gguf
+      steersman export honest --format gguf --scope all -o honest.gguf
       steersman export honest --format lm-eval -o honest.pt
     """
     from steersman import Steering
@@ -171,6 +180,8 @@ def export(steering: Path, form: str, output: Path, model: str | None, force: bo
     if model is not None and form != "lm-eval":
         raise click.UsageError("--model goes with --format lm-eval", click.get_current_context())
     plan = Steering.from_pretrained(steering)
+    if scope is not None:
+        plan = plan.with_scope(scope)
     if output.resolve().parent == steering.resolve():
         raise ArtifactError(f"{output}: lies in what the command reads; write to another folder")
     if form == "lm-eval":

@@ -280,14 +280,6 @@ match_option = click.option(
     show_default=True,
     help="Take only the weights that the steering was made for, or any of the same architecture.",
 )
-max_new_tokens_option = click.option(
-    "--max-new-tokens",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="At most so many tokens an answer, where a task does not say.",
-)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else.")
 force_option = click.option("--force", is_flag=True, help="Replace what is already there.")
 seed_option = click.option(
@@ -302,9 +294,8 @@ steering_option = click.option(
     "steerings",
     type=SteeringType(),
     multiple=True,
-    required=True,
     metavar="[NAME=]PATH[@STRENGTH]",
-    help="A saved steering, dialled by @STRENGTH; several are summed.",
+    help="A saved steering, dialled by @STRENGTH; several are summed [default: none].",
 )
 version_option = click.version_option(package_name="steersman", message="%(prog)s %(version)s")
 
@@ -320,12 +311,26 @@ def batch_size_option(default: int) -> Callable[[Command], Command]:
     )
 
 
-def scope_option(default: str) -> Callable[[Command], Command]:
-    """--scope."""
+def max_new_tokens_option(default: int) -> Callable[[Command], Command]:
+    """--max-new-tokens N."""
+    return click.option(
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="At most so many tokens an answer, where a task does not say.",
+    )
+
+
+def scope_option(
+    default: str | None, meant: str = "Which tokens are steered."
+) -> Callable[[Command], Command]:
+    """--scope, with what it means, which tells the default where that is none of the scopes."""
     return click.option(
         "--scope",
         type=click.Choice(["all", "prompt", "generated", "answer"]),
         default=default,
-        show_default=True,
-        help="Which tokens are steered.",
+        show_default=default is not None,
+        help=meant,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from steersman.errors import ModelError, PairsError, SteersmanError
-from steersman.rendering import render
+from steersman.rendering import render, special_ids
 
 if TYPE_CHECKING:
     from steersman.models.decoding import OwnSettings
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Match = Literal["weights", "architecture"]
 
+Ended = Literal["end", "length", "full", "stopped"]
+"""An answer ends by the model's will, by --max-new-tokens, where the context is full, or by Ctrl-C."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -24,6 +27,15 @@ class Prompt:
 
     content: Content
     where: str
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """An answer that was shown as it came: its text, the receipt of a steered one, and what ended it."""
+
+    text: str
+    receipt: dict[str, Any] | None
+    ended: Ended
 
 
 class Writer:
@@ -46,8 +58,11 @@ class Writer:
 
         return own_settings(self.model, sampled=self.temperature > 0)
 
-    def ids_of(self, prompt: Prompt) -> list[int]:
-        """The prompt's tokens. Raises PairsError where prompt and answer exceed the model's context."""
+    def ids_of(self, prompt: Prompt, least: int | None = None) -> list[int]:
+        """The prompt's tokens. Raises PairsError where the prompt and its new tokens (`least` of them, else
+        as many as there may be) exceed the model's context.
+        """
+        new = self.max_new_tokens if least is None else least
         content = prompt.content
         if isinstance(content, str) and self.tokenizer.chat_template:
             content = [{"role": "user", "content": content}]
@@ -63,29 +78,39 @@ class Writer:
         from steersman.models.architecture import check_ids
 
         check_ids(self.model, max(ids), prompt.where)
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and len(ids) + self.max_new_tokens > context:
+        if self._context is not None and len(ids) + new > self._context:
+            right = "shorten the prompt, or lower --max-new-tokens"
             raise PairsError(
-                f"{prompt.where}: {len(ids)} tokens and {self.max_new_tokens} new ones, but the model's "
-                f"context holds {context}; shorten the prompt, or lower --max-new-tokens"
+                f"{prompt.where}: {len(ids)} tokens and {new} new {'one' if new == 1 else 'ones'}, but the "
+                f"model's context holds {self._context}; {right if least is None else 'shorten it'}"
             )
         return ids
+
+    @property
+    def _context(self) -> int | None:
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def answer(
         self,
         batch: Sequence[tuple[Prompt, list[int]]],
-        steering: Steering,
+        steering: Steering | None,
         *,
         match: Match,
         compare: bool,
         seed: int,
     ) -> list[dict[str, Any]]:
-        """An item a prompt: the prompt, the model's own answer if asked for, the steered one, the receipt.
+        """An item a prompt: the prompt, the model's own answer if asked for, the steered one, the receipt;
+        without a steering the model's own answer alone.
 
         The receipt is the batch's, and says how many prompts it covers.
         """
         ids = [row for _, row in batch]
-        base = self._write(ids, seed) if compare else []
+        base = self._write(ids, seed) if compare or steering is None else []
+        if steering is None:
+            return [
+                {"prompt": prompt.content, "base": text}
+                for (prompt, _), text in zip(batch, base, strict=True)
+            ]
         with steering.apply(self.model, match=match, receipt="changes") as receipt:
             steered = self._write(ids, seed)
         return [
@@ -98,7 +123,47 @@ class Writer:
             for row, (prompt, _) in enumerate(batch)
         ]
 
+    def stream(
+        self,
+        ids: list[int],
+        steering: Steering | None,
+        *,
+        match: Match,
+        seed: int,
+        show: Callable[[str], None],
+        stopped: Callable[[], bool],
+    ) -> Streamed:
+        """An answer to one prompt, whose text is shown as it comes; it ends early where `stopped` says so, or
+        the model's context is full.
+
+        What is shown adds up to the answer's text: words that later tokens could still change are held back.
+        """
+        import torch
+
+        shown = _Shown(self.tokenizer, show)
+
+        def stop(tokens: Any, scores: Any, **unused: Any) -> Any:
+            return torch.full((len(tokens),), stopped(), device=tokens.device)
+
+        room = self.max_new_tokens if self._context is None else self._context - len(ids)
+        most = min(self.max_new_tokens, room)
+        watch = {"streamer": shown, "stopping_criteria": [stop], "max_new_tokens": most}
+        if steering is None:
+            (new,) = self._generate([ids], seed, **watch)
+            receipt = None
+        else:
+            with steering.apply(self.model, match=match, receipt="changes") as applied:
+                (new,) = self._generate([ids], seed, **watch)
+            receipt = {**applied.to_json(), "prompts": 1}
+        cut = len(new) >= most and int(new[-1]) not in special_ids(self.tokenizer)
+        ended: Ended = "full" if most < self.max_new_tokens else "length"
+        return Streamed(shown.text, receipt, "stopped" if stopped() else ended if cut else "end")
+
     def _write(self, ids: Sequence[list[int]], seed: int) -> list[str]:
+        return list(self.tokenizer.batch_decode(self._generate(ids, seed), skip_special_tokens=True))
+
+    def _generate(self, ids: Sequence[list[int]], seed: int, **more: Any) -> Any:
+        """The new tokens of each row, int64 [rows, tokens]."""
         import torch
 
         from steersman.models.decoding import decoding
@@ -110,10 +175,10 @@ class Writer:
                 written = self.model.generate(
                     input_ids=inputs["input_ids"],
                     attention_mask=inputs["attention_mask"],
-                    max_new_tokens=self.max_new_tokens,
                     pad_token_id=self.tokenizer.pad_token_id,
                     tokenizer=self.tokenizer,  # for stop strings that a checkpoint may ask for
                     **decoding(self.model, temperature=self.temperature),
+                    **{"max_new_tokens": self.max_new_tokens, **more},
                 )
             except (ValueError, TypeError, IndexError, AssertionError) as error:
                 # What a checkpoint's own generation_config.json asks for can fail in many ways.
@@ -121,8 +186,42 @@ class Writer:
                     raise
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 raise ModelError(f"the model cannot generate with its own settings ({reason[0]})") from error
-        new = written[:, inputs["input_ids"].shape[1] :]
-        return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
+        return written[:, inputs["input_ids"].shape[1] :]
+
+
+class _Shown:
+    """What transformers tells of new tokens as they come, in the thread that generates; shown as text."""
+
+    _HELD = 16
+    """Letters at the end that a later token may still change: a word, or a part of one."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+        self.text = ""
+        self._tokenizer, self._show = tokenizer, show
+        self._ids: list[int] | None = None
+        self._so_far = ""
+
+    def put(self, tokens: Any) -> None:
+        """The prompt's tokens, and then each new one."""
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += tokens.flatten().tolist()
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True).rstrip("\ufffd")
+        self._advance(text[: max(text.rfind(" "), text.rfind("\n"), len(text) - self._HELD, 0)])
+
+    def end(self) -> None:
+        """No more come."""
+        self.text = self._tokenizer.decode(self._ids or [], skip_special_tokens=True)
+        if not self.text.startswith(self._so_far):  # a tokenizer that takes back what it said: the whole anew
+            self._so_far = ""
+            self._show("\n")
+        self._advance(self.text)
+
+    def _advance(self, text: str) -> None:
+        if text.startswith(self._so_far):
+            self._show(text[len(self._so_far) :])
+            self._so_far = text
 
 
 class EngineWriter(Writer):
@@ -135,7 +234,7 @@ class EngineWriter(Writer):
     def answer(
         self,
         batch: Sequence[tuple[Prompt, list[int]]],
-        steering: Steering,
+        steering: Steering | None,
         *,
         match: Match,
         compare: bool,
@@ -156,6 +255,11 @@ class EngineWriter(Writer):
             seeds=[seed + row for _ in range(2 if compare else 1) for row in range(len(ids))],
         )
         texts = self.tokenizer.batch_decode([one.ids[0] for one in written], skip_special_tokens=True)
+        if steering is None:
+            return [
+                {"prompt": prompt.content, "base": text}
+                for (prompt, _), text in zip(batch, texts, strict=True)
+            ]
         return [
             {
                 "prompt": prompt.content,

@@ -148,7 +148,9 @@ def warnings(
         found.append("plans that were made for other weights were taken (match: architecture)")
     for arm in arms:
         if arm.steering is not None and not any(runner.receipt(arm).values()):
-            found.append(f"{arm.name}: no token was in the scope of its edits")
+            found.append(
+                f"{arm.name}: no token was in the scope of its edits (compose --scope gives another)"
+            )
     if not steerings:
         found.append("no steering was given: only the model itself was measured")
     return found

@@ -153,7 +153,8 @@ class SteeredHFLM(HFLM):
         if rows and not any(self._selects(row) for row in rows):
             raise SteeringNotApplied(
                 "scope 'generated' selects nothing here: every continuation has one token, "
-                "which is not fed back"
+                'which is not fed back; plan.with_scope("answer") (compose --scope answer) steers what '
+                "precedes it"
             )
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         size = self._rows_at_once(requests, override_bs)

@@ -24,6 +24,7 @@ from torch import nn
 from steersman.edits import ExpertEdit, Scope, residual_edits
 from steersman.errors import ArtifactError, PlanError
 from steersman.interop.foreign_files import read_bytes, read_json, write_bytes
+from steersman.interop.foreign_vectors import check_scope
 from steersman.limits import Router
 from steersman.models.architecture import read_architecture
 from steersman.models.identity import model_name, weights_id
@@ -171,9 +172,8 @@ def full_strengths(steering: Steering, what: str) -> Iterator[tuple[int, dict[in
     """
     if residual_edits(steering.edits):
         raise ArtifactError(f"{what} holds experts alone: the steering has vectors too")
-    scopes = {edit.scope for edit in steering.edits} - {"all"}
-    if scopes:
-        raise ArtifactError(f"{what} has no scopes: the steering's is {min(scopes)!r}, not 'all'")
+    for edit in steering.edits:
+        check_scope(edit, what)
     for layer, experts in steering.strengths.items():
         for expert, strength in experts.items():
             if abs(strength) not in (0.0, 1.0):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from steersman.edits import ExpertEdit, ResidualEdit, Scope
+from steersman.edits import Edit, ExpertEdit, ResidualEdit, Scope
 from steersman.errors import ArtifactError, PlanError
 from steersman.steering import Steering
 
@@ -81,6 +81,15 @@ def exact_float32(values: Array, where: str) -> Array:
     return narrowed
 
 
+def check_scope(edit: Edit, what: str) -> None:
+    """Raise `ArtifactError` where an edit steers some tokens alone, and `what` cannot say that."""
+    if edit.scope != "all":
+        raise ArtifactError(
+            f"{what} has no scopes: the steering's is {edit.scope!r}, not 'all'; if it may steer every "
+            'token, write plan.with_scope("all") (export --scope all)'
+        )
+
+
 def edits_by_layer(steering: Steering, what: str) -> dict[int, list[ResidualEdit]]:
     """{layer: its residual edits in order} of a plan for formats that steer every token and know no experts.
 
@@ -100,11 +109,7 @@ def edits_by_layer(steering: Steering, what: str) -> dict[int, list[ResidualEdit
                     f"{what} knows no experts: the steering names expert {expert} of layer {layer}"
                 )
         elif edit.strength:
-            if edit.scope != "all":
-                raise ArtifactError(
-                    f"{what} has no scopes: the steering's is {edit.scope!r}, not 'all'; make it with the "
-                    "scope all"
-                )
+            check_scope(edit, what)
             for layer in edit.layers:
                 layers.setdefault(layer, []).append(edit)
     if not layers:

@@ -132,7 +132,8 @@ def refuse_empty_scope(plans: Iterable[Steering | None]) -> None:
     if any(edit.scope == "generated" for plan in plans if plan is not None for edit in plan.edits):
         raise SteeringNotApplied(
             "scope 'generated' selects nothing here: no generated token is fed back; "
-            "generate more than one token, or give prompt_lengths"
+            "generate more than one token, give prompt_lengths, or take another scope: "
+            'plan.with_scope("answer") (compose --scope answer)'
         )
 
 

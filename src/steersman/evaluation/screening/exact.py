@@ -85,7 +85,10 @@ class Instrument:
         """The texts of a reading. Raises PairsError where the scope holds no token of them."""
         found = batches_of(reading, size or self.batch_size, self.tokenizer, self.scope, self.device)
         if not any(bool(batch.in_scope.any()) for batch in found):
-            raise PairsError(f"{reading.name}: the scope {self.scope} holds no token that is read before d")
+            raise PairsError(
+                f"{reading.name}: the scope {self.scope} holds no token that is read before d; "
+                'right is scope="all", "prompt" or "answer" (--scope)'
+            )
         return found
 
     @torch.no_grad()
