@@ -47,3 +47,11 @@ class ServingError(SteersmanError, ValueError):
 
 class RequestError(SteersmanError, ValueError):
     """A request to a serving engine that asks for a steering that it cannot have."""
+
+
+def how_to_install(extra: str) -> str:
+    """What a message says where an optional dependency is missing: the command that brings the extra.
+
+    Steersman is installed from a clone of its repository; there is no package of it on PyPI.
+    """
+    return f'in the clone of steersman: pip install -e ".[{extra}]"'

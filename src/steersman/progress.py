@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -34,6 +34,12 @@ _DAMAGE = (RecursionError, SafetensorError)
 
 SHARE = 0.02
 """Saving takes at most this share of the time."""
+
+NAMED, LONGEST = 6, 40
+"""Settings that a message names at most, and letters of their values."""
+
+_NOTHING = object()
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -156,11 +162,9 @@ class Progress(Generic[S]):
             raise ArtifactError(f"{path}: damaged ({reason}); --force discards it and starts again") from None
 
     def _check_run(self, saved: Mapping[str, Any]) -> None:
-        mine = json.loads(canonical_json(self._run))
-        different = sorted(name for name in {*mine, *saved} if mine.get(name) != saved.get(name))
-        if different:
+        if different := differences(saved, json.loads(canonical_json(self._run))):
             raise ArtifactError(
-                f"{self._folder}: progress of another run, which differs in {', '.join(different)}; "
+                f"{self._folder}: progress of another run, which differs in {different}; "
                 "--force discards it and starts again"
             )
 
@@ -170,6 +174,49 @@ class Progress(Generic[S]):
             return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
 
         return {name: self._read(of(name), of_state) for name, of_state in facts.items()}
+
+
+def differences(there: Any, here: Any, form: str = "{} there, {} here") -> str:
+    """Which settings of two runs differ, each with both values: "settings.random (19 there, 49 here)".
+
+    Args:
+        there: The settings of what was made before, as plain data.
+        here: Those of what is being made.
+        form: How the two values of one are said.
+
+    Returns:
+        At most `NAMED` of them; empty where they are alike.
+    """
+    found = [f"{name} ({form.format(old, new)})" for name, old, new in _different(there, here, "")]
+    more = [f"and {len(found) - NAMED} more"] if len(found) > NAMED else []
+    return ", ".join([*found[:NAMED], *more])
+
+
+def _different(there: Any, here: Any, name: str) -> Iterator[tuple[str, str, str]]:
+    """The name and both values of each innermost setting that differs."""
+    if there == here:
+        return
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in sorted({*map(str, there), *map(str, here)}):
+            below = f"{name}.{key}" if name else key
+            yield from _different(there.get(key, _NOTHING), here.get(key, _NOTHING), below)
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for place, (old, new) in enumerate(zip(there, here, strict=True)):
+            yield from _different(old, new, f"{name}[{place}]")
+    else:
+        yield name, _briefly(there), _briefly(here)
+
+
+def _briefly(value: Any) -> str:
+    if value is _NOTHING or value is None:
+        return "none"
+    if isinstance(value, list | tuple | Mapping):
+        text = json.dumps(value, ensure_ascii=False, default=str)
+        return text if len(text) <= LONGEST else f"{len(value)} entries"
+    text = str(value)
+    if _SHA256.fullmatch(text):
+        return f"{text[:12]}…"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def is_saved(folder: str | Path) -> bool:

@@ -212,7 +212,7 @@ def test_progress_with_too_few_items_is_run_again(
     batches.write_bytes(b"".join(others))
     append(batches, key, entry)
     refused = run(*command, "--resume", "--dtype", "bfloat16").error
-    assert "differs in dtype;" in refused
+    assert "differs in dtype (torch.float32 there, torch.bfloat16 here);" in refused
     again = run(*command, "--resume", "--json").json
     assert {**again, "created": ""} == {**whole, "created": ""}
 

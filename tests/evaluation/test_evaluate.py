@@ -228,8 +228,10 @@ def test_progress_of_another_run_is_refused(
     run(subject, plans, **settings)
     with pytest.raises(ArtifactError, match="--resume"):
         run(subject, plans, **settings)
-    with pytest.raises(ArtifactError, match="differs in arms"):
+    with pytest.raises(ArtifactError, match=r"differs in arms \("):
         run(subject, plans, **{**settings, "strengths": [0.5]}, resume=True)
+    with pytest.raises(ArtifactError, match=r"differs in settings\.random \(\d+ there, 5 here\);"):
+        run(subject, plans, **{**settings, "random": 5}, resume=True)
     (tmp_path / "partial/other.txt").write_text("mine")
     with pytest.raises(ArtifactError, match=r"other\.txt"):
         run(subject, plans, **settings, resume=True)

@@ -235,10 +235,10 @@ def test_a_group_in_two_shards_is_refused() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (made(3, first=9, weights_id="1" * 64), "differ in their weights"),
-        (made(3, first=9, weighting="pair"), "differ in their weighting"),
-        (made(3, first=9, layers=(None, *contrasts.ROUTERS)), "different architectures"),
-        (made(3, first=9, layers=(Router(0, 8, 2, "rule"),)), "different architectures"),
+        (made(3, first=9, weights_id="1" * 64), r"differ in their weights id \([0-9a-f]+… and 1+…\)"),
+        (made(3, first=9, weighting="pair"), r"differ in their weighting \(token and pair\)"),
+        (made(3, first=9, layers=(None, *contrasts.ROUTERS)), "differ in their architecture"),
+        (made(3, first=9, layers=(Router(0, 8, 2, "rule"),)), "differ in their architecture"),
     ],
 )
 def test_shards_of_something_else_are_refused(other: RoutingContrast, words: str) -> None:

@@ -30,7 +30,9 @@ def run(*arguments: object, cache: Path) -> subprocess.CompletedProcess[str]:
 def test_without_lm_eval_it_says_what_to_install(tmp_path: Path) -> None:
     done = run("--help", cache=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("steersman: error: lm-eval is not installed: pip install 'steersman[harness]'\n")
+    assert done.stderr == (
+        'steersman: error: lm-eval is not installed; in the clone of steersman: pip install -e ".[harness]"\n'
+    )
 
 
 @pytest.fixture(scope="module")

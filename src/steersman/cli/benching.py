@@ -89,7 +89,9 @@ def bench_serve(
     """
     from steersman.cli.quiet import quiet_libraries
     from steersman.vllm.client_benchmark import Load, measure
+    from steersman.vllm.serveable import check_installed
 
+    check_installed()
     quiet_libraries()
     for name in names:
         if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "none":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from steersman.cli.failures import reported
-from steersman.errors import ModelError
+from steersman.errors import ModelError, how_to_install
 
 
 def main() -> None:
@@ -20,10 +20,10 @@ def main() -> None:
 def _run() -> None:
     try:
         from lm_eval.__main__ import cli_evaluate
-    except ModuleNotFoundError as error:
-        if error.name != "lm_eval":
-            raise
-        raise ModelError("lm-eval is not installed: pip install 'steersman[harness]'") from None
+    except ImportError as error:
+        absent = (error.name or "").partition(".")[0] == "lm_eval"
+        what = "is not installed" if absent else f"cannot be imported ({error})"
+        raise ModelError(f"lm-eval {what}; {how_to_install('harness')}") from None
     import steersman.harnesses.lm_eval  # noqa: F401 registers the model
 
     cli_evaluate()

@@ -154,6 +154,9 @@ def serve(
           --alias qwen3-faithful=faithful -- --tensor-parallel-size 2 --max-model-len 8192
     """
     from steersman.cli.quiet import quiet_libraries
+    from steersman.vllm.serveable import check_installed
+
+    check_installed()  # before the server's parts, which need what comes with the engine
     from steersman.vllm.server.launch import launch
     from steersman.vllm.server.ready import when_ready
     from steersman.vllm.server.serving import prepare, take_admin_key

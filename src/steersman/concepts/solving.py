@@ -5,7 +5,7 @@ the target's; and parts of a job merged into what one run gives.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from steersman.concepts.norms import NormHistogram
 from steersman.concepts.regression import Fitting, Pair, held_out_moments, spreads
 from steersman.errors import ArtifactError, ModelError, PairsError
 from steersman.models.same_weights import same_weights
+from steersman.progress import differences
 from steersman.shards import Shard
 
 if TYPE_CHECKING:
@@ -190,9 +191,8 @@ def _checked_parts(parts: Sequence[AffineMap]) -> AffineMap:
         raise ArtifactError("a map that is whole is among the parts: only parts made with --shard are merged")
     first, shards = parts[0], [Shard.parse(str(part.shard)) for part in parts]
     for part in parts[1:]:
-        for name, alike in _alike(first, part):
-            if not alike:
-                raise ArtifactError(f"the parts are not of one map: they differ in {name}")
+        if different := _different(first, part):
+            raise ArtifactError(f"the parts are not of one map: they differ in {different}")
     count = shards[0].count
     given = [shard.number for shard in shards]
     if twice := sorted({number for number in given if given.count(number) > 1}):
@@ -203,19 +203,27 @@ def _checked_parts(parts: Sequence[AffineMap]) -> AffineMap:
     return first
 
 
-def _alike(one: AffineMap, other: AffineMap) -> Iterator[tuple[str, bool]]:
-    """What two parts of a map have in common, and whether they do."""
-    yield "the source's weights", same_weights(one.source, other.source)
-    yield "the target's weights", same_weights(one.target, other.target)
+def _different(one: AffineMap, other: AffineMap) -> str:
+    """In what two parts differ that parts of one map have alike; empty where they are of one."""
+    mine, theirs = _facts(one), _facts(other)
+    for side, first, second in (
+        ("source", one.source, other.source),
+        ("target", one.target, other.target),
+    ):
+        if not same_weights(first, second):
+            mine[f"the {side}'s weights"] = first.weights_id
+            theirs[f"the {side}'s weights"] = second.weights_id
+    return differences(mine, theirs, "{} and {}")
 
-    def of(part: AffineMap) -> Mapping[str, object]:
-        return {
-            "their texts or concept": [dict(source) for source in part.made_from],
-            "their rows": part.alignment,
-            "their seed": part.seed,
-            "their layers": None if part.moments is None else part.moments.sides,
-            "the number of parts": Shard.parse(str(part.shard)).count,
-        }
 
-    mine, theirs = of(one), of(other)
-    yield from ((name, mine[name] == theirs[name]) for name in mine)
+def _facts(part: AffineMap) -> dict[str, object]:
+    """What all parts of one map have alike, beside the weights."""
+    sides = None if part.moments is None else part.moments.sides
+    return {
+        "their texts or concept": [dict(source) for source in part.made_from],
+        "their rows": part.alignment,
+        "their seed": part.seed,
+        "the source's layers": None if sides is None else sides.source_layers,
+        "the target's layers": None if sides is None else sides.target_layers,
+        "the number of parts": Shard.parse(str(part.shard)).count,
+    }

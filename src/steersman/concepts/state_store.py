@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steersman.errors import ArtifactError
+from steersman.progress import differences
 from steersman.steering import canonical_json, sha256_of
 
 MANIFEST = "manifest.json"
@@ -144,11 +145,9 @@ class StateStore:
     def _check(self, stored: Any, run: dict[str, Any], path: Path) -> None:
         if stored["format"] != FORMAT or stored["format_version"] != FORMAT_VERSION:
             raise ArtifactError(f"{path}: not states that this version keeps; remove the folder")
-        different = sorted(name for name in {*stored["of"], *run} if stored["of"].get(name) != run.get(name))
-        if different:
+        if different := differences(dict(stored["of"]), run):
             raise ArtifactError(
-                f"{self._folder}: states of another run, which differs in {', '.join(different)}: "
-                "give another folder"
+                f"{self._folder}: states of another run, which differs in {different}: give another folder"
             )
         if lacking := sorted(set(self._wanted) - set(stored["layers"])):
             raise ArtifactError(

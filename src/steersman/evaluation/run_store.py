@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from steersman.errors import ArtifactError
+from steersman.progress import differences
 from steersman.steering import canonical_json, sha256_of
 
 RUN, BATCHES = "manifest.json", "batches.jsonl"
@@ -92,12 +93,9 @@ class RunStore:
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"{path}: damaged ({reason}); --force discards it and starts again") from None
-        different = sorted(
-            name for name in {*run, *self.run} - {"created"} if run.get(name) != self.run.get(name)
-        )
-        if different:
+        if different := differences({**run, "created": None}, {**self.run, "created": None}):
             raise ArtifactError(
-                f"{self.folder}: progress of another evaluation, which differs in {', '.join(different)}; "
+                f"{self.folder}: progress of another evaluation, which differs in {different}; "
                 "--force discards it and starts again"
             )
         self.run = run

@@ -29,6 +29,7 @@ from steersman.experts.strata import StratumSums
 from steersman.experts.tally import Counted, Weighting
 from steersman.limits import Router
 from steersman.models.same_weights import same_weights, with_stronger_id
+from steersman.progress import differences
 from steersman.steering import Architecture, Steering, canonical_json
 
 if TYPE_CHECKING:
@@ -561,18 +562,15 @@ def _merge_two(one: RoutingContrast, other: RoutingContrast) -> RoutingContrast:
 
 def _require_alike(one: RoutingContrast, other: RoutingContrast, done: str) -> None:
     """Raise `PlanError` where two contrasts are of different models, or of different tokens."""
+    said = [{what: of(each) for what, of in _COUNTED_BY.items()} for each in (one, other)]
     if not same_weights(one, other):
-        raise PlanError(f"these contrasts differ in their weights id and cannot be {done}")
-    if one.architecture.id != other.architecture.id:
-        raise PlanError(f"these contrasts are of different architectures and cannot be {done}")
-    for what, of in _COUNTED_BY.items():
-        if of(one) != of(other):
-            raise PlanError(
-                f"these contrasts differ in their {what} ({of(one)} and {of(other)}) and cannot be {done}"
-            )
+        said = [{**of, "weights id": each.weights_id} for of, each in zip(said, (one, other), strict=True)]
+    if different := differences(said[0], said[1], "{} and {}"):
+        raise PlanError(f"these contrasts differ in their {different} and cannot be {done}")
 
 
 _COUNTED_BY: dict[str, Callable[[RoutingContrast], object]] = {
+    "architecture": lambda contrast: contrast.architecture.id,
     "weighting": lambda contrast: contrast.weighting,
     "tokens": lambda contrast: contrast.counted,
     "number of new tokens": lambda contrast: contrast.new_tokens,

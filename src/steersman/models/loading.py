@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def load_model(
     place = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     if place != "auto":
         _check_device(place)
+    elif importlib.util.find_spec("accelerate") is None:
+        raise ModelError("device 'auto' needs the library accelerate: pip install accelerate")
     if name.startswith("lab:"):
         return _load_lab(name, place, wanted)
     if not _exists(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):

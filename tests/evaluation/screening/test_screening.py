@@ -153,7 +153,7 @@ def test_a_stopped_screen_goes_on_to_the_same(
     go_on()
     assert len(runs) == 100  # all was there
     assert interrupted > 6
-    with pytest.raises(ArtifactError, match="another run, which differs in seed"):
+    with pytest.raises(ArtifactError, match=r"another run, which differs in seed \(0 there, 1 here\)"):
         go_on(seed=1)
 
 

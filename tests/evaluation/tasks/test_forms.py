@@ -433,6 +433,17 @@ def test_jsonl(write: Write) -> None:
     assert sides(jsonl(write, [row]), "paris.", "in Paris") == ["positive", "neither"]
 
 
+@pytest.mark.parametrize(
+    "head", [{"title": "Capitals"}, {"sides": ["right", "wrong"]}, {"max_new_tokens": 5, "better": None}]
+)
+def test_a_first_line_needs_no_scorer(write: Write, head: dict[str, Any]) -> None:
+    (item,) = task = jsonl(write, [head, {"prompt": "France?", "positive": "Paris"}])
+    assert item.positive == "Paris"
+    assert sides(task, "paris.", "in Paris") == ["positive", "neither"]  # as without a first line
+    assert task.behaviour.title == head.get("title", "own")
+    assert task.behaviour.positive == head.get("sides", ["positive"])[0]
+
+
 def test_jsonl_of_options(write: Write) -> None:
     row = {"messages": [{"role": "user", "content": "?"}], "options": ["a", "b", "c"]}
     for correct, places in ((1, (1,)), ("b", (1,)), ([0, "b"], (0, 1))):
@@ -474,6 +485,8 @@ def test_jsonl_of_options(write: Write) -> None:
             r':1: "max_new_tokens"',
         ),
         ([{"scorer": "exact"}], "no items"),
+        ([{"title": "T", "name": "x"}, {"prompt": "?", "positive": "x"}], r':1: "name" beside "title"'),
+        ([{"prompt": "?", "positive": "x", "title": "T"}], r':1: "title" stands in a first line of its own'),
     ],
 )
 def test_wrong_rows_of_jsonl(write: Write, rows: list[dict[str, Any]], said: str) -> None:

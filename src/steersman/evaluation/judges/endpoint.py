@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from steersman.errors import JudgeError
+from steersman.errors import JudgeError, how_to_install
 from steersman.evaluation.judges.reply_cache import ReplyCache
 from steersman.evaluation.judges.verdict import Outcome, Verdict
 from steersman.pairs import Content
@@ -182,15 +182,11 @@ class EndpointJudge:
         return JudgeError(f"the judge {self.model} at {self.url}: {why.replace(key, '…') if key else why}")
 
     def _client(self) -> Any:
-        try:
-            import openai
-        except ImportError:
-            raise JudgeError(
-                'a judge behind an endpoint needs the library openai: pip install "steersman[judge]"'
-            ) from None
         # A local server asks for no key, but the client insists on some.
         key = os.environ.get(KEY_VARIABLE) or "none"
-        return openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
+        return _openai().OpenAI(
+            base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries
+        )
 
     def _labels(self) -> dict[str, Outcome]:
         return {self.sides[0]: "positive", self.sides[1]: "negative", "neither": "neither"}
@@ -203,6 +199,7 @@ class EndpointJudge:
 
 def endpoint_judge(place: str) -> EndpointJudge:
     """URL#MODEL, or URL#MODEL#FILE with a file that holds the prompt."""
+    _openai()  # before a model answers anything
     url, _, rest = place.partition("#")
     model, _, file = rest.partition("#")
     if not file:
@@ -212,6 +209,17 @@ def endpoint_judge(place: str) -> EndpointJudge:
     except (OSError, UnicodeDecodeError) as error:
         raise JudgeError(f"{file}: the judge's prompt cannot be read ({_first_line(error)})") from None
     return EndpointJudge(url, model, prompt)
+
+
+def _openai() -> Any:
+    """The client's library. Raises JudgeError where it is not installed."""
+    try:
+        import openai
+    except ImportError:
+        raise JudgeError(
+            f"a judge behind an endpoint needs the library openai; {how_to_install('judge')}"
+        ) from None
+    return openai
 
 
 def read_verdict(reply: str, labels: Mapping[str, Outcome]) -> Verdict:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from steersman.errors import JudgeError
+from steersman.errors import JudgeError, how_to_install
 from steersman.evaluation.judges.verdict import Verdict
 from steersman.evaluation.measures.measure import Metric
 
@@ -68,7 +68,8 @@ def _checkers() -> Any:
             from lm_eval.tasks.ifeval import utils
     except ImportError as error:
         raise JudgeError(
-            f'IFEval is checked by lm-eval, which lacks {error.name}: pip install "steersman[tasks]"'
+            f"IFEval is checked by lm-eval, and {str(error.name).partition('.')[0]} is not installed; "
+            f"{how_to_install('tasks')}"
         ) from None
     except (LookupError, OSError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]

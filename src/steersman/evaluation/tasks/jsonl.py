@@ -40,9 +40,9 @@ def jsonl(place: str, *, limit: int | None) -> Task:
     if not Path(place).is_file() and "#" in place:
         path, _, scorer = place.rpartition("#")
     rows = list(read_rows(path, f"a file of {EXAMPLE}"))
-    header = _header(rows[0])
-    if "scorer" in rows[0].fields:
-        rows = rows[1:]
+    header = _Header()
+    if _is_header(rows[0]):
+        header, rows = _header(rows[0]), rows[1:]
     chosen = scorer or header.scorer or (CHOICE if rows and rows[0].has("options") else "normalised")
     items = items_of(rows, lambda row: _item(row, chosen == CHOICE), limit)
     behaviour = _behaviour(header, chosen, Path(path).stem)
@@ -61,13 +61,18 @@ def _behaviour(header: _Header, scorer: str, name: str) -> Behaviour:
     return Behaviour(header.title or name, header.does, *header.sides, judge, measure)
 
 
+def _is_header(row: Row) -> bool:
+    """Whether a first line is about all the others: it names the scorer, or has nothing of an item."""
+    given = set(row.fields)
+    return "scorer" in given or (bool(given & set(HEADER)) and not given & set(FIELDS))
+
+
 def _header(row: Row) -> _Header:
-    if "scorer" not in row.fields:
-        return _Header()
     for name in row.fields:
         if name not in HEADER:
+            known = next(of for of in HEADER if of in row.fields)
             raise row.error(
-                f'"{name}" beside "scorer"; a first line that names one holds {", ".join(HEADER)}'
+                f'"{name}" beside "{known}"; a first line about all others holds {", ".join(HEADER)}'
             )
     fields = dict(row.fields)
     for name in ("scorer", "title", "does"):
@@ -87,6 +92,8 @@ def _header(row: Row) -> _Header:
 
 def _item(row: Row, choice: bool) -> Item:
     if unknown := [name for name in row.fields if name not in FIELDS]:
+        if unknown[0] in HEADER:
+            raise row.error(f'"{unknown[0]}" stands in a first line of its own, without a prompt')
         raise row.error(f'unknown field "{unknown[0]}"; right are {", ".join(FIELDS)}')
     id_ = row.label("id") or row.number
     options: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from steersman.errors import PairsError
+from steersman.errors import PairsError, how_to_install
 from steersman.evaluation.tasks.asking import asked
 from steersman.evaluation.tasks.item import Item
 from steersman.pairs import Content, check_content, parse_json, read_text
@@ -216,8 +216,8 @@ def _of_library(place: str, config: str | None) -> Iterator[Row]:
         import datasets
     except ImportError:
         raise PairsError(
-            f"{place}: no such file; data sets by their names need the library datasets: pip install "
-            '"steersman[tasks]"'
+            f"{place}: no such file; data sets by their names need the library datasets; "
+            f"{how_to_install('tasks')}"
         ) from None
     try:
         split = parts["split"] if parts is not None and name != place else None
