@@ -17,6 +17,7 @@ ORDER = (
     "errors",
     "stand_ins",
     "cache",
+    "ties",
     "limits",
     "edits",
     "steering",
@@ -49,6 +50,7 @@ HANDED_OVER = {
 }
 # Files that are mathematics, and what they may import beyond the standard library.
 PURE = {
+    "ties.py": {"numpy"},
     "limits.py": set(),
     "edits.py": {"torch"},
     "interop/inert_pickle.py": set(),

@@ -55,6 +55,17 @@ def screen_of(seed: int = 0) -> CausalScreen:
     )
 
 
+def test_rounding_does_not_order_effects() -> None:
+    for seed in range(6):
+        screen = screen_of()
+        noise = 1 + 1e-6 * np.random.default_rng(seed).normal(size=3)
+        screen.effects.mean[1, 1, [1, 3, 5]] = 0.9 * noise
+        screen.effects.p_values[1, 1, [1, 3]] = 1e-9
+        assert [expert for _, expert, score in screen.ranking() if abs(score) > 0.8] == [1, 3, 5]
+        first = screen.table().head(3)
+        assert first["expert"].tolist() == [1, 3, 5]
+
+
 def test_there_and_back(tmp_path: Path) -> None:
     screen = screen_of()
     screen.save_pretrained(tmp_path / "c")

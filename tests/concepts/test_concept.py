@@ -18,6 +18,7 @@ from steersman import ArtifactError, PlanError, Separation, Steering
 from steersman.artifacts import read_manifest
 from steersman.concepts.concept import ConceptVector
 from steersman.concepts.dose import Strength
+from steersman.concepts.solving import choose_source
 from steersman.edits import ResidualEdit
 from steersman.models.architecture import read_architecture
 from steersman.models.identity import weights_id
@@ -85,6 +86,22 @@ def test_the_best_layer_separates_best_and_of_equals_is_the_longest(concept: Con
     lengths = [concept.length(layer) for layer in concept.layers]
     assert with_aurocs(1.0, 1.0, 1.0).best_layer == int(np.argmax(lengths))
     assert edit_of(with_aurocs(0.7, 0.6, 0.8).steering(1.0)).layers == (2,)
+    for seed in range(6):  # one comparison more or less is no better layer
+        nearly = with_aurocs(*(1.0 - np.random.default_rng(seed).uniform(0, 5e-4, 3)))
+        assert nearly.best_layer == choose_source(nearly, nearly.layers) == int(np.argmax(lengths))
+
+
+def test_of_layers_that_are_equal_up_to_rounding_the_lowest_is_best(concept: ConceptVector) -> None:
+    one = concept.vectors[0]
+    for seed in range(6):
+        noise = 1 + 1e-6 * np.random.default_rng(seed).normal(size=3)
+        alike = replace(
+            concept,
+            vectors={layer: one * float(noise[layer]) for layer in concept.layers},
+            norms=dict.fromkeys(concept.layers, concept.norms[0]),
+            separation=dict.fromkeys(concept.layers, Separation(1.0, 0.9, 1.0)),
+        )
+        assert alike.best_layer == choose_source(alike, (2, 0, 1)) == 0
 
 
 @pytest.mark.parametrize("given", ["strong", "dose:", "dose:x", "nan", "dose:inf", float("inf"), True, ""])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,7 +93,20 @@ def test_quality_and_ridge_are_those_of_predictions(seed: int) -> None:
         found = fitting_of(moments, source).pair(target)
         by_ridge = [r2_by_rows(of, source, target, ridge) for ridge in RIDGES]
         assert found.r2 == pytest.approx(max(by_ridge), abs=1e-5)  # judged in float32
-        assert found.ridge == RIDGES[int(np.argmax(by_ridge))]
+        place = RIDGES.index(found.ridge)  # the largest of those that do as well
+        assert by_ridge[place] >= max(by_ridge) - 2e-5
+        assert all(r2 < max(by_ridge) for r2 in by_ridge[place + 1 :])
+
+
+def test_rounding_does_not_choose_the_ridge() -> None:
+    """Small ridges do equally well where there are many rows: the last digits must not choose."""
+    of = example(rows=2000, noise=0.3)
+    chosen = set()
+    for seed in range(6):
+        noise = torch.randn(of.x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        pair = fitting_of(moments_of(replace(of, x=of.x * (1 + 1e-7 * noise))), 0).pair(0)
+        chosen.add(pair.ridge)
+    assert len(chosen) == 1
 
 
 def test_a_control_explains_nothing_and_a_map_something() -> None:

@@ -124,6 +124,27 @@ def test_batches_do_not_matter(lab: tuple[Any, Any], profile: ExpertProfile) -> 
     np.testing.assert_allclose(other.context_weights, profile.context_weights, atol=1e-5)
 
 
+def test_rounding_chooses_no_context(
+    lab: tuple[Any, Any], profile: ExpertProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the last digits of a mixture weight and the batches: the same contexts, each of them once."""
+    places = [{*row[row >= 0].tolist()} for row in profile.context_places.reshape(-1, profiling.CONTEXTS)]
+    assert any(len(row) == profiling.CONTEXTS for row in places)
+    assert all(len({profile.snippets[place] for place in row}) == len(row) for row in places)
+    for seed, batch_size in enumerate((1, 3, 5, 16)):
+        generator = torch.Generator().manual_seed(seed)
+
+        def noisy(sites: Any, collect: Any, generator: torch.Generator = generator) -> Any:
+            def given(site: int, chosen: torch.Tensor, weights: torch.Tensor) -> None:
+                collect(site, chosen, weights * (1 + 1e-6 * torch.randn(weights.shape, generator=generator)))
+
+            return recording_mixture(sites, given)
+
+        monkeypatch.setattr(profiling, "recording_mixture", noisy)
+        other = describe_experts(*lab, TEXTS * 3, batch_size=batch_size)
+        np.testing.assert_array_equal(other.context_places, profile.context_places)
+
+
 def test_memory_for_few_tokens(lab: tuple[Any, Any], profile: ExpertProfile, monkeypatch: Any) -> None:
     """With room for two tokens the two most frequent are ranked; base rates and contexts stay."""
     experts = profile.uses.size

@@ -26,11 +26,12 @@ from steersman.concepts.aligned_texts import is_held_out
 from steersman.concepts.joint_moments import DRAWS
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.opening import Side
-from steersman.concepts.regression import RIDGES, HeldOut, effective_rank
+from steersman.concepts.regression import R2_TIE, RIDGES, HeldOut, effective_rank
 from steersman.concepts.rows import states_of_texts
 from steersman.concepts.states import check_layers
 from steersman.errors import ModelError, PairsError
 from steersman.texts import load_texts
+from steersman.ties import largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,8 @@ def anchor_map(source: AnchorEncoder, target: AnchorEncoder, *, seed: int = 0) -
     }
     maps = {}
     for other in target.states:
-        best = max(source.states, key=lambda one: pairs[one, other].r2)
+        r2 = {one: pairs[one, other].r2 for one in source.states}
+        best = largest(sorted(r2), r2.__getitem__, 0.0, R2_TIE)[0]
         maps[other] = pairs[best, other].layer_map(best)
     count, held_out = len(source.held_out), int(source.held_out.sum())
     return AffineMap(
@@ -182,7 +184,8 @@ class AnchorPair:
         left, self._singular, right = torch.linalg.svd(self._target.fit, full_matrices=False)
         self._left, self._right = left, right
         tried = [self._quality(self._standard(ridge, self._source.fit)) for ridge in RIDGES]
-        self.r2, self.ridge = max(zip(tried, RIDGES, strict=True))
+        best = largest(range(len(RIDGES)), tried.__getitem__, 0.0, R2_TIE)[-1]
+        self.r2, self.ridge = tried[best], RIDGES[best]
         generator = torch.Generator().manual_seed(seed)
         control = torch.tensor([self._of_other_texts(generator) for _ in range(DRAWS)])
         self.r2_control, self.control_sd = float(control.mean()), float(control.std())

@@ -16,11 +16,12 @@ from steersman.chats.record import ChatRecord
 from steersman.concepts.dose import Strength, doses, residual_edits
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.positions import Position
-from steersman.concepts.separation import Separation
+from steersman.concepts.separation import AUROC_TIE, Separation
 from steersman.edits import Operation, Scope
 from steersman.errors import PlanError
 from steersman.pairs import ContrastPairs
 from steersman.steering import Architecture, Steering
+from steersman.ties import largest
 
 Method = Literal["mean_difference", "pca"]
 METHODS: tuple[Method, ...] = ("mean_difference", "pca")
@@ -83,15 +84,16 @@ class ConceptVector:
 
     @property
     def best_layer(self) -> int:
-        """The layer whose direction separates held-out pairs best; of equals, the one whose direction is
-        longest among its states. Raises PlanError where none can be told.
+        """The layer whose direction separates held-out pairs best; of equals (to a thousandth), the one whose
+        direction is longest among its states. Raises PlanError where none can be told.
         """
-        known = [(layer, found) for layer, found in self.separation.items() if found is not None]
+        known = [(layer, found) for layer, found in sorted(self.separation.items()) if found is not None]
         if not known:
             raise PlanError(
                 "no layer is known to be best: its pairs are of one group, so none were held out; name layers"
             )
-        return max(known, key=lambda entry: (entry[1].auroc, self.length(entry[0])))[0]
+        best = largest(known, lambda entry: entry[1].auroc, absolute=AUROC_TIE)
+        return largest(best, lambda entry: self.length(entry[0]))[0][0]
 
     def length(self, layer: int) -> float:
         """‖v‖ / median ‖h‖: what strength 1 adds, as a dose. 0 where no norms are known."""

@@ -331,7 +331,7 @@ def _partners(places: Tensor, pool: Tensor, texts: Tensor, generator: torch.Gene
     """For each place another of the pool, draw by draw [draws, places]: a permutation where the pool is the
     places, of another text where there is one.
     """
-    order = torch.rand(DRAWS, len(pool), generator=generator).argsort(dim=1)
+    order = torch.rand(DRAWS, len(pool), generator=generator).argsort(dim=1, stable=True)
     partner = pool[order[:, : len(places)]]
     for _ in range(_EXCHANGES):
         same = texts[partner] == texts[places]
@@ -340,7 +340,7 @@ def _partners(places: Tensor, pool: Tensor, texts: Tensor, generator: torch.Gene
             break
         # Exchange partners with places chosen at random: what was a permutation stays one.
         chance = torch.rand(same.shape, generator=generator)
-        order = (chance - 2 * same.float()).argsort(dim=1)
+        order = (chance - 2 * same.float()).argsort(dim=1, stable=True)  # two of so many can be equal
         wrong, others = order[:, :most], order[:, most : 2 * most]
         given, taken = partner.gather(1, wrong), partner.gather(1, others)
         swapped = same.gather(1, wrong)

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from steersman.concepts.joint_moments import COLUMNS, DRAWS, FIT, HELD_OUT, JointMoments
+from steersman.ties import largest
 
 RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-16, 5))
 """1e-8 to 100 in half decades."""
+R2_TIE = 1e-5
+"""Two R² that differ by no more are equal: products are judged in float32."""
 
 _CONSTANT = 1e-9
 """A spread below this share of the mean is roundoff."""
@@ -140,7 +143,8 @@ class Fitting:
         cross = (fitted * held).sum(1)
         gains = self._gains(ridges)
         residual = total - 2 * gains @ cross + ((gains @ gram) * gains).sum(1)
-        best = int(residual.argmin())
+        # Where the ridge hardly matters, the last digits would choose it: the largest that does as well.
+        best = largest(range(len(ridges)), lambda n: -residual[n], 0.0, R2_TIE * float(total))[-1]
         control = self._control(target, gains[best])
         return Pair(
             ridge=ridges[best],

@@ -28,6 +28,9 @@ from scipy import stats
 
 LEVEL = 0.95
 """Share of intervals that are to hold the true value."""
+AUROC_TIE = 1e-3
+"""Two AUROCs that differ by no more are equal: of two scores that are nearly the same, rounding says which is
+larger, and the AUROC moves by one comparison."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from steersman.concepts.affine_map import AffineMap, LayerMap, MapTable
 from steersman.concepts.joint_moments import FIT, JointMoments
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.regression import Fitting, Pair, held_out_moments, spreads
+from steersman.concepts.separation import AUROC_TIE
 from steersman.errors import ArtifactError, ModelError, PairsError
 from steersman.models.same_weights import same_weights
 from steersman.progress import differences
 from steersman.shards import Shard
+from steersman.ties import largest
 
 if TYPE_CHECKING:
     from steersman.concepts.concept import ConceptVector
@@ -142,7 +144,8 @@ def choose_source(concept: ConceptVector, layers: Sequence[int]) -> int | None:
     judged = {layer: found for layer in known if (found := concept.separation.get(layer)) is not None}
     if not judged:
         return None
-    return max(judged, key=lambda layer: (judged[layer].auroc, concept.length(layer)))
+    best = largest(sorted(judged), lambda layer: judged[layer].auroc, absolute=AUROC_TIE)
+    return largest(best, concept.length)[0]
 
 
 def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:

@@ -41,6 +41,7 @@ from steersman.models.identity import has_weights, model_name
 from steersman.models.loading import load_model
 from steersman.models.same_weights import same_weights
 from steersman.pairs import ContrastPairs, load_pairs
+from steersman.ties import largest
 
 Target = tuple[nn.Module, PreTrainedTokenizerBase] | str
 Pairs = ContrastPairs | str | Path | Iterable[Mapping[str, Any]]
@@ -185,12 +186,12 @@ class TransplantCheck:
         known = [entry for entry in self.layers.values() if entry.separation is not None]
         if not known:
             raise PlanError(_nothing_held_out(self.pairs["name"]))
-        return max(known, key=_how_well).layer
+        return _best(known).layer
 
     @property
     def best(self) -> LayerCheck:
         """What was found at the best layer; at the lowest, where none can be told."""
-        return max(self.layers.values(), key=_how_well)
+        return _best(self.layers.values())
 
     @property
     def passed(self) -> bool:
@@ -211,11 +212,13 @@ class TransplantCheck:
         }
 
 
-def _how_well(entry: LayerCheck) -> tuple[float, float]:
-    """How well a layer does: by its AUROC to two digits, which is more than pairs can tell, then by how long
-    the direction is among the layer's states: where the concept is most of what there is.
+def _best(entries: Iterable[LayerCheck]) -> LayerCheck:
+    """The layer that does best: by its AUROC to a hundredth, which is more than pairs can tell, then by how
+    long the direction is among the layer's states: where the concept is most of what there is.
     """
-    return _digits(entry.separation), entry.length
+    known = sorted(entries, key=lambda entry: entry.layer)
+    best = largest(known, lambda entry: entry.separation.auroc if entry.separation else -1.0, absolute=0.01)
+    return largest(best, lambda entry: entry.length)[0]
 
 
 def rank(checks: Mapping[str, TransplantCheck]) -> list[str]:

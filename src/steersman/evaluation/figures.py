@@ -26,6 +26,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from steersman.evaluation.statistics import RandomControl, Rate
+from steersman.ties import COMPUTED, ranks
 
 Theme = Literal["light", "dark"]
 
@@ -305,7 +306,7 @@ def _outline(
 
 def _ranks(axes: Axes, values: NDArray[np.float64], count: int, colours: Palette, cell: float) -> None:
     """Number the cells with the largest values, in their upper left corners."""
-    order = np.argsort(-np.abs(values), axis=None, kind="stable")  # nan comes last
+    order = np.argsort(ranks(np.abs(values).flatten(), COMPUTED), kind="stable")  # nan comes last
     for rank, place in enumerate(order[: min(count, int(np.isfinite(values).sum()))], 1):
         row, column = np.unravel_index(place, values.shape)
         axes.annotate(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from steersman.evaluation.comparison import BASE, changed_words
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.controlling import Once
@@ -16,6 +18,7 @@ from steersman.evaluation.result import number
 from steersman.evaluation.run_store import key_of
 from steersman.evaluation.tasks import Task
 from steersman.models.reading import evaluating
+from steersman.ties import ranks
 
 
 def shown_items(
@@ -90,8 +93,10 @@ def same_tokens(first: Condition, second: Condition) -> bool:
 
 def _ranked(task: Task, noted: Mapping[str, Sequence[Measured]]) -> list[int]:
     def differing(place: int) -> int:
-        found = [(arm[place].outcome, *sorted(arm[place].scores.items())) for arm in noted.values()]
-        return len({str(one) for one in found})
+        found = [arm[place] for arm in noted.values()]
+        names = sorted({name for one in found for name in one.scores})
+        scores = [ranks([one.scores.get(name, np.nan) for one in found], absolute=1e-6) for name in names]
+        return len({(one.outcome, *(int(of[arm]) for of in scores)) for arm, one in enumerate(found)})
 
     order = sorted(range(len(task)), key=lambda place: (-differing(place), place))
     firsts: list[int] = []

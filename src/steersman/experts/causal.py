@@ -29,6 +29,7 @@ from steersman.experts.estimate import Floats
 from steersman.experts.selection import Choice, choose
 from steersman.limits import Router
 from steersman.steering import Architecture, Steering, sha256_of
+from steersman.ties import MEASURED, ranks
 
 if TYPE_CHECKING:
     import pandas
@@ -145,10 +146,11 @@ class CausalScreen:
         for sign, row, expert in np.argwhere(self.passing & (toward > 0)):
             score = float(toward[sign, row, expert]) * (1 if SIGNS[sign] == "activate" else -1)
             place = (self.layers[row], int(expert))
-            if abs(score) > abs(found.get(place, 0.0)):
+            if abs(score) > (1 + MEASURED) * abs(found.get(place, 0.0)):
                 found[place] = score
         entries = [(layer, expert, score) for (layer, expert), score in found.items()]
-        return sorted(entries, key=lambda entry: (-abs(entry[2]), entry[0], entry[1]))
+        entries.sort()
+        return [entries[n] for n in np.argsort(ranks([abs(score) for *_, score in entries]), kind="stable")]
 
     def select(
         self,
@@ -314,7 +316,7 @@ class CausalScreen:
 
 def _ranks(size: Floats, layers: Any, experts: Any) -> npt.NDArray[np.int64]:
     """Places from 1, largest first, ties by layer and expert."""
-    order = np.lexsort((experts, layers, -np.nan_to_num(size, nan=-np.inf)))
-    ranks = np.empty(len(order), np.int64)
-    ranks[order] = np.arange(1, len(order) + 1)
-    return ranks
+    order = np.lexsort((experts, layers, ranks(size)))
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(1, len(order) + 1)
+    return places

@@ -31,6 +31,7 @@ from steersman.limits import Router
 from steersman.models.same_weights import same_weights, with_stronger_id
 from steersman.progress import differences
 from steersman.steering import Architecture, Steering, canonical_json
+from steersman.ties import COMPUTED, ranks
 
 if TYPE_CHECKING:
     import pandas
@@ -489,7 +490,7 @@ class RoutingContrast:
         )
         merit = self._merit_of_order()
         best = frame["risk_difference"].abs() if merit is None else merit[rows, columns]
-        order = np.lexsort((frame["expert"], frame["layer"], -best))
+        order = np.lexsort((frame["expert"], frame["layer"], ranks(best, COMPUTED)))
         return frame.iloc[order].reset_index(drop=True)
 
     def save_pretrained(self, folder: str | Path, *, force: bool = False) -> None:

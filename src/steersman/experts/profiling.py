@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from steersman.errors import ModelError, PairsError
+from steersman.experts.estimate import Floats
 from steersman.experts.mixture import recording_mixture
 from steersman.experts.moments import Integers
 from steersman.experts.profile import ExpertProfile, wilson_low
@@ -37,11 +40,14 @@ from steersman.models.identity import model_name, weights_id
 from steersman.models.reading import evaluating
 from steersman.rendering import render, special_ids
 from steersman.texts import Text, Texts, load_texts
+from steersman.ties import ranks
 
 TOKENS, CONTEXTS = 8, 3
 """How many tokens and contexts are kept of each expert."""
 LEAST_SEEN = 3
 """Tokens that occur less often are not ranked: their interval says next to nothing."""
+WEIGHT_TIE = 1e-4
+"""Two mixture weights that differ by no more are equal: their last digits depend on the batch."""
 COUNT_CELLS = 1 << 26
 """Counts by layer, expert and token: 256 MiB of them."""
 LONGEST_PIECE = 2048
@@ -110,6 +116,13 @@ class _Piece:
     start: int
     ids: Integers
     counted: Integers
+
+    @cached_property
+    def read(self) -> Integers:
+        """Of each position a hash of the ids up to it: all that a decoder has read there."""
+        return np.array(
+            list(accumulate(self.ids.tolist(), lambda before, id_: hash((before, id_)), initial=0))
+        )[1:]
 
 
 class _Reader:
@@ -212,7 +225,7 @@ class _UseCounter:
         self._counts = torch.zeros((len(sites), self._experts * (len(self._ranked) + 1)), dtype=torch.int32)
         shape = (len(sites), self._experts, CONTEXTS)
         self._weights = np.full(shape, -np.inf)
-        self._places = np.full((*shape, 2), -1, np.int64)  # text, token
+        self._places = np.full((*shape, 3), -1, np.int64)  # text, token, hash of what was read up to there
 
     def read(self, model: nn.Module, batch: list[_Piece]) -> None:
         """Run a batch through the decoder and count it."""
@@ -255,24 +268,29 @@ class _UseCounter:
         shape: tuple[int, int],
         batch: list[_Piece],
     ) -> None:
-        """Of each piece the token with the largest weight for each expert; the largest of all are kept."""
+        """Of each piece the token with the largest weight for each expert, of equals the first; the largest
+        of all are kept.
+        """
         rows, columns = shape
         dense = torch.full((rows * columns, self._experts), -torch.inf)
         dense[places[:, None], chosen] = weights
-        best = dense.view(rows, columns, self._experts).max(dim=1)
+        dense = dense.view(rows, columns, self._experts)
+        first = (dense >= dense.amax(dim=1, keepdim=True) - WEIGHT_TIE).int().argmax(dim=1, keepdim=True)
+        best = dense.gather(1, first)[:, 0].numpy()
+        token = first[:, 0].numpy()
         found = np.stack(
             [
-                np.broadcast_to(np.array([piece.text for piece in batch])[:, None], best.indices.shape),
-                best.indices.numpy() + np.array([piece.start for piece in batch])[:, None],
+                np.broadcast_to(np.array([piece.text for piece in batch])[:, None], token.shape),
+                token + np.array([piece.start for piece in batch])[:, None],
+                np.array([piece.read[of] for piece, of in zip(batch, token, strict=True)]),
             ],
             axis=-1,
-        )  # [rows, experts, 2]
-        all_weights = np.concatenate([self._weights[site], best.values.numpy().T], axis=1, dtype=np.float64)
+        )  # [rows, experts, 3]
         all_places = np.concatenate([self._places[site], found.transpose(1, 0, 2)], axis=1)
-        # Equal weights (a router that chooses one expert may give all the same) go by text and token; to four
-        # places, since the last ones depend on what else is in the batch.
-        keys = (all_places[..., 1], all_places[..., 0], -all_weights.round(4))
-        order = np.lexsort(keys, axis=1)[:, :CONTEXTS]
+        all_weights = np.concatenate([self._weights[site], best.T], axis=1, dtype=np.float64)
+        _drop_repeats(all_weights, all_places)
+        text, token, _ = np.moveaxis(all_places, -1, 0)
+        order = np.lexsort((token, text, ranks(all_weights, absolute=WEIGHT_TIE)), axis=1)[:, :CONTEXTS]
         self._weights[site] = np.take_along_axis(all_weights, order, axis=1)
         self._places[site] = np.take_along_axis(all_places, order[..., None], axis=1)
 
@@ -325,8 +343,19 @@ class _UseCounter:
     def _snippets(self, reader: _Reader) -> tuple[Integers, tuple[tuple[str, str, str], ...]]:
         """Places of the contexts in a list of snippets, each of which is there once."""
         there = np.isfinite(self._weights)
-        wanted = sorted({(int(text), int(place)) for text, place in self._places[there]})
+        wanted = sorted({(int(text), int(place)) for text, place, _ in self._places[there]})
         number = {place: index for index, place in enumerate(wanted)}
         contexts = np.full(there.shape, -1, np.int64)
-        contexts[there] = [number[int(text), int(place)] for text, place in self._places[there]]
+        contexts[there] = [number[int(text), int(place)] for text, place, _ in self._places[there]]
         return contexts, tuple(reader.snippet(text, place) for text, place in wanted)
+
+
+def _drop_repeats(weights: Floats, places: Integers) -> None:
+    """Set to -inf, in place, the weights [experts, n] of all but the first of the places [experts, n, 3]
+    where the same has been read: it is the same context again, with the same weight but for rounding.
+    """
+    text, token, read = np.moveaxis(places, -1, 0)
+    order = np.lexsort((token, text, np.isinf(weights), read), axis=1)
+    ordered = np.take_along_axis(weights, order, axis=1)
+    ordered[:, 1:][np.diff(np.take_along_axis(read, order, axis=1)) == 0] = -np.inf
+    np.put_along_axis(weights, order, ordered, axis=1)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from steersman.errors import PlanError
 from steersman.limits import Router, broken_limit
+from steersman.ties import COMPUTED, ranks
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Choice:
 def ranked(
     scores: npt.NDArray[np.float64], layers: list[int], merit: npt.NDArray[np.float64] | None = None
 ) -> list[tuple[int, int, float]]:
-    """(layer, expert, score) by merit descending, ties by layer and expert; scores NaN and 0 are left out.
+    """(layer, expert, score) by merit descending, ties (up to rounding) by layer and expert; scores NaN and 0
+    are left out.
 
     Args:
         scores: [layers, experts], signed.
@@ -37,7 +39,7 @@ def ranked(
     rows, experts = np.nonzero(~np.isnan(scores) & (scores != 0))
     values, true_layers = scores[rows, experts], np.array(layers)[rows]
     best = np.abs(values) if merit is None else merit[rows, experts]
-    order = np.lexsort((experts, true_layers, -best))
+    order = np.lexsort((experts, true_layers, ranks(best, COMPUTED)))
     columns = (true_layers[order].tolist(), experts[order].tolist(), values[order].tolist())
     return list(zip(*columns, strict=True))
 

@@ -35,6 +35,12 @@ def test_choice_is_that_of_its_definition(totals: list[float], data: st.DataObje
     assert probability_of(totals, correct) == pytest.approx(wanted)
 
 
+def test_a_tie_up_to_rounding_is_wrong() -> None:
+    for noise in (-1e-6, 0.0, 1e-6):
+        assert not chooses([-2.5 + noise, -2.5, -7.0], [0])
+        assert chooses([-2.5 + noise, -2.5, -7.0], [0, 1])
+
+
 def test_probabilities_that_are_tiny_or_nothing() -> None:
     assert probability_of([-5000.0, -5000.0 + math.log(3)], [1]) == pytest.approx(0.75)
     assert probability_of([-math.inf, -3.0], [0]) == 0

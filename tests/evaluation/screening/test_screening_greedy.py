@@ -102,6 +102,18 @@ def test_the_best_are_picked_in_order_until_none_is_worth_it(chooser: functools.
     assert found.gain == pytest.approx(1.4, abs=0.05)
 
 
+def test_of_equal_gains_the_first_candidate_is_picked(chooser: functools.partial[Chooser]) -> None:
+    equal: list[Edit] = [(0, 1, 1.0), (0, 2, -1.0), (1, 3, 1.0), (1, 4, -1.0)]
+    for seed in range(6):
+        noise = np.random.default_rng(seed).uniform(-4e-6, 4e-6, 4)
+        tool = Additive({edit: 0.5 + float(more) for edit, more in zip(equal, noise, strict=True)})
+        tool.noise = np.tile(tool.noise[:1], (17, 1))
+        found = chooser(instrument=tool).choose(equal, at_most=3)
+        assert [(pick.layer, pick.expert, pick.strength) for pick in found.picks] == equal[:3]
+        kept = chooser(instrument=tool).choose([], at_most=4, start=equal)
+        assert [(pick.layer, pick.expert, pick.strength) for pick in kept.picks] == equal
+
+
 def test_no_more_than_asked_for_and_none_that_breaks_a_limit(chooser: functools.partial[Chooser]) -> None:
     many = {(0, expert, 1.0): 1.0 - expert / 10 for expert in range(4)}
     found = chooser(instrument=Additive(many)).choose(list(many), at_most=1)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
+from steersman import ties
 from steersman.evaluation.evaluation_report.numbers import change
 from steersman.evaluation.evaluation_report.pictures import expert_map
 from steersman.evaluation.evaluation_report.place import Place
@@ -94,9 +96,10 @@ def _role(value: float | None) -> str:
 def _ranks(values: Sequence[Sequence[float | None]]) -> dict[tuple[int, int], int]:
     """(row, expert) → rank by size, from 1."""
     known = [
-        (-abs(value), row, expert)
+        (abs(value), (row, expert))
         for row, of in enumerate(values)
         for expert, value in enumerate(of)
         if value is not None
     ]
-    return {(row, expert): rank for rank, (_, row, expert) in enumerate(sorted(known), 1)}
+    order = np.argsort(ties.ranks([size for size, _ in known]), kind="stable")
+    return {known[number][1]: rank for rank, number in enumerate(order, 1)}

@@ -10,6 +10,7 @@ from typing import Any
 from steersman.evaluation.evaluation_report.numbers import Pieces
 from steersman.evaluation.evaluation_report.place import Place
 from steersman.evaluation.evaluation_report.texts import messages
+from steersman.ties import largest
 
 LEVELS = (0.1, 0.5, 2.0)
 """KL in nats from which a token has level 1, 2, 3."""
@@ -113,9 +114,9 @@ def _note(place: Place, arm: str) -> Pieces:
     changed = sum(bool(marked) for _, marked in words)
     note: Pieces = (f"{changed} of {len(words)} words differ",)
     if tokens:
-        largest = max(range(len(tokens)), key=lambda index: tokens[index][1])
-        at = f" nats at “{tokens[largest][0].strip()}”"
-        note = (*note, "; largest KL ", place["tokens"][largest][1].number(nats), at)
+        first = largest(range(len(tokens)), lambda index: tokens[index][1], absolute=1e-5)[0]
+        at = f" nats at “{tokens[first][0].strip()}”"
+        note = (*note, "; largest KL ", place["tokens"][first][1].number(nats), at)
     return note
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from steersman.evaluation.measures.measure import Measured, Metric
+from steersman.ties import largest
 
 if TYPE_CHECKING:
     from steersman.evaluation.condition import Condition
@@ -57,7 +58,7 @@ class Choice:
     def _measured(self, item: Item, totals: Sequence[float]) -> Measured:
         if any(math.isnan(total) for total in totals):
             return Measured("", why="a log-likelihood is not a number")
-        preferred = item.options[max(range(len(totals)), key=lambda place: totals[place])]
+        preferred = item.options[largest(range(len(totals)), totals.__getitem__)[0]]
         mass = probability_of(totals, item.correct)
         if self.truthful:
             best = [item.facts["best"]]
@@ -74,9 +75,10 @@ class Choice:
 
 
 def chooses(values: Sequence[float], correct: Sequence[int]) -> bool:
-    """Whether one of the correct places has a larger value than every other place; a tie is wrong."""
-    others = [value for place, value in enumerate(values) if place not in correct]
-    return max(values[place] for place in correct) > max(others, default=-math.inf)
+    """Whether one of the correct places has a larger value than every other place; a tie, up to rounding, is
+    wrong.
+    """
+    return set(largest(range(len(values)), values.__getitem__)) <= set(correct)
 
 
 def probability_of(totals: Sequence[float], correct: Sequence[int]) -> float:

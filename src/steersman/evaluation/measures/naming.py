@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from steersman.evaluation.measures.choice import chooses
 from steersman.evaluation.measures.measure import Measured, Metric
+from steersman.ties import largest
 
 if TYPE_CHECKING:
     from steersman.evaluation.condition import Condition
@@ -49,5 +50,7 @@ class Naming:
                 "logit_accuracy": float(chooses(totals, item.correct)),
                 "token_accuracy": float(likelihoods[item.correct[0]].greedy),
             }
-            measured.append(Measured(item.options[totals.index(max(totals))], scores=scores))
+            measured.append(
+                Measured(item.options[largest(range(len(totals)), totals.__getitem__)[0]], scores=scores)
+            )
         return measured

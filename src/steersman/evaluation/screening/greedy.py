@@ -21,9 +21,12 @@ from steersman.evaluation.screening.texts import Batch, Reading, by_item
 from steersman.evaluation.statistics import clustered_mean
 from steersman.experts.causal_effects import ChosenSet, Pick
 from steersman.limits import broken_limit
+from steersman.ties import largest, ranks
 
 LEAST_T = 3.0
 LEAST_GAIN = 0.01
+GAIN_TIE = 1e-5
+"""Two gains that differ by fewer nats are equal: float32 tells no less."""
 TOGETHER = 6
 """Candidates whose harm is measured together."""
 
@@ -63,9 +66,11 @@ class Gain:
             return np.where(self.mean == 0, 0.0, self.mean / self.error)
 
     def best(self, among: Sequence[int], least_t: float = LEAST_T) -> int | None:
-        """The largest mean of those that are large enough and not chance; None where there is none."""
-        enough = [n for n in among if self.t[n] >= least_t and self.mean[n] >= LEAST_GAIN]
-        return max(enough, key=lambda number: float(self.mean[number]), default=None)
+        """The largest mean of those that are large enough and not chance, of equals the first; None where
+        there is none.
+        """
+        enough = sorted(n for n in among if self.t[n] >= least_t and self.mean[n] >= LEAST_GAIN)
+        return largest(enough, self.mean.__getitem__, absolute=GAIN_TIE)[0] if enough else None
 
 
 Remember = Callable[[str, Callable[[], Floats]], Floats]
@@ -128,13 +133,13 @@ class Chooser:
         (found,) = self._values(step, plan, left, [first])
         now = [found[0], *(values[0] for values in self._values(f"{step}, kept now", plan, (), kept))]
         gain = gains([first], [found[1:]], now[:1], self._unsteered[:1])
-        order = np.argsort(-gain.mean, kind="stable")
+        order = np.argsort(ranks(gain.mean, absolute=GAIN_TIE), kind="stable")
         for aim, values, unsteered in zip(kept, now[1:], self._unsteered[1:], strict=True):
             gain.mean[:] -= aim.worth(values, unsteered).mean()
         for start in range(0, len(order) if kept else 0, TOGETHER):
             some = order[start : start + TOGETHER]
             best = gain.best(order[:start].tolist(), self._least_t)
-            if gain.mean[some[0]] < (LEAST_GAIN if best is None else gain.mean[best]):
+            if gain.mean[some].max() < (LEAST_GAIN if best is None else gain.mean[best] - GAIN_TIE):
                 return gain, best
             edits = [left[number] for number in some]
             beside = self._values(f"{step}, kept from {start}", plan, edits, kept)
@@ -153,9 +158,10 @@ class Chooser:
                 without = self._values(f"start of {len(chosen)} without {number}", rest, ())
                 gain = self._gain([values[None] for values in whole], [found[0] for found in without])
                 added.append(Pick(*edit, float(gain.mean[0]), float(gain.error[0])))
-            least = min(range(len(added)), key=lambda number: added[number].gain)
+            places = ranks([pick.gain for pick in added], absolute=GAIN_TIE)
+            least = int(np.argmax(places))
             if added[least].gain >= LEAST_GAIN and added[least].t >= self._least_t:
-                return sorted(added, key=lambda pick: -pick.gain)
+                return [added[number] for number in np.argsort(places, kind="stable")]
             del chosen[least]
         return []
 

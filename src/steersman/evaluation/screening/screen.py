@@ -42,6 +42,7 @@ from steersman.experts.causal_effects import DIRECTIONS, SIGNS, ChosenSet, Direc
 from steersman.models.architecture import RouterSite, find_routers, read_architecture
 from steersman.models.attachment import refuse_steered
 from steersman.models.identity import has_weights, model_name, weights_id
+from steersman.ties import ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -286,7 +287,9 @@ class _Screening:
         return effects_of(self._routers, changes, reading.groups), exact
 
     def _best(self, changes: dict[Edit, Floats], edits: dict[int, list[Edit]]) -> dict[int, list[Edit]]:
-        best = sorted(changes, key=lambda edit: -abs(float(changes[edit].mean())))[: self._options.exact_runs]
+        every = list(changes)
+        order = np.argsort(ranks([abs(changes[edit].mean()) for edit in every]), kind="stable")
+        best = {every[place] for place in order[: self._options.exact_runs]}
         return {layer: [edit for edit in of_layer if edit in best] for layer, of_layer in edits.items()}
 
     def _estimated(self, reading: Reading, edits: dict[int, list[Edit]]) -> dict[Edit, Floats]:
