@@ -23,7 +23,14 @@ from transformers.distributed import DistributedConfig
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import families as f
 import ways as w
-from steersman import ArchitectureMismatch, ModelError, WeightsMismatch, weights_id
+from steersman import (
+    ArchitectureMismatch,
+    ModelError,
+    Steering,
+    SteeringNotApplied,
+    WeightsMismatch,
+    weights_id,
+)
 from steersman.models.architecture import read_architecture
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -82,6 +89,18 @@ def refusals(folder: Path, other: Path) -> dict[str, str]:
     return seen
 
 
+def overflow(folder: Path) -> str:
+    """Vectors of 40 000 at two layers of a model in float16, in parts."""
+    plan = Steering.from_vectors(opened(folder), {layer: torch.full((32,), 4e4) for layer in (0, 1)}, scope="all")
+    model = opened(folder, distributed_config=DistributedConfig(tp_size=2), dtype=torch.float16)
+    try:
+        with plan.apply(model):
+            w.logits(model)
+            return "applied"
+    except SteeringNotApplied as error:
+        return str(error)
+
+
 def hidden_choices(folder: Path) -> str:
     """Expert parallelism by masked routers, where transformers still has it: refused, not miscounted."""
     sharing = DistributedConfig(
@@ -124,6 +143,7 @@ def main(checkpoints: Path, reports: Path) -> None:
             report[f"{name}, {way}"] = findings(plain, model)
     report["refusals"] = refusals(checkpoints / "olmoe", checkpoints / "other")
     report["hidden choices"] = hidden_choices(checkpoints / "olmoe")
+    report["overflow"] = overflow(checkpoints / "olmoe")
     report["stages"] = stages(checkpoints / "olmoe")
     (reports / f"{rank}.json").write_text(json.dumps(report))
     torch.distributed.barrier()

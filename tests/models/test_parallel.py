@@ -96,3 +96,8 @@ def test_masked_choices_are_refused_where_transformers_still_masks_them(
 def test_a_stage_of_a_pipeline_is_another_architecture(reports: list[dict[str, Any]]) -> None:
     for report in reports:
         assert "3 routers" in report["stages"]
+
+
+def test_an_overflow_of_float16_is_found_in_parts(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        assert report["overflow"].startswith("block_output:1: 40000 and what the plan adds to it")

@@ -16,6 +16,7 @@ from steersman.edits import residual_edits
 from steersman.errors import ModelError, PlanError, SteeringNotApplied
 from steersman.models.architecture import decoder_config, decoder_layers
 from steersman.models.attachment import attaches
+from steersman.models.overflow import overflown
 from steersman.models.program import Layout, Pass, Program
 from steersman.models.steered import Current, SteeredModule, outside_of_forward, steered
 from steersman.models.streams import check_stream
@@ -87,6 +88,10 @@ class BlockEdit:
             self.apply = self._run
         return self.apply
 
+    def touched(self, states: Tensor) -> Tensor:
+        """The states of the tokens that may be edited, [tokens, width] or as given."""
+        return states if self.held is None else states.reshape(-1, states.shape[-1])[self.held]
+
     def _run(self, states: Tensor) -> Tensor:
         if self.index is None:
             return edit_states(states, self.steps)
@@ -127,6 +132,9 @@ class SteeredBlock(SteeredModule):
             )
         apply = edit.apply if states.dtype is edit.dtype else self._prepared(running, states)
         edited = apply(states)
+        if states.dtype is torch.float16:
+            largest = overflown(edit.touched(states), edit.touched(edited))
+            running.overflows.enter(self._key, largest, edit.table.largest)
         if running.program.wants_changes:
             running.count_changed(self._key, (edited != states).any(dim=-1).reshape(-1))
         return _with_states(output, edited)
@@ -161,8 +169,11 @@ class SteeredBlock(SteeredModule):
             table_of(running.program, self._layer, self._width, device).check(torch.float16)
         self._compiled.publish(running, self._layer, self._width, size, device)
 
-    def withdraw(self) -> bool:
+    def withdraw(self, running: Pass | None) -> bool:
         """Take the plan away again; returns whether compiled code has followed it."""
+        found = self._compiled.overflown
+        if found is not None and running is not None and self._key in running.program.sites:
+            running.overflows.enter(self._key, found.clone(), self._compiled.reach)
         return self._compiled.withdraw()
 
     def _runs_in(self, dtype: torch.dtype) -> bool:
@@ -178,6 +189,8 @@ class SteeredBlock(SteeredModule):
         if states.dim() != 3 or states.shape[0] * states.shape[1] != state.index.shape[0]:
             raise SteeringNotApplied(f"layer {self._layer} gives something else than one state a token")
         edited = state.run(states.reshape(-1, states.shape[-1])).view(states.shape)
+        if states.dtype is torch.float16:
+            state.overflown = overflown(states, edited)
         state.ran = True
         return _with_states(output, edited)
 
@@ -198,7 +211,7 @@ class BlockTable:
         self._rows = [[_on(step, device) for step in steps] for steps in rows]
         self.slots = Slots(rows, width, device)
         self._busy = [bool(steps) for steps in rows]
-        self._largest = max(_largest(steps) for steps in rows)
+        self.largest = max(_largest(steps) for steps in rows)
 
     def edit_of(self, layout: Layout, device: torch.device, shape: torch.Size) -> BlockEdit | None:
         """What holds for the tokens of a forward; None: nothing for any of them, as far as the host can
@@ -216,9 +229,9 @@ class BlockTable:
 
     def check(self, dtype: torch.dtype) -> None:
         """Raise `SteeringNotApplied` where a vector cannot be had in the states' dtype."""
-        if self._largest > torch.finfo(dtype).max:
+        if self.largest > torch.finfo(dtype).max:
             raise SteeringNotApplied(
-                f"layer {self._layer}: strength times vector reaches {self._largest:.3g}, and {dtype} holds "
+                f"layer {self._layer}: strength times vector reaches {self.largest:.3g}, and {dtype} holds "
                 f"{torch.finfo(dtype).max:.5g} at most: run the model in bfloat16 or float32"
             )
 
@@ -251,6 +264,10 @@ class CompiledBlock:
         self.index: Tensor | None = None
         """The row of each token, int64 [tokens]; None where no forward runs."""
         self.ran = False
+        self.overflown: Tensor | None = None
+        """What compiled code has found by `overflown`; None where it does not run in float16."""
+        self.reach = 0.0
+        """The largest number that the plan adds."""
         self._tables: list[Step] = []
         self._capacity = 0
         self._device: torch.device | None = None
@@ -259,7 +276,8 @@ class CompiledBlock:
     def publish(self, running: Pass | None, layer: int, width: int, size: int, device: torch.device) -> None:
         """Lay out a plan; None is that of unsteered tokens."""
         self.ran = False
-        given = None if running is None else table_of(running.program, layer, width, device).slots.tables
+        table = None if running is None else table_of(running.program, layer, width, device)
+        given, self.reach = (None, 0.0) if table is None else (table.slots.tables, table.largest)
         self._allocate(len(given or ()), 1 if running is None else len(running.program.rows), width, device)
         if running is None or given is None:
             self.index = torch.zeros(size, dtype=torch.int64, device=device)  # row 0 has no edits
@@ -271,7 +289,7 @@ class CompiledBlock:
 
     def withdraw(self) -> bool:
         """Take the plan away."""
-        self.index = None
+        self.index = self.overflown = None
         ran, self.ran = self.ran, False
         return ran
 

@@ -16,6 +16,7 @@ from torch import nn
 from steersman.experts.router_tables import TokenEdit
 from steersman.experts.routers import SteeredRouter
 from steersman.models.architecture import RouterSite
+from steersman.models.overflow import Overflows
 from steersman.models.program import Pass
 from steersman.models.steered import steered
 
@@ -28,7 +29,10 @@ class FixedRouter(SteeredRouter):
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.edit is None:
             return self._original(*args, **kwargs)
-        return self._route(self.edit, len(self.edit.strengths), args, kwargs)
+        overflows = Overflows()
+        output = self._route(self.edit, len(self.edit.strengths), args, kwargs, overflows)
+        overflows.check()
+        return output
 
 
 class FixedEdits:

@@ -26,6 +26,7 @@ from steersman.errors import SteeringNotApplied
 from steersman.experts.router_tables import TokenEdit
 from steersman.models.architecture import RouterSite
 from steersman.models.families import family_of, has_bias
+from steersman.models.overflow import Watcher, scores_overflown
 
 _PRODUCTS = (
     functional.linear,
@@ -165,13 +166,20 @@ class SteeringInterception(Interception):
         site: The router.
         edit: What holds for its tokens.
         size: How many tokens the model was given.
+        watcher: Is told of edits in float16.
         reference: A run without edits, where the router has a correction bias.
     """
 
     def __init__(
-        self, site: RouterSite, edit: TokenEdit, size: int, reference: Interception | None = None
+        self,
+        site: RouterSite,
+        edit: TokenEdit,
+        size: int,
+        watcher: Watcher,
+        reference: Interception | None = None,
     ) -> None:
         super().__init__(site)
+        self._watcher = watcher
         self._edit = edit
         self._size = size
         self._reference = reference
@@ -188,7 +196,10 @@ class SteeringInterception(Interception):
 
     def _edited(self, scores: Tensor) -> Tensor:
         flat = scores.reshape(-1, self.experts)
-        return self._edit.scores(flat, self._edit.of_few(flat)).view(scores.shape)
+        edited = self._edit.scores(flat, self._edit.of_few(flat))
+        if edited.dtype is torch.float16:
+            self._watcher.enter(("router", self.site.facts.layer), scores_overflown(flat, edited))
+        return edited.view(scores.shape)
 
     def on_topk(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _guarded(self._edit.expert_rank, func, args, kwargs)

@@ -19,6 +19,7 @@ from steersman.experts.interception import check_size
 from steersman.experts.router_tables import TokenEdit
 from steersman.models.architecture import RouterSite
 from steersman.models.families import family_of
+from steersman.models.overflow import Watcher, scores_overflown
 
 Rule = Callable[[Tensor, int, bool, TokenEdit | None, bool], tuple[Tensor, Tensor]]
 """(scores z, k, renormalised, edit, whether the scores are few) → (mixture weights, expert ids)"""
@@ -44,7 +45,9 @@ class PlainRouting:
         self.dtype: torch.dtype | None = None
         """That of the scores with which it was tried."""
 
-    def run(self, hidden: Tensor, edit: TokenEdit | None, size: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    def run(
+        self, hidden: Tensor, edit: TokenEdit | None, size: int, watcher: Watcher | None = None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Choose experts for hidden states [..., width] of `size` tokens; None edits nothing.
 
         Returns None where the router is not as it was tried.
@@ -63,7 +66,9 @@ class PlainRouting:
         if edit is not None:
             check_size(self._site, scores.shape[0], size)
             few = edit.of_few(scores)
-            scores = edit.scores(scores, few)
+            given, scores = scores, edit.scores(scores, few)
+            if scores.dtype is torch.float16 and watcher is not None:
+                watcher.enter(("router", self._site.facts.layer), scores_overflown(given, scores))
         weights, chosen = self._rule(scores, self._top_k, self._renormalised, edit, few)
         return scores, weights, chosen
 

@@ -15,7 +15,8 @@ from steersman.experts.router_tables import TokenEdit, table_of
 from steersman.limits import Router
 from steersman.models.architecture import RouterSite, find_routers
 from steersman.models.attachment import attaches
-from steersman.models.program import Pass, Program
+from steersman.models.overflow import Watcher
+from steersman.models.program import Pass, Program, Site
 from steersman.models.steered import Current, SteeredModule, outside_of_forward, steered
 
 
@@ -80,15 +81,17 @@ class SteeredRouter(SteeredModule):
     def _steer(self, running: Pass, edit: TokenEdit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if running.program.wants_changes:
             return self._run_and_compare(running, edit, args, kwargs)
-        return self._route(edit, running.size, args, kwargs)
+        return self._route(edit, running.size, args, kwargs, running.overflows)
 
-    def _route(self, edit: TokenEdit, size: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _route(
+        self, edit: TokenEdit, size: int, args: tuple[Any, ...], kwargs: dict[str, Any], watcher: Watcher
+    ) -> Any:
         plain = self._plain
         if plain is not None and len(args) == 1 and not kwargs and not self._attached_to.module.training:
-            output = plain.run(args[0], edit, size)
+            output = plain.run(args[0], edit, size, watcher)
             if output is not None:
                 return output
-        return self._intercept(edit, size, args, kwargs)[0]
+        return self._intercept(edit, size, args, kwargs, watcher)[0]
 
     def _intercept(
         self,
@@ -96,11 +99,12 @@ class SteeredRouter(SteeredModule):
         size: int,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        watcher: Watcher,
         reference: Interception | None = None,
     ) -> tuple[Any, SteeringInterception]:
         if reference is None and self._biased:
             reference = self._watch(args, kwargs)[1]
-        steered = SteeringInterception(self._attached_to, edit, size, reference)
+        steered = SteeringInterception(self._attached_to, edit, size, watcher, reference)
         with steered:
             output = self._original(*args, **kwargs)
         steered.check()
@@ -118,7 +122,7 @@ class SteeredRouter(SteeredModule):
         self, running: Pass, edit: TokenEdit, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         unedited, watched = self._watch(args, kwargs)
-        output, steered = self._intercept(edit, running.size, args, kwargs, watched)
+        output, steered = self._intercept(edit, running.size, args, kwargs, running.overflows, watched)
         before, after = self._chosen(unedited, watched), self._chosen(output, steered)
         changed = (before.sort(dim=-1).values != after.sort(dim=-1).values).any(dim=-1)
         running.count_changed(self._key, changed)
@@ -136,15 +140,18 @@ class SteeredRouter(SteeredModule):
         """Lay out the plan of a forward for compiled code, which cannot ask for it."""
         self._compiled.publish(running, self._facts, size, device)
 
-    def withdraw(self) -> bool:
+    def withdraw(self, running: Pass | None) -> bool:
         """Take the plan away again; returns whether compiled code has followed it."""
+        found = self._compiled.overflown
+        if found is not None and running is not None and self._key in running.program.sites:
+            running.overflows.enter(self._key, found.clone())
         return self._compiled.withdraw()
 
     def _run_compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self._compiled
         if state.index is None:
             raise outside_of_forward("router")
-        output = self._route(state.edit(), state.index.shape[0], args, kwargs)
+        output = self._route(state.edit(), state.index.shape[0], args, kwargs, state)
         state.ran = True
         return output
 
@@ -158,6 +165,8 @@ class CompiledState:
         self.index: Tensor | None = None
         """The row of each token, int64 [tokens]; None where no forward runs."""
         self.ran = False
+        self.overflown: Tensor | None = None
+        """What compiled code has found by `overflown`; None where it does not run in float16."""
         self._strengths: Tensor | None = None
         self._expert_rank: Tensor | None = None
         self._group_rank: Tensor | None = None
@@ -176,9 +185,13 @@ class CompiledState:
 
     def withdraw(self) -> bool:
         """Take the plan away."""
-        self.index = None
+        self.index = self.overflown = None
         ran, self.ran = self.ran, False
         return ran
+
+    def enter(self, site: Site, largest: Tensor, reach: float = 0.0) -> None:
+        """See `Watcher`; selection scores count as raw ones do."""
+        self.overflown = largest if self.overflown is None else torch.maximum(self.overflown, largest)
 
     def edit(self) -> TokenEdit:
         """What holds for the tokens of the forward; always in the same form."""

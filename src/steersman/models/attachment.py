@@ -21,6 +21,7 @@ from steersman.models.adapters import unwrap
 from steersman.models.architecture import find_decoder
 from steersman.models.compiled import compiled_entrances, holds_compiled_code
 from steersman.models.following import Following, cache_length, cache_of, check_lengths, refuse_empty_scope
+from steersman.models.overflow import broken_tokens, states_of_output
 from steersman.models.program import Pass, Program, Site
 from steersman.models.replacing import Restore, of_class, replace_method
 from steersman.models.tokens import Tokens, tokens_of_forward
@@ -39,8 +40,10 @@ class AttachedSite(Protocol):
     def publish(self, running: Pass | None, size: int, device: torch.device) -> None:
         """Lay out the plan of a forward of `size` tokens for compiled code; None: that of no edits."""
 
-    def withdraw(self) -> bool:
-        """Take that plan away; returns whether compiled code has followed it."""
+    def withdraw(self, running: Pass | None) -> bool:
+        """Take that plan away; returns whether compiled code has followed it. What it has made overflow is
+        entered into the pass.
+        """
 
 
 Attacher = Callable[[nn.Module, list[int] | None, Callable[[], Pass | None]], Mapping[int, AttachedSite]]
@@ -171,6 +174,8 @@ class Attachment:
         self._known.pop(self.decoder, None)  # it holds the model: unused, it must not keep it alive
 
     def _active(self) -> tuple[Context, ...]:
+        if getattr(self._local, "unsteered", False):
+            return ()
         return tuple(context for context in self.contexts if context.holds_thread())
 
     def current(self) -> Pass | None:
@@ -197,16 +202,19 @@ class Attachment:
                 return self._run_within_itself(forward, *args, **kwargs)
             begins = not inside  # else the way in, around this one, has begun the forward
             completed = False
+            running: Pass | None = None
             self._local.inside = (*inside, owner)
             try:
                 if begins:
-                    self._begin(owner, args, kwargs)
+                    running = self._begin(owner, args, kwargs)
                 output = forward(*args, **kwargs)
                 completed = True
             finally:
                 self._local.inside = inside
                 if begins:
                     self._end(completed)
+            if running is not None and running.overflows:
+                self._look_for_overflow(running, output, forward, _named(owner, args, kwargs))
             return output
 
         return run
@@ -218,7 +226,7 @@ class Attachment:
             )
         return forward(*args, **kwargs)
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass | None:
         """Find out what each token of the forward that begins is to its row, and which plan it follows."""
         self._local.running = None
         active, program = self._turn()
@@ -234,11 +242,14 @@ class Attachment:
         if self._compiled:
             self._publish(running, _given(_named(module, args, kwargs)))
         self._local.running = running
+        return running
 
     def _turn(self) -> tuple[tuple[Context, ...], Program | None]:
         """This thread's blocks, and what they do together; None where their plans are empty: then there is
         nothing to miss.
         """
+        if getattr(self._local, "unsteered", False):
+            return (), None
         known: tuple[Any, tuple[Context, ...], Program | None] = getattr(self._local, "turn", _NO_TURN)
         if known[0] is not self.contexts:
             active = self._active()
@@ -260,12 +271,51 @@ class Attachment:
         self._local.running = None
         if getattr(self._local, "published", False):
             self._local.published = False
-            followed = {key for key, site in self._sites.items() if site.withdraw()}
+            followed = {key for key, site in self._sites.items() if site.withdraw(running)}
             self._compiled_turn.release()
             if running is not None:
                 running.ran |= followed
         if running is not None and completed:
             running.close()
+
+    def _look_for_overflow(
+        self, running: Pass, output: Any, forward: Callable[..., Any], kwargs: dict[str, Any]
+    ) -> None:
+        """Whether edits in float16, or layers after them, went beyond its numbers: read at the end of
+        `generate`, which would wait for the device at every token otherwise.
+        """
+        overflows = running.overflows
+        states = states_of_output(output)
+        rows, columns = running.shape
+        if states is not None and states.shape[0] == rows and states.shape[1] <= columns:
+            steered = running.steered(states.device)[:, columns - states.shape[1] :]
+            cache = cache_of(kwargs)
+            again = {name: value for name, value in kwargs.items() if value is not cache} | {"use_cache": False}
+
+            def broken_alone() -> bool:
+                alone = states_of_output(self._run_unsteered(forward, again))
+                return alone is not None and bool((broken_tokens(alone) & steered).any())
+
+            # One that went on from what others had left in a cache cannot be run again.
+            first = cache is None or cache_length(cache) == columns
+            overflows.follow((broken_tokens(states) & steered).any(), broken_alone if first else None)
+        following: Following | None = getattr(self._local, "generation", None)
+        if following is None:
+            overflows.check()
+        else:
+            following.overflowed(overflows)
+
+    def _run_unsteered(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """A forward of this thread as if no block were open."""
+        self._local.unsteered = True
+        try:
+            with torch.no_grad():
+                if self._compiled:
+                    self._publish(None, _given(kwargs))
+                return forward(**kwargs)
+        finally:
+            self._local.unsteered = False
+            self._end(False)
 
     def _publish(self, running: Pass | None, given: Tensor) -> None:
         """Lay out the plan where compiled code finds it, which is one place for all threads."""
@@ -277,7 +327,7 @@ class Attachment:
             site.publish(running, given.shape[0] * given.shape[1], given.device)
 
     def _warn_unsteered(self) -> None:
-        if not self._warned and any(context.sites for context in self.contexts):
+        if not self._warned and not getattr(self._local, "unsteered", False) and any(context.sites for context in self.contexts):
             self._warned = True
             warnings.warn(
                 "a model is running unsteered in a thread that has no plan, while another thread steers it; "

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from steersman.errors import SteeringNotApplied
+from steersman.models.overflow import Overflows
 from steersman.models.tokens import Generation
 from steersman.steering import Steering
 
@@ -57,6 +58,8 @@ class Following:
         self._cached = cache_length(given) or 0
         self._generation: Generation | None = None
         self._may_feed_back = True
+        self._samples = False
+        self._overflows = Overflows()
 
     def start(self, config: Any, criteria: StoppingCriteriaList) -> StoppingCriteriaList:
         """Begin to follow: read the prompt's padding, and watch the criteria for rows that end."""
@@ -67,6 +70,7 @@ class Following:
             raise SteeringNotApplied("generate with guidance_scale cannot be steered exactly: leave it out")
         # A compiled forward would keep the plan of its first call.
         config.disable_compile = True
+        self._samples = bool(getattr(config, "do_sample", False))
         self._generation = Generation(self._prompt(config), self._cached)
         longest = getattr(criteria, "max_length", None)
         # Counted in ids, as transformers does: embeddings have none, and ids given beside a cache may be the
@@ -88,13 +92,22 @@ class Following:
             )
         return self._generation
 
+    def overflowed(self, overflows: Overflows) -> None:
+        """Take note of what a forward's edits did to numbers in float16. Read at the end; at once before a
+        token is drawn, which no device does from NaN.
+        """
+        self._overflows.add(overflows)
+        if self._samples:
+            self._overflows.check()
+
     def finish(self, plans: Iterable[Steering | None]) -> None:
         """Check a call that has ended well.
 
         Raises:
-            SteeringNotApplied: no forward was steered, or a scope could select nothing (one new token is
-                never fed back).
+            SteeringNotApplied: no forward was steered, a scope could select nothing (one new token is never
+                fed back), or numbers went beyond float16.
         """
+        self._overflows.check()
         if self._generation is None or self._generation.fed == self._cached:
             raise SteeringNotApplied("generate returned without a steered forward: its output is not steered")
         if not self._may_feed_back:

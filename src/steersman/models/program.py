@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steersman.edits import ROLES, SCOPES, Edit
 from steersman.errors import SteeringNotApplied
+from steersman.models.overflow import Overflows
 from steersman.models.tokens import ROLE_CODES, Tokens, codes_of
 from steersman.steering import Architecture, Steering, check_edits
 
@@ -222,7 +223,7 @@ class Layout:
 class Pass:
     """One decoder forward under steering: where its edits hold, and which sites have run."""
 
-    __slots__ = ("layout", "program", "ran", "shape", "size")
+    __slots__ = ("layout", "overflows", "program", "ran", "shape", "size")
 
     def __init__(self, program: Program, tokens: Tokens) -> None:
         self.program = program
@@ -231,6 +232,7 @@ class Pass:
         self.size = tokens.rows * tokens.columns
         """Tokens of the forward, padding included."""
         self.ran: set[Site] = set()
+        self.overflows = Overflows()
 
     def count_changed(self, site: Site, changed: Tensor) -> None:
         """Take note of which tokens, bool [rows · columns], chose otherwise at a site than they would have
@@ -246,6 +248,12 @@ class Pass:
                 held = torch.tensor(self.program.held(context, site), device=codes.device)
                 count = (changed & held[codes]).sum()
                 counts[site] = counts[site] + count if site in counts else count
+
+    def steered(self, device: torch.device) -> Tensor:
+        """Which tokens any edit holds, bool [rows, columns]."""
+        if self.layout.row is not None:
+            return torch.full(self.shape, self.layout.row != 0, device=device)
+        return (self.layout.index_on(device) != 0).view(self.shape)
 
     def close(self) -> None:
         """Check that every planned site ran, then enter the tokens into the receipts.
