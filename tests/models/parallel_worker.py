@@ -91,7 +91,9 @@ def refusals(folder: Path, other: Path) -> dict[str, str]:
 
 def overflow(folder: Path) -> str:
     """Vectors of 40 000 at two layers of a model in float16, in parts."""
-    plan = Steering.from_vectors(opened(folder), {layer: torch.full((32,), 4e4) for layer in (0, 1)}, scope="all")
+    plan = Steering.from_vectors(
+        opened(folder), {layer: torch.full((32,), 4e4) for layer in (0, 1)}, scope="all"
+    )
     model = opened(folder, distributed_config=DistributedConfig(tp_size=2), dtype=torch.float16)
     try:
         with plan.apply(model):

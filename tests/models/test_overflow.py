@@ -1,4 +1,4 @@
-"""Edits in float16 that make numbers it does not hold: refused, wherever they are made; what is the model's own is not."""
+"""Edits in float16 that make numbers it does not hold: refused where made; the model's own are not."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def test_padded_prompts() -> None:
 def test_layers_after_the_edit() -> None:
     model = half(mlp_2=2e4)
     told = refused(plan_of(model, {1: 5e4}), model)
-    assert told.startswith("layer 1: states of up to 5") and told.count("layer after it do not: run")
+    assert told.startswith("layer 1: states of up to 5")
+    assert "layer after it do not: run" in told
     for plan in (plan_of(model, {1: 5e4}, scope="answer"), plan_of(model, {1: 5e4}, scope="generated")):
         with pytest.raises(SteeringNotApplied, match="layer 1: states of up to"), plan.apply(model):
             model.generate(IDS, max_new_tokens=4)
@@ -136,7 +137,8 @@ def test_rows() -> None:
     quiet, loud = plan_of(model, {1: 10.0}), plan_of(model, {0: 4e4, 1: 4e4})
     with apply_rows(model, [None, quiet]):
         found = logits(model)
-    assert found[1].isfinite().all() and not found[0].isfinite().any()
+    assert found[1].isfinite().all()
+    assert not found[0].isfinite().any()
     for plans in ([None, loud], [quiet, loud]):
         with pytest.raises(SteeringNotApplied, match="block_output:1: 4"), apply_rows(model, plans):
             logits(model)
@@ -173,7 +175,10 @@ def test_scores_of_routers(name: str, strength: float) -> None:
         with plan.apply(model) if fits else nullcontext():
             logits(model)
         if not fits:
-            with pytest.raises(SteeringNotApplied, match=f"router:{layer}: 65504 and the plan's"), plan.apply(model):
+            with (
+                pytest.raises(SteeringNotApplied, match=f"router:{layer}: 65504 and the plan's"),
+                plan.apply(model),
+            ):
                 logits(model)
 
 
@@ -190,7 +195,9 @@ def test_compiled_code(compiled: str) -> None:
         model.compile(**options)
     with plan_of(model, {1: 3e4}).apply(outer):
         assert logits(outer).isfinite().all()
-    assert refused(first, outer).startswith("block_output:1: 40000 and what the plan adds to it, up to 40000,")
+    assert refused(first, outer).startswith(
+        "block_output:1: 40000 and what the plan adds to it, up to 40000,"
+    )
     assert refused(after, outer).startswith("layer 1: states of up to 5")
     assert logits(outer).isfinite().all()
     torch._dynamo.reset()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from steersman import SteeringNotApplied
+from steersman.models.packing import refuse_packed
 from steersman.models.tokens import GENERATED, LAST, OUTSIDE, PROMPT, Generation, codes_of, tokens_of_forward
 
 P, L, G, O = PROMPT, LAST, GENERATED, OUTSIDE  # noqa: E741
@@ -142,3 +143,84 @@ def test_a_cache_passed_in_holds_what_came_before_the_prompt() -> None:
     generation = following([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], cached=3)
     assert generation.next(2, 2, has_cache=True, cache_length=3).roles.tolist() == [[P, L], [P, L]]
     assert generation.next(2, 1, has_cache=True, cache_length=5).roles.tolist() == [[G], [G]]
+
+
+# Several texts in a row -------------------------------------------------------------------------------------
+
+
+def packed(
+    mask: Tensor | None = None, rows: int = 1, columns: int = 6, cached: int = 0, **kwargs: object
+) -> bool:
+    try:
+        refuse_packed(kwargs, rows, columns, mask, cached)
+    except SteeringNotApplied:
+        return True
+    return False
+
+
+def test_position_ids_that_start_again() -> None:
+    assert not packed()
+    assert not packed(position_ids=torch.arange(6)[None])
+    assert not packed(position_ids=torch.arange(6))
+    assert not packed(position_ids=torch.arange(2, 8)[None])
+    assert not packed(rows=3, position_ids=torch.arange(6)[None])
+    assert packed(position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
+    assert packed(position_ids=torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert packed(position_ids=torch.tensor([[0, 0, 1, 2, 3, 4]]))
+    assert packed(rows=2, position_ids=torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 0, 1]]))
+    assert packed(position_ids=torch.tensor([[0, 1, 2, 7, 8, 9]])), "another text to transformers itself"
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_positions_of_padding_say_nothing(pad: int) -> None:
+    left, right = torch.tensor([[0, 0, 0, 1, 1, 1]]), torch.tensor([[1, 1, 1, 0, 0, 0]])
+    assert not packed(left, position_ids=torch.tensor([[pad] * 3 + [0, 1, 2]]))
+    assert not packed(right, position_ids=torch.tensor([[0, 1, 2] + [pad] * 3]))
+    assert packed(left, position_ids=torch.tensor([[pad] * 3 + [0, 1, 0]]))
+    assert packed(torch.tensor([[1, 1, 0, 1, 1, 1]]), position_ids=torch.tensor([[0, 1, pad, 0, 1, 2]]))
+    assert not packed(torch.tensor([[1, 1, 0, 1, 1, 1]]), position_ids=torch.tensor([[0, 1, pad, 3, 4, 5]]))
+
+
+def test_positions_that_go_on_from_a_cache() -> None:
+    assert not packed(columns=2, cached=4, position_ids=torch.tensor([[4, 5]]))
+    assert not packed(columns=1, cached=4, position_ids=torch.tensor([[4]]))
+    assert packed(columns=2, cached=4, position_ids=torch.tensor([[0, 1]]))
+    mask = torch.tensor([[0, 0, 0, 0, 1, 1]])
+    assert not packed(mask, columns=2, cached=4, position_ids=torch.tensor([[0, 1]]))
+
+
+def test_positions_with_several_axes() -> None:
+    """Two tokens, an image of 1 × 2 × 2, text from the largest position on."""
+    time = torch.tensor([0, 1, 2, 2, 2, 2, 4, 5])
+    row, column = torch.tensor([0, 1, 2, 2, 3, 3, 4, 5]), torch.tensor([0, 1, 2, 3, 2, 3, 4, 5])
+    image = torch.stack([time, row, column])[:, None]
+    assert not packed(columns=8, position_ids=image)
+    assert not packed(columns=8, position_ids=torch.cat([torch.arange(8).expand(1, 1, -1), image]))
+    again = torch.cat([image[:, :, :4], image[:, :, :4]], dim=2)
+    assert packed(columns=8, position_ids=again)
+    assert packed(columns=8, position_ids=torch.zeros(3, 1, 8, dtype=torch.int64))
+
+
+def test_what_kernels_are_told_of_packed_texts() -> None:
+    assert not packed(cu_seq_lens_q=torch.tensor([0, 6]), cu_seq_lens_k=torch.tensor([0, 6]))
+    assert not packed(rows=2, columns=3, cu_seqlens=torch.tensor([0, 3, 6]))
+    assert packed(cu_seq_lens_q=torch.tensor([0, 2, 6]))
+    assert packed(cu_seqlens=torch.tensor([0, 2, 4, 6]))
+    assert not packed(seq_idx=torch.zeros(1, 6, dtype=torch.int32))
+    assert packed(seq_idx=torch.tensor([[0, 0, 1, 1, 1, 1]]))
+    assert not packed(torch.tensor([[0, 0, 1, 1, 1, 1]]), seq_idx=torch.tensor([[-1, -1, 0, 0, 0, 0]]))
+
+
+@pytest.mark.parametrize("kind", ["bool", "additive"])
+def test_masks_in_blocks(kind: str) -> None:
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    text = torch.tensor([0, 0, 1, 1, 1, 1])
+    blocks, window = causal & (text[:, None] == text), causal & ~causal.tril(-3)
+    padding = causal & (torch.arange(6) >= 2)
+    for visible, expected in ((causal, False), (blocks, True), (window, False), (padding, False)):
+        mask = visible[None, None]
+        if kind == "additive":
+            mask = torch.zeros(1, 1, 6, 6).masked_fill(~mask, torch.finfo(torch.float32).min)
+        assert packed(mask) is expected
+        assert packed(torch.nn.functional.pad(mask, (0, 4), value=kind == "additive" and -1e9)) is expected
+        assert packed(mask[:, :, 1:], columns=5, cached=1) is expected

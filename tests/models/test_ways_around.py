@@ -243,3 +243,46 @@ def test_a_model_called_within_its_own_forward(model: Any) -> None:
             logits(model, ids)
     finally:
         handle.remove()
+
+
+# Several texts in a row -------------------------------------------------------------------------------------
+
+BLOCKS = torch.block_diag(torch.ones(3, 3), torch.ones(4, 4))
+PACKED: dict[str, dict[str, Any]] = {
+    "positions": {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3]])},
+    "bounds": {"cu_seq_lens_q": torch.tensor([0, 3, 7]), "cu_seq_lens_k": torch.tensor([0, 3, 7])},
+    "mask": {"attention_mask": BLOCKS.tril().bool()[None, None]},
+}
+
+
+@pytest.mark.parametrize("way", PACKED)
+@pytest.mark.parametrize("name", ["olmoe", "mixtral", "dense"])
+def test_packed_rows(name: str, way: str) -> None:
+    """Refused where roles matter; with scope `all` every token is steered, as in rows of their own."""
+    model, ids = f.dense() if name == "dense" else f.tiny(name), f.token_ids(1, 7)
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(5))
+    for scope in ("answer", "prompt", "generated"):
+        plan = Steering.from_vectors(model, {1: vector}, scope=scope)
+        told = r"roles cannot be told.*scope 'all'"
+        with pytest.raises(SteeringNotApplied, match=told), plan.apply(model, prompt_lengths=[3]):
+            model(ids, **PACKED[way])
+        with pytest.raises(SteeringNotApplied, match="packed"), apply_rows(model, [plan]), torch.no_grad():
+            model(ids, **PACKED[way])
+    plan = Steering.from_vectors(model, {1: vector}, scope="all")
+    with plan.apply(model) as receipt, torch.no_grad():
+        together = model(ids, use_cache=False, **PACKED[way]).logits
+    assert receipt.tokens == {"block_output:1": 7}
+    if way == "positions":  # which transformers masks by; the positions of the mask go on
+        with plan.apply(model), torch.no_grad():
+            alone = [model(part).logits for part in (ids[:, :3], ids[:, 3:])]
+        torch.testing.assert_close(together, torch.cat(alone, dim=1))
+
+
+def test_packed_rows_given_to_generate() -> None:
+    model, ids = f.tiny("olmoe"), f.token_ids(1, 7)
+    plan = Steering.from_experts(model, {1: [5]}, scope="answer")
+    with pytest.raises(SteeringNotApplied, match="position_ids"), plan.apply(model):
+        model.generate(ids, max_new_tokens=2, **PACKED["positions"])
+    with plan.apply(model) as receipt:
+        model.generate(ids, max_new_tokens=2, position_ids=torch.arange(7)[None])
+    assert receipt.tokens == {"router:1": 2}

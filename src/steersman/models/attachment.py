@@ -20,8 +20,16 @@ from steersman.errors import PlanError, SteeringNotApplied
 from steersman.models.adapters import unwrap
 from steersman.models.architecture import find_decoder
 from steersman.models.compiled import compiled_entrances, holds_compiled_code
-from steersman.models.following import Following, cache_length, cache_of, check_lengths, refuse_empty_scope
+from steersman.models.following import (
+    Following,
+    cache_length,
+    cache_of,
+    check_lengths,
+    needs_roles,
+    refuse_empty_scope,
+)
 from steersman.models.overflow import broken_tokens, states_of_output
+from steersman.models.packing import refuse_packed
 from steersman.models.program import Pass, Program, Site
 from steersman.models.replacing import Restore, of_class, replace_method
 from steersman.models.tokens import Tokens, tokens_of_forward
@@ -290,7 +298,9 @@ class Attachment:
         if states is not None and states.shape[0] == rows and states.shape[1] <= columns:
             steered = running.steered(states.device)[:, columns - states.shape[1] :]
             cache = cache_of(kwargs)
-            again = {name: value for name, value in kwargs.items() if value is not cache} | {"use_cache": False}
+            again = {name: value for name, value in kwargs.items() if value is not cache} | {
+                "use_cache": False
+            }
 
             def broken_alone() -> bool:
                 alone = states_of_output(self._run_unsteered(forward, again))
@@ -327,7 +337,11 @@ class Attachment:
             site.publish(running, given.shape[0] * given.shape[1], given.device)
 
     def _warn_unsteered(self) -> None:
-        if not self._warned and not getattr(self._local, "unsteered", False) and any(context.sites for context in self.contexts):
+        if (
+            not self._warned
+            and not getattr(self._local, "unsteered", False)
+            and any(context.sites for context in self.contexts)
+        ):
             self._warned = True
             warnings.warn(
                 "a model is running unsteered in a thread that has no plan, while another thread steers it; "
@@ -347,6 +361,9 @@ class Attachment:
             return generation.started().next(
                 rows, columns, has_cache=cache is not None, cache_length=length, device=given.device
             )
+        mask = _mask_of(kwargs)
+        if needs_roles(_plans(active)):
+            refuse_packed(kwargs, rows, columns, mask, length or 0)
         lengths = next((c.prompt_lengths for c in reversed(active) if c.prompt_lengths is not None), None)
         if lengths is None:
             refuse_empty_scope(_plans(active))
@@ -357,7 +374,7 @@ class Attachment:
         return tokens_of_forward(
             rows,
             columns,
-            mask=_mask_of(kwargs),
+            mask=mask,
             cached=length or 0,
             prompt_lengths=lengths,
             device=given.device,
@@ -457,8 +474,9 @@ def _plans(contexts: tuple[Context, ...]) -> list[Steering | None]:
 
 def _mask_of(kwargs: dict[str, Any]) -> Tensor | None:
     mask = kwargs.get("attention_mask")
-    if isinstance(mask, dict):
-        mask = next((value for value in mask.values() if value is not None), None)
+    if isinstance(mask, dict):  # of each kind of layer; one that sees everything tells most
+        every = mask.get("full_attention")
+        mask = every if every is not None else next((m for m in mask.values() if m is not None), None)
     if mask is not None and not isinstance(mask, Tensor):
         raise SteeringNotApplied("this form of attention mask does not tell which tokens are padding")
     return mask

@@ -11,6 +11,7 @@ from transformers import StoppingCriteriaList
 
 from steersman.errors import SteeringNotApplied
 from steersman.models.overflow import Overflows
+from steersman.models.packing import refuse_packed
 from steersman.models.tokens import Generation
 from steersman.steering import Steering
 
@@ -56,6 +57,12 @@ class Following:
         self._given: Tensor | None = embeds if embeds is not None else ids
         self._mask: Tensor | None = kwargs.get("attention_mask")
         self._cached = cache_length(given) or 0
+        plans = [plan for context in contexts for plan in context.plans]
+        if isinstance(self._given, Tensor) and needs_roles(plans):
+            positions, mask = kwargs.get("position_ids"), self._mask
+            columns = self._given.shape[1] if positions is None else positions.shape[-1]
+            cached = mask.shape[1] - columns if mask is not None and mask.dim() == 2 else 0
+            refuse_packed(kwargs, len(self._given), columns, mask, max(cached, 0))
         self._generation: Generation | None = None
         self._may_feed_back = True
         self._samples = False
@@ -138,6 +145,11 @@ class _WatchedCriteria(StoppingCriteriaList):
         done = super().__call__(input_ids, scores, **kwargs)
         self._generation.end_rows(done)
         return done
+
+
+def needs_roles(plans: Iterable[Steering | None]) -> bool:
+    """Whether a plan's scope does not hold every token."""
+    return any(edit.scope != "all" for plan in plans if plan is not None for edit in plan.edits)
 
 
 def refuse_empty_scope(plans: Iterable[Steering | None]) -> None:

@@ -99,7 +99,9 @@ class Overflows:
         if self._broken_alone is not None and self._broken_alone():
             return  # the model's own doing
         layer = max(highest, key=lambda layer: (highest[layer], -layer))
-        told = " (whether they would without the plan cannot be told here)" if self._broken_alone is None else ""
+        told = (
+            " (whether they would without the plan cannot be told here)" if self._broken_alone is None else ""
+        )
         raise SteeringNotApplied(
             f"layer {layer}: states of up to {highest[layer]:.5g} after the edit fit float16, which ends at "
             f"65504, but those of a layer after it do not{told}: {MEND}"

@@ -198,7 +198,7 @@ def tokens_of_forward(
     """
     if prompt_lengths is None and columns and (mask is None or _is_full(mask, rows, cached, columns)):
         return Tokens(rows, columns, device, counts=(0, columns - 1, 1, 0))
-    before, real = _split_mask(mask, rows, columns, cached, device)
+    before, real = split_mask(mask, rows, columns, cached, device)
     if prompt_lengths is None:
         return Tokens(rows, columns, device, roles=_prompt_roles(real))
     if len(prompt_lengths) != rows:
@@ -216,7 +216,7 @@ def _is_full(mask: Tensor, rows: int, cached: int, columns: int) -> bool:
     return known and mask.device.type == "cpu" and bool(mask.all())
 
 
-def _split_mask(
+def split_mask(
     mask: Tensor | None, rows: int, columns: int, cached: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(real tokens before this forward [rows], which of its tokens are real, bool [rows, columns])."""
@@ -230,7 +230,7 @@ def _split_mask(
     if mask.dim() == 2 and mask.shape == (rows, columns):
         return before, mask.to(device) != 0
     if mask.dim() == 4 and mask.shape[0] in (1, rows) and mask.shape[2] == columns:
-        visible = _visible(mask).to(device).expand(rows, -1, -1)
+        visible = visible_keys(mask).to(device).expand(rows, -1, -1)
         seen = visible[:, :, :cached].sum(dim=2).amax(dim=1)  # cached padding is seen by no token
         # A real token sees itself, padding never does.
         return seen, visible.diagonal(offset=cached, dim1=1, dim2=2)
@@ -240,7 +240,7 @@ def _split_mask(
     )
 
 
-def _visible(mask: Tensor) -> Tensor:
+def visible_keys(mask: Tensor) -> Tensor:
     """Which keys each token sees by a 4-D mask, boolean or additive; bool [rows, columns, keys]."""
     return mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
 
