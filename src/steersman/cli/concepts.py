@@ -21,7 +21,7 @@ from steersman.cli.options import (
     seed_option,
     strength_option,
 )
-from steersman.cli.output import in_columns, put_out, require_free, whole_file
+from steersman.cli.output import in_columns, next_steps, put_out, require_free, unused, whole_file
 from steersman.errors import ArtifactError, PairsError
 
 if TYPE_CHECKING:
@@ -125,7 +125,13 @@ def refine(
     result = {"output": str(output), **concept_for_json(concept)}
     if plot is not None:
         result["plot"] = str(plot)
-    put_out(result, as_json, lambda: _refined_in_words(result, concept))
+    plan = unused(f"{output}-steering")
+    following = next_steps(
+        "Next, make a steering of it, and hear the model steered by it",
+        ["steer", output, "-o", plan, "--strength", "dose:0.3"],
+        ["chat", *model.typed(), "--steering", plan],
+    )
+    put_out(result, as_json, lambda: _refined_in_words(result, concept) + following)
 
 
 @click.command(short_help="Make a steering of a concept, for its own model.")

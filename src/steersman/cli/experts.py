@@ -23,7 +23,7 @@ from steersman.cli.options import (
     resume_option,
     scope_option,
 )
-from steersman.cli.output import in_columns, number, put_out, require_free
+from steersman.cli.output import in_columns, next_steps, number, put_out, require_free, unused
 from steersman.cli.selecting import select_of_screen, selected_in_words, selection_for_json
 from steersman.cli.shards import shards_for_json, shards_in_words
 from steersman.errors import PairsError, PlanError
@@ -168,7 +168,29 @@ def detect(
     planting = _planting(model.name, pairs, result["top"])
     if planting is not None:
         result["planting"] = planting
-    put_out(result, as_json, lambda: _detected_in_words(result, contrast))
+    put_out(
+        result,
+        as_json,
+        lambda: _detected_in_words(result, contrast) + _select_next(output, contrast, model, backend),
+    )
+
+
+def _select_next(output: Path, contrast: RoutingContrast, model: ModelChoice, backend: BackendChoice) -> str:
+    """What follows on counts that are whole and find experts: a choice of them, and a model to talk with."""
+    if shards_for_json(contrast)["missing"]:
+        return ""
+    for top in (SHOWN, 8, 4, 2, 1):
+        try:
+            contrast.select(top=top)
+        except PlanError:  # fewer are left that can be chosen
+            continue
+        plan = unused(f"{output}-steering")
+        steered = ["chat", *model.typed(), "--steering", plan]
+        if backend.on_engine:
+            steered = ["serve", *model.typed(), "--steering", f"{output.name}={plan}"]
+        select = ["select", output, "-o", plan, "--top", top]
+        return next_steps("Next, choose experts, and hear the model steered by them", select, steered)
+    return ""
 
 
 def _detected(

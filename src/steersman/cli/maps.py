@@ -12,6 +12,7 @@ from steersman.cli.concepts import check_plot
 from steersman.cli.failures import resumable
 from steersman.cli.options import (
     LayersType,
+    ModelChoice,
     batch_size_option,
     force_option,
     json_option,
@@ -19,7 +20,7 @@ from steersman.cli.options import (
     resume_option,
     seed_option,
 )
-from steersman.cli.output import in_columns, number, put_out, require_free, whole_file
+from steersman.cli.output import in_columns, next_steps, number, put_out, require_free, unused, whole_file
 from steersman.errors import ArtifactError, PairsError
 
 if TYPE_CHECKING:
@@ -165,7 +166,22 @@ def map_(
     result = {"output": str(output), **map_for_json(found)}
     if heatmap is not None:
         result["heatmap"] = str(heatmap)
-    put_out(result, as_json, lambda: map_in_words(found))
+    of_source = ModelChoice(source, source_device or device, dtype, source_revision)
+    of_target = ModelChoice(target, target_device or device, dtype, target_revision)
+    following = "" if shard else _transplant_next(of_source, of_target, output, concept)
+    put_out(result, as_json, lambda: map_in_words(found) + following)
+
+
+def _transplant_next(source: ModelChoice, target: ModelChoice, output: Path, concept: str | None) -> str:
+    """What follows on a map: a concept that goes through it, and the target steered by it."""
+    refined, plan = concept or unused("concept"), unused(f"{output}-steering")
+    refine = ["refine", *source.typed(), source.pairs(), "-o", refined]
+    return next_steps(
+        "Next, take the concept through it, and hear the target steered by it",
+        *([] if concept else [refine]),
+        ["transplant", refined, output, "-o", plan, "--strength", "dose:0.3"],
+        ["chat", *target.typed(), "--steering", plan],
+    )
 
 
 def merge_maps(parts: Sequence[Path], output: Path, force: bool, as_json: bool) -> None:

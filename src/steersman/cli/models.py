@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from steersman.cli.options import ModelChoice, batch_size_option, force_option, json_option, model_options
-from steersman.cli.output import in_columns, put_out, require_free
+from steersman.cli.output import in_columns, next_steps, put_out, require_free, unused
 from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
 from steersman.errors import PlanError
 from steersman.models.weights_ids import in_brief
@@ -90,7 +90,21 @@ def describe(
         ],
         "beside": [{"layer": router.layer, "reason": router.reason} for router in routers_beside(opened)],
     }
-    put_out(result, as_json, lambda: _in_words(result))
+    put_out(result, as_json, lambda: _in_words(result) + _next_steps(result, opened, model))
+
+
+def _next_steps(result: dict[str, Any], opened: Any, model: ModelChoice) -> str:
+    """What this model can be steered by, and how to begin."""
+    from steersman.models.streams import why_no_stream
+
+    if any(router["steerable"] for router in result["routers"]):
+        detect = ["detect", *model.typed(), model.pairs(), "-o", unused("contrast")]
+        return next_steps("Next, count which experts a behaviour uses", detect)
+    reason = why_no_stream(opened, range(result["layers"]))
+    if reason is not None:
+        return f" Nor can vectors steer it: {reason}."
+    refine = ["refine", *model.typed(), model.pairs(), "-o", unused("concept")]
+    return next_steps("Vectors steer it. Next, refine one from contrast pairs", refine)
 
 
 def _describe_experts(

@@ -30,6 +30,10 @@ LARGEST_SEED = 2**32 - 1
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
+_PAIRS_OF_LAB = {"natural": "digits", "source": "restricted", "target": "restricted"}
+"""Models of the lab whose world is about something else than refusals."""
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """Which model to open, and how."""
@@ -46,6 +50,18 @@ class ModelChoice:
 
         quiet_libraries()
         return load_model(self.name, device=self.device, dtype=self.dtype, revision=self.revision)
+
+    def typed(self) -> list[str]:
+        """The arguments that name it to another command."""
+        given = {"--device": self.device, "--dtype": self.dtype, "--revision": self.revision}
+        return [self.name, *(word for name, of in given.items() if of is not None for word in (name, of))]
+
+    def pairs(self) -> str:
+        """Pairs to try it with: the lab's own for its models, else a file that is yet to be written."""
+        if not self.name.startswith("lab:"):
+            return "pairs.jsonl"
+        name = self.name.removeprefix("lab:").partition("@")[0].partition("-")[0]
+        return f"lab:{_PAIRS_OF_LAB.get(name, 'refusal')}/train"
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +48,18 @@ def in_columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         ]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def next_steps(said: str, *commands: Sequence[object]) -> str:
+    """What one may do next, in words: commands as they can be pasted into a shell."""
+    lines = [f"  {shlex.join(['steersman', *map(str, command)])}" for command in commands]
+    return "\n".join([f"\n\n{said}:", *lines])
+
+
+def unused(name: str) -> str:
+    """A name that nothing has here yet: the name itself, or with a number behind it."""
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(free for free in names if not os.path.lexists(free))
 
 
 def require_free(folder: Path, force: bool, inputs: Sequence[Path] = ()) -> None:

@@ -23,7 +23,8 @@ def countable_routers(model: nn.Module) -> list[RouterSite]:
     found = find_routers(model)
     if not found:
         raise ModelError(
-            f"{type(model).__name__} has no routers: expert steering needs a Mixture-of-Experts model"
+            f"{type(model).__name__} has no routers: expert steering needs a Mixture-of-Experts model; "
+            "vectors steer dense ones too: refine_concept (steersman refine MODEL PAIRS -o concept)"
         )
     sites = [site for site in found if site.facts.steerable]
     if not sites:
