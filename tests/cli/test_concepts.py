@@ -72,7 +72,7 @@ def test_refine_in_words_and_in_a_picture(place: Path, tmp_path: Path) -> None:
     assert [line.split()[0] for line in words.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])] == [
         "0", "2",
     ]  # fmt: skip
-    assert words.rstrip().endswith(f"written: {tmp_path / 'layers.svg'}")
+    assert f"\nwritten: {tmp_path / 'layers.svg'}\n\nNext, " in words
     assert (tmp_path / "layers.svg").read_text().startswith("<?xml")
     concept = ConceptVector.from_pretrained(tmp_path / "c")
     assert (concept.layers, concept.position, concept.method) == ((0, 2), "target_mean", "pca")

@@ -45,7 +45,7 @@ def test_detect_in_words(tiny: Path, tmp_path: Path) -> None:
     assert "weighted by pair" in words
     assert "fewer than 20 clusters" in words
     assert "wording alone can make them" in words
-    assert len(words.splitlines()) == 3 + 1 + 1 + 12 + 1 + 1
+    assert len(words.splitlines()) == 3 + 1 + 1 + 12 + 1 + 1 + 1 + 3
 
 
 def test_on_the_lab_the_planting_is_told(tmp_path: Path) -> None:

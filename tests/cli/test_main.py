@@ -72,7 +72,7 @@ def test_without_a_command_help_is_shown_and_the_version_is_told() -> None:
         (["describe", "no-such-model"], "nor is there such a folder"),
         (["generate", "a", "--steering", "b"], "give prompts: either --prompt TEXT, or --prompts FILE"),
         (["generate", "a", "--steering", "b", "--prompt", "c", "--prompts", "d"], "give prompts"),
-        (["generate", "a", "--prompt", "c"], "Missing option '--steering'."),
+        (["generate", "a", "--prompt", "c", "--compare"], "give --steering"),
         (["generate", "a", "--steering", "b@much", "--prompt", "c"], "'much' is no strength"),
         (["generate", "a", "--steering", "b@nan", "--prompt", "c"], "'nan' is no strength"),
         (["generate", "a", "--steering", "@1", "--prompt", "c"], "names no steering"),

@@ -14,6 +14,7 @@ from steersman.cli import (
     artifacts,
     benching,
     chatting,
+    completing,
     composition,
     concepts,
     demo,
@@ -34,7 +35,22 @@ from steersman.cli.failures import Terminated, reported
 from steersman.cli.options import CONTEXT_SETTINGS, version_option
 
 
-@click.group(context_settings=CONTEXT_SETTINGS, no_args_is_help=False, invoke_without_command=True)
+class Workflow(click.Group):
+    """A group whose help lists its commands by what one does with them, in that order."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each step."""
+        width = max(map(len, self.commands))
+        for step, commands in WORKFLOW.items():
+            with formatter.section(step):
+                formatter.write_dl(
+                    [(str(one.name).ljust(width), one.get_short_help_str(100)) for one in commands]
+                )
+
+
+@click.group(
+    cls=Workflow, context_settings=CONTEXT_SETTINGS, no_args_is_help=False, invoke_without_command=True
+)
 @version_option
 @click.pass_context
 def steersman(context: click.Context) -> None:
@@ -56,30 +72,17 @@ def steersman(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (
-    demo.demo,
-    models.describe,
-    experts.detect,
-    experts.merge,
-    experts.select,
-    screening.screen,
-    concepts.refine,
-    concepts.steer,
-    maps.map_,
-    transplantation.transplant,
-    composition.compose,
-    evaluation.evaluate,
-    generation.generate,
-    chatting.chat,
-    serving.serve,
-    benching.bench,
-    reporting.report,
-    artifacts.show,
-    interop.import_,
-    interop.export,
-    judging.judge,
-    lab.lab,
-):
+WORKFLOW: dict[str, tuple[click.Command, ...]] = {
+    "Look around": (demo.demo, lab.lab, models.describe),
+    "Steer by experts": (experts.detect, experts.merge, experts.select, screening.screen),
+    "Steer by concepts": (concepts.refine, concepts.steer, maps.map_, transplantation.transplant),
+    "Use a steering": (composition.compose, generation.generate, chatting.chat, serving.serve),
+    "Measure it": (evaluation.evaluate, reporting.report, judging.judge, benching.bench),
+    "Keep and share": (artifacts.show, interop.import_, interop.export),
+    "The shell": (completing.completion,),
+}
+
+for command in (command for commands in WORKFLOW.values() for command in commands):
     steersman.add_command(command)
 
 
@@ -120,6 +123,8 @@ def _ended_cleanly() -> Iterator[None]:
 
 
 def _run_command(arguments: list[str]) -> None:
+    if completing.complete(steersman):
+        return
     # Not click's own main(): it prints errors in its own form, and takes every EOFError for Ctrl-C.
     with steersman.make_context("steersman", arguments) as context:
         steersman.invoke(context)
