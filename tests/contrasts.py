@@ -146,6 +146,7 @@ def assert_same(one: RoutingContrast, other: RoutingContrast, *, made_from: bool
         "weights_id",
         "pairs",
         "skipped",
+        "alike",
         "weighting",
         "model",
         "revision",

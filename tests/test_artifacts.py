@@ -512,7 +512,7 @@ def allowed(kind: str, path: tuple[Any, ...], value: Any) -> bool:
         return allowed_as_evidence(path, value)
     if path[-1] in ("reason", "revision"):
         return value is None or isinstance(value, str)
-    if path[-1] in ("shared_experts", "skipped"):
+    if path[-1] in ("shared_experts", "skipped", "alike"):
         return type(value) is int and value >= 0
     return path[-1] in ("name", "tool_version", "weights_id") and isinstance(value, str)
 

@@ -138,7 +138,7 @@ def same(one: ConceptVector, other: ConceptVector) -> bool:
     tensors = ("fold_vectors", "fold_clusters", "fold_numbers", "shuffled")
     facts = (
         "separation", "norms", "architecture", "weights_id", "method", "position", "pairs", "clusters",
-        "skipped", "model", "revision", "made_from",
+        "skipped", "alike", "model", "revision", "made_from",
     )  # fmt: skip
     return (
         one.layers == other.layers
@@ -235,6 +235,7 @@ MANIFEST_FORGERIES: dict[str, tuple[dict[str, Any], str]] = {
     "outside": ({"separation": [[0.5, 0.6, 0.7]] * 3}, "not an AUROC with its interval"),
     "sources": ({"made_from": {"from": 3}}, "made_from.from is not a list"),
     "skipped": ({"skipped": -1}, "skipped is not a whole number"),
+    "alike": ({"alike": "2"}, "alike is not a whole number"),
 }
 
 

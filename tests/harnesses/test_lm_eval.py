@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import inspect
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +25,11 @@ from lm_eval.models.huggingface import HFLM
 
 import families as f
 from steersman import ExpertEdit, ResidualEdit, Steering
-from steersman.errors import ArtifactError, PairsError, SteeringNotApplied, WeightsMismatch
+from steersman.errors import ArtifactError, ModelError, PairsError, SteeringNotApplied, WeightsMismatch
 from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.tasks import load_task
-from steersman.harnesses.lm_eval import SteeredHFLM
+from steersman.harnesses.lm_eval import OF_ASKING, OF_OPENING, SteeredHFLM
 
 SCOPES = ("all", "prompt", "generated", "answer")
 CONTEXTS = ("w7 w9", "w11 w5 w8 w21 w30 w17", "w40 w41 w42", "w7 w9")
@@ -264,3 +268,147 @@ def test_the_record_names_plan_and_receipt(by_hand: Path) -> None:
     assert said["fingerprint"] == Steering.from_pretrained(by_hand).fingerprint
     assert said["receipt"] == {"router:1": 7, "router:3": 7}
     assert isinstance(own.steering.edits[0], ExpertEdit)
+
+
+# ---------------------------------------------------------------- what is asked is carried out, or refused
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] != 'system' or not loop.last %}"
+    "<|{{ m['role'] }}|> {{ m['content'] }} <end> {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if thinking %} <think>{% endif %}{% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+    + TEMPLATE
+)
+MUTE = "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['content'] }} {% endif %}{% endfor %}"
+CHAT = [{"role": "system", "content": "w3 w4"}, {"role": "user", "content": "w5 w6"}]
+
+
+def chatting(template: Any, **options: Any) -> SteeredHFLM:
+    own = copy.deepcopy(tokenizer())
+    own.chat_template = template
+    return SteeredHFLM(f.shared("olmoe"), None, tokenizer=own, batch_size=1, **options)
+
+
+def test_chats_are_those_of_hf_and_of_steersman() -> None:
+    own = copy.deepcopy(tokenizer())
+    own.chat_template = TEMPLATE
+    hf, ours = HFLM(pretrained=f.shared("olmoe"), tokenizer=own, batch_size=1), chatting(TEMPLATE)
+    shots = [*CHAT, {"role": "assistant", "content": "w7"}, {"role": "user", "content": "w8"}]
+    for chat in (CHAT, CHAT[1:], shots):
+        assert ours.apply_chat_template(chat) == hf.apply_chat_template(chat)
+    begun = [*CHAT, {"role": "assistant", "content": "w7 w8"}]
+    assert ours.apply_chat_template(begun, add_generation_prompt=False) == hf.apply_chat_template(
+        begun, add_generation_prompt=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "why"), [(NO_SYSTEM, "no system messages"), (MUTE, "system"), (None, "no chat template")]
+)
+def test_a_message_that_does_not_arrive_is_refused(template: Any, why: str) -> None:
+    """`hf` leaves a system message out where the template refuses it."""
+    for chat, prompt in ((CHAT, True), ([*CHAT, {"role": "assistant", "content": "w7"}], False)):
+        with pytest.raises((PairsError, ModelError), match=why):
+            chatting(template).apply_chat_template(chat, add_generation_prompt=prompt)
+
+
+def test_a_template_by_name_is_the_one_that_is_used() -> None:
+    both = {"default": TEMPLATE, "terse": TEMPLATE.replace("<end> ", "")}
+    for name in ("terse", "default", "terse"):
+        ours = chatting(both)
+        assert ours.chat_template(name) == both[name]
+        assert ("<end>" in ours.apply_chat_template(CHAT)) == (name == "default")
+        assert ours.chat_template(name) == both[name]
+    with pytest.raises(ModelError, match="--apply_chat_template rag: the tokenizer has only default, terse"):
+        ours.chat_template("rag")
+    with pytest.raises(ModelError, match="no chat templates by name"):
+        chatting(TEMPLATE).chat_template("rag")
+
+
+def test_template_arguments_are_used_or_refused() -> None:
+    assert (
+        chatting(TEMPLATE, chat_template_args={"thinking": True})
+        .apply_chat_template(CHAT)
+        .endswith("<think>")
+    )
+    assert (
+        not chatting(TEMPLATE, chat_template_args={"thinking": False})
+        .apply_chat_template(CHAT)
+        .endswith("k>")
+    )
+    with pytest.raises(ModelError, match='never uses the argument "thinkin"'):
+        chatting(TEMPLATE, chat_template_args={"thinkin": True})
+    with pytest.raises(ModelError, match='never uses the argument "enable_thinking"'):
+        chatting(TEMPLATE, enable_thinking=False)
+
+
+def test_a_template_of_ones_own_and_its_date(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ strftime_now('%d') }} " + TEMPLATE)
+    ours = chatting(TEMPLATE, chat_template=str(tmp_path / "own.jinja"), chat_date="2024-02-03")
+    assert ours.apply_chat_template(CHAT).startswith("03 <|system|>")
+    assert ours.get_model_info()["steersman"]["chats"]["date"] == "2024-02-03"
+
+
+def test_every_argument_of_hf_is_decided() -> None:
+    fields = set(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}
+    assert fields <= OF_OPENING | OF_ASKING  # of an older version there may be fewer
+    assert not OF_OPENING & OF_ASKING
+
+
+@pytest.mark.parametrize("name", ["peft", "revision", "trust_remote_code", "gguf_file", "load_in_8bit"])
+def test_arguments_that_an_open_model_would_not_follow_are_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=f"{name}=.*: this model is open already"):
+        SteeredHFLM("lab:moe", **{name: "x"})
+    with pytest.raises(ModelError, match=f"{name}=.*: this model is open already"):
+        steered("olmoe", None, **{name: "x"})
+
+
+def test_a_device_and_a_dtype_of_an_open_model() -> None:
+    with pytest.raises(ModelError, match="dtype=float16: this model is open already"):
+        steered("olmoe", None, dtype="float16")
+    with pytest.raises(ModelError, match="device=cuda:0: this model is open already, on cpu"):
+        steered("olmoe", None, device="cuda:0")
+    assert SteeredHFLM("lab:moe", dtype="bfloat16", device="cuda:0").model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("steering", [None, "all"])
+@pytest.mark.parametrize(
+    "asked_for",
+    [{"max_time": 3.0}, {"min_length": 4}, {"num_return_sequences": 2}, {"output_scores": True}],
+)
+def test_generation_arguments_that_cannot_be_carried_out(asked_for: Any, steering: Any) -> None:
+    own = steered("olmoe", plan("olmoe", steering) if steering else None)
+    (name,) = asked_for
+    with pytest.raises(PairsError, match=f"--gen_kwargs {name}="):
+        own.generate_until(asked("generate_until", ("w7", {"until": [], "max_gen_toks": 2, **asked_for})))
+
+
+def test_generation_arguments_act() -> None:
+    own = steered("olmoe", None)
+    base = {"until": [], "max_gen_toks": 3}
+    (plain,) = own.generate_until(asked("generate_until", ("w7", base)))
+    first = tokenizer()(plain)["input_ids"][0]
+    for more in (
+        {"suppress_tokens": [first]},
+        {"bad_words_ids": [[first]]},
+        {"sequence_bias": [[[first], -99.0]]},
+    ):
+        (other,) = own.generate_until(asked("generate_until", ("w7", {**base, **more})))
+        assert other.split()[0] != plain.split()[0]
+    with pytest.raises(ValueError, match="repetition_penality"):  # transformers knows its own
+        own.generate_until(asked("generate_until", ("w7", {**base, "repetition_penality": 2.0})))
+
+
+def test_a_checkpoints_own_settings_are_said_or_refused(checkpoint: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "m")
+    path = folder / "generation_config.json"
+    own = json.loads(path.read_text())
+    path.write_text(json.dumps({**own, "repetition_penalty": 1.1, "num_beams": 2}))
+    said = SteeredHFLM(str(folder), device="cpu").get_model_info()["steersman"]
+    assert said["generation"] == {"repetition_penalty": 1.1, "num_beams": 2}
+    path.write_text(json.dumps({**own, "max_time": 3.0}))
+    with pytest.raises(ModelError, match="sets max_time to 3, which ends answers by the clock"):
+        SteeredHFLM(str(folder), device="cpu")

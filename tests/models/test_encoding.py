@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 import families as f
-from steersman import PairsError, detect_experts, load_pairs, merge_contrasts, refine_concept
+from steersman import PairsError, RoutingContrast, detect_experts, load_pairs, merge_contrasts, refine_concept
 
 WORDS = ["café", "tea", "please", "one", "two", "three", "four", "sure", "no", "UPPER"]
 NFD = "cafe\u0301"
@@ -145,7 +146,7 @@ def test_the_same_tokens_at_other_places_are_a_contrast() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*pairs are left out")
-def test_shards_add_up_and_a_nuisance_counts_its_own() -> None:
+def test_shards_add_up_and_a_nuisance_counts_its_own(tmp_path: Path) -> None:
     rows = load_pairs(
         [pair(f"{word} one", f"{word} two") for word in WORDS[:6]]
         + [pair(f"{word} oolong", f"{word} puerh") for word in WORDS[:3]]
@@ -155,6 +156,11 @@ def test_shards_add_up_and_a_nuisance_counts_its_own() -> None:
     merged = merge_contrasts(parts)
     assert (whole.pairs, whole.alike, whole.nuisance.alike) == (6, 3, 3)
     assert (merged.pairs, merged.alike, merged.nuisance.alike) == (6, 3, 3)
+    for found in (merged, refine_concept(model(), tokenizer(), rows)):
+        found.save_pretrained(tmp_path / "saved", force=True)
+        assert type(found).from_pretrained(tmp_path / "saved").alike == 3
+    merged.save_pretrained(tmp_path / "contrast")
+    assert RoutingContrast.from_pretrained(tmp_path / "contrast").nuisance.alike == 3
     few = [pair(rows[n].positive, rows[n].negative) for n in (0, 6, 1)]
     with pytest.raises(PairsError, match=r"in shard 2/2 \(3 clusters\), as both .*: pair 2 \("):
         detect_experts(model(), tokenizer(), few, shard="2/2")

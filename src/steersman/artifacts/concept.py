@@ -29,7 +29,7 @@ from steersman.concepts.separation import Separation
 from steersman.errors import ArtifactError
 
 _KEYS = {"method", "position", "pairs", "clusters", "skipped", "separation"}
-CONCEPT = register("concept_vector", "a concept vector", {1: _KEYS, 2: _KEYS}, chats=2)
+CONCEPT = register("concept_vector", "a concept vector", {1: _KEYS, 2: _KEYS | {"alike"}}, chats=2)
 
 
 def save_concept(concept: ConceptVector, folder: str | Path, *, force: bool = False) -> None:
@@ -52,6 +52,7 @@ def save_concept(concept: ConceptVector, folder: str | Path, *, force: bool = Fa
         "pairs": concept.pairs,
         "clusters": concept.clusters,
         "skipped": concept.skipped,
+        "alike": concept.alike,
         "separation": [None if one is None else [one.auroc, one.low, one.high] for one in found],
     }
     write_artifact(folder, manifest, tensors, force)
@@ -92,6 +93,7 @@ def load_concept(source: str | Path, *, revision: str | None = None) -> ConceptV
             pairs=pairs,
             clusters=clusters,
             skipped=whole(manifest["skipped"], "skipped"),
+            alike=whole(manifest.get("alike", 0), "alike"),
             made_from=_sources(made_from["from"]),
             **of_model,
         )

@@ -33,10 +33,15 @@ from steersman.steering import Architecture
 
 _COUNTS = {"pairs", "skipped", "clusters", "sums"}
 _NEW_IN_2 = {"counted", "new_tokens", "strata", "replicates", "nuisance"}
+_NEW_IN_3 = {"alike"}
 CONTRAST = register(
     "routing_contrast",
     "a routing contrast",
-    {1: _COUNTS | {"weighting"}, **dict.fromkeys((2, 3), _COUNTS | {"weighting"} | _NEW_IN_2)},
+    {
+        1: _COUNTS | {"weighting"},
+        2: _COUNTS | {"weighting"} | _NEW_IN_2,
+        3: _COUNTS | {"weighting"} | _NEW_IN_2 | _NEW_IN_3,
+    },
     chats=3,
 )
 _MOST_REPLICATES = 1 << 20
@@ -75,6 +80,7 @@ def _counts(contrast: RoutingContrast) -> tuple[Tensors, dict[str, Any]]:
     facts: dict[str, Any] = {
         "pairs": contrast.pairs,
         "skipped": contrast.skipped,
+        "alike": contrast.alike,
         "clusters": contrast.clusters,
         "strata": None,
     }
@@ -112,7 +118,8 @@ def load_contrast(source: str | Path, *, revision: str | None = None) -> Routing
         nuisance = None
         if manifest.get("nuisance") is not None:
             facts = manifest["nuisance"]
-            exact_keys(facts, _COUNTS | {"strata", "from"}, "nuisance")
+            new = _NEW_IN_3 if manifest["format_version"] > 2 else set()
+            exact_keys(facts, _COUNTS | new | {"strata", "from"}, "nuisance")
             if (facts["strata"] is None) != (contrast.strata is None):
                 raise ArtifactError("nuisance: it and the contrast were not counted alike")
             nuisance = _read_counts(facts, tensors, "nuisance.", facts["from"], how)
@@ -183,6 +190,7 @@ def _read_counts(
         cluster_ids=cluster_ids,
         pairs=pairs,
         skipped=whole(facts["skipped"], "skipped"),
+        alike=whole(facts.get("alike", 0), "alike"),
         weighting=how.weighting,
         **how.of_model,
         made_from=tuple(mapping(source, "made_from.from") for source in sources),

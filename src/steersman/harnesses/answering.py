@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from steersman.errors import PairsError
 from steersman.evaluation.prompts import Batch, batches, pad_id
+from steersman.models.architecture import check_ids
 from steersman.models.decoding import decoding, require_repeatable
 from steersman.steering import Steering
 
@@ -28,6 +29,8 @@ class Settings:
     """How answers are drawn: greedily at temperature 0. Equal settings may share a batch.
 
     `likelihoods` is how many of the likeliest tokens are reported at each place; None: no likelihoods.
+    `frequency_penalty` is taken off a token's logit for each time that the answer already has it,
+    `presence_penalty` once; `logit_bias` are pairs of a token and what is added to its logit.
     """
 
     max_new_tokens: int
@@ -37,6 +40,9 @@ class Settings:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     likelihoods: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def of_generate(self, model: PreTrainedModel) -> dict[str, Any]:
         """The settings as `generate` takes them."""
@@ -97,6 +103,8 @@ class Answerer:
         room = self._room(batch.input_ids.shape[1])
         limit = min(settings.max_new_tokens, room)
         stops = StoppingCriteriaList([_SaidStop(self, settings.stop, batch)] if settings.stop else [])
+        check_ids(self.model, max((token for token, _ in settings.logit_bias), default=0), "logit_bias")
+        biased = LogitsProcessorList([_Biased(settings, batch)])
         applied = self.plan.apply(self.model, match=self.match) if self.plan else nullcontext()
         with _seeded(settings.seed, self.model.device), applied as receipt:
             output = cast(Any, self.model).generate(
@@ -106,6 +114,7 @@ class Answerer:
                 pad_token_id=pad_id(self.tokenizer),
                 output_logits=settings.likelihoods is not None,
                 stopping_criteria=stops,
+                logits_processor=biased,
                 tokenizer=self.tokenizer,  # for stop strings that a checkpoint may ask for
                 **{**settings.of_generate(self.model), "return_dict_in_generate": True},
             )
@@ -175,6 +184,27 @@ class _SaidStop(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         texts = [self._answerer.text_of(row) for row in input_ids[:, self._prompt :].tolist()]
         return torch.tensor([_before_stop(text, self._stops)[1] for text in texts], device=input_ids.device)
+
+
+class _Biased(LogitsProcessor):
+    """Penalties for what an answer already has, and biases, on the logits (the OpenAI API's definition)."""
+
+    def __init__(self, settings: Settings, batch: Batch) -> None:
+        self._settings = settings
+        self._prompt = batch.input_ids.shape[1]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        settings = self._settings
+        if settings.frequency_penalty or settings.presence_penalty:
+            said = input_ids[:, self._prompt :]
+            counts = torch.zeros_like(scores).scatter_add_(1, said, torch.ones_like(said, dtype=scores.dtype))
+            scores = scores - settings.frequency_penalty * counts - settings.presence_penalty * (counts > 0)
+        if settings.logit_bias:
+            tokens, biases = zip(*settings.logit_bias, strict=True)
+            place = torch.tensor(tokens, device=scores.device)
+            added = torch.tensor(biases, dtype=scores.dtype, device=scores.device)
+            scores = scores.index_add(1, place, added.expand(len(scores), -1))
+        return scores
 
 
 def _before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

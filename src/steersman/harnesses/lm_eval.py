@@ -7,6 +7,8 @@ Without a plan every call is that of `hf`. With one, a scope means what it means
 - `loglikelihood_rolling`: the text is the answer to its first token, which in the first window is the prefix
   token that the harness puts before the text, and in a later window the last token that was read before.
 
+Chats are rendered as everywhere in Steersman, so that every message is in what the model reads.
+
 A batch of rows of unlike length is given its attention mask, which `hf` leaves out (it pads on the right,
 where no real token looks): padding must be told from text to be left alone.
 """
@@ -28,16 +30,40 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from steersman.errors import ArtifactError, PairsError, SteeringNotApplied
+from steersman.chats.format import chat_record
+from steersman.chats.setting import set_chat_format
+from steersman.errors import ArtifactError, ModelError, PairsError, SteeringNotApplied
 from steersman.harnesses.plans import check_fits, open_plan
+from steersman.models.decoding import OURS, REFUSED, own_settings, require_repeatable
 from steersman.models.identity import weights_id
 from steersman.models.loading import load_model
+from steersman.rendering import render
 from steersman.steering import Steering
 
 _LOG = logging.getLogger(__name__)
 
 _CACHE_MARK = "steersman"
 """Where a cache of answers says under which plan they were given."""
+
+OF_OPENING = frozenset(
+    {"revision", "subfolder", "dtype", "trust_remote_code", "use_fast_tokenizer", "parallelize", "peft"}
+    | {"max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan", "delta", "autogptq", "gptqmodel"}
+    | {"gguf_file"}
+)
+"""Arguments of `hf` that say how a model is opened: `hf` ignores them for one that is open already."""
+
+OF_ASKING = frozenset(
+    {"pretrained", "backend", "tokenizer", "truncation", "logits_cache", "max_length", "device"}
+    | {"softmax_dtype", "mixed_precision_dtype", "batch_size", "max_batch_size", "add_bos_token"}
+    | {"prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args"}
+)
+"""Arguments of `hf` that hold for any model."""
+
+NOT_IN_GENERATION = frozenset(
+    (OURS - {"do_sample", "temperature", "max_new_tokens", "max_length"})
+    | {"num_return_sequences", "use_cache"}
+)
+"""Generation arguments (`--gen_kwargs`) that decide what `hf` itself does with an answer."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """What the harness asks for: the two texts (None: a window of a rolling text), context and continuation."""
@@ -60,6 +86,8 @@ class SteeredHFLM(HFLM):
         pretrained: What `hf` takes, or `lab:NAME[@SEED]`.
         steering: `PATH[@STRENGTH][+PATH…]`, or a `Steering`; None: the model as it is.
         match: `weights` or `architecture`, as of `apply`.
+        chat_template: A file with a chat template; None: the tokenizer's own.
+        chat_date: What the template takes for today, YYYY-MM-DD; None: today.
         options: As of `hf` (dtype, batch_size, device, parallelize, peft, …).
 
     Raises:
@@ -72,6 +100,8 @@ class SteeredHFLM(HFLM):
         pretrained: Any,
         steering: str | Steering | None = None,
         match: str = "weights",
+        chat_template: str | None = None,
+        chat_date: str | None = None,
         **options: Any,
     ) -> None:
         self.given_plan = open_plan(steering)
@@ -80,6 +110,7 @@ class SteeredHFLM(HFLM):
         self.receipt: dict[str, int] = {}
         """Site → tokens that were steered there so far."""
         self._probing = False
+        _check_opening(pretrained, options)
         opened, name = pretrained, pretrained
         if isinstance(pretrained, str) and pretrained.startswith("lab:"):
             opened, tokenizer = load_model(
@@ -88,12 +119,23 @@ class SteeredHFLM(HFLM):
             options.setdefault("tokenizer", tokenizer)
         super().__init__(pretrained=opened, **options)
         self.pretrained = name
+        if self.backend != "causal":
+            raise ModelError(f"backend={self.backend}: only decoders (causal) are steered and scored here")
+        require_repeatable(self.model)
         check_fits(self.given_plan, self.model, match)
+        self._chat_date = chat_date
+        self._set_chat_format(chat_template)
+        self._templates: Any = self.tokenizer.chat_template
 
     def get_model_info(self) -> dict[str, Any]:
         """What `hf` says of the model, and the plan with its receipt: part of the results' `config`."""
         plan = self.given_plan
         found: dict[str, Any] = {"version": version("steersman"), "steering": None}
+        own = own_settings(self.model, sampled=True)
+        if own.in_words():  # `hf` sets none of them aside
+            found["generation"] = {**own.acting, **own.set_aside}
+        if (chats := chat_record(self.tokenizer)) is not None:
+            found["chats"] = chats.to_json()
         if plan is not None:
             found["steering"] = {
                 "fingerprint": plan.fingerprint,
@@ -120,9 +162,46 @@ class SteeredHFLM(HFLM):
                 )
         super().set_cache_hook(cache_hook)
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The chat template; by a name (`--apply_chat_template NAME`) one of the tokenizer's, from now on.
+
+        Raises ModelError where it has none of that name.
+        """
+        if isinstance(chat_template, str):
+            known = self._templates if isinstance(self._templates, dict) else {}
+            if chat_template not in known:
+                raise ModelError(
+                    f"--apply_chat_template {chat_template}: the tokenizer has "
+                    f"{'only ' + ', '.join(sorted(known)) if known else 'no chat templates by name'}"
+                )
+            self.tokenizer.chat_template = known[chat_template]
+            self._set_chat_format()
+        return super().chat_template(bool(chat_template))  # type: ignore[no-any-return]
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A chat as the model reads it. Without the generation prompt its last message is the beginning of an
+        answer, which the model continues.
+
+        Raises PairsError where the template refuses a message (`hf` then leaves out the system's) or does not
+        show it, ModelError where there is no template.
+        """
+        if add_generation_prompt:
+            if not chat_history or chat_history[-1]["role"] not in ("user", "tool"):
+                raise PairsError("the chat does not end with a user's message, so there is nothing to answer")
+            return render(self.tokenizer, chat_history)[0]
+        render(self.tokenizer, chat_history)  # that every message arrives
+        begun = super().apply_chat_template(chat_history, add_generation_prompt=False)
+        said = chat_history[-1]["content"]
+        if not begun.rstrip().endswith(said.rstrip()):
+            raise PairsError(f"the chat template does not end with the answer that is begun, {said!r}")
+        return str(begun)
+
     # ---------------------------------------------------------------- what is steered
 
     def _model_generate(self, context: Tensor, *args: Any, **kwargs: Any) -> Any:
+        _check_generation(kwargs)
         with self._applied():
             return super()._model_generate(context, *args, **kwargs)
 
@@ -171,6 +250,10 @@ class SteeredHFLM(HFLM):
         return found
 
     # ---------------------------------------------------------------- inside
+
+    def _set_chat_format(self, template: str | None = None) -> None:
+        arguments = self.chat_template_args
+        set_chat_format(self.tokenizer, template=template, arguments=arguments, date=self._chat_date)
 
     @contextmanager
     def _applied(self, prompt_lengths: list[int] | None = None) -> Iterator[None]:
@@ -231,6 +314,28 @@ class SteeredHFLM(HFLM):
         every = functional.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         for row, log_p in zip(rows, every, strict=True):
             yield row, log_p[: len(row.fed)]
+
+
+def _check_opening(pretrained: Any, options: dict[str, Any]) -> None:
+    """Raise ModelError for arguments that an open model would not follow."""
+    if isinstance(pretrained, str) and not pretrained.startswith("lab:"):
+        return
+    followed = OF_ASKING | ({"dtype"} if isinstance(pretrained, str) else set())
+    for name, value in options.items():
+        if name not in followed and value not in (None, False):
+            raise ModelError(f"{name}={value}: this model is open already, so {name} would not be followed")
+    device = options.get("device")
+    if not isinstance(pretrained, str) and device and torch.device(device).type != pretrained.device.type:
+        raise ModelError(f"device={device}: this model is open already, on {pretrained.device}")
+
+
+def _check_generation(arguments: dict[str, Any]) -> None:
+    """Raise PairsError for generation arguments that cannot be carried out."""
+    for name, value in arguments.items():
+        if name in REFUSED and value is not None:
+            raise PairsError(f"--gen_kwargs {name}={value}: it {REFUSED[name][1]}; leave it out")
+        if name in NOT_IN_GENERATION:
+            raise PairsError(f"--gen_kwargs {name}={value}: the harness decides that; leave it out")
 
 
 def _device(given: str | None) -> str | None:
