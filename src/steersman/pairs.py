@@ -10,12 +10,14 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
 from tqdm import tqdm
 
 from steersman.errors import PairsError
+from steersman.stand_ins import HEAD, annex_link, stand_in
 from steersman.steering import canonical_json, sha256_of
 
 Content = str | list[dict[str, str]]
@@ -298,11 +300,15 @@ def _row(path: Path, line: _Line) -> tuple[Any, str]:
         ) from None
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BufferedReader:
     try:
-        return path.open("rb")
+        stream = path.open("rb")
+        if (instead := stand_in(stream.peek(HEAD)[:HEAD])) is not None:  # a pipe has no way back
+            stream.close()
+            raise PairsError(f"{path}: {instead}")
+        return stream
     except FileNotFoundError:
-        raise PairsError(f"{path}: no such file") from None
+        raise PairsError(f"{path}: {annex_link(path) or 'no such file'}") from None
     except IsADirectoryError:
         raise PairsError(f"{path}: is a folder; pairs are a file or lab:NAME") from None
     except OSError as error:
@@ -469,12 +475,17 @@ def _csv_row(row: dict[str, str], where: str) -> dict[str, str]:
 
 
 def read_text(path: Path) -> str:
-    """A file as text. Raises PairsError where there is none, or it is not UTF-8."""
+    """A file as text. Raises PairsError where there is none, another thing is in its place, or it is not
+    UTF-8.
+    """
     try:
+        content = path.read_bytes()
+        if (instead := stand_in(content[:HEAD])) is not None:
+            raise PairsError(f"{path}: {instead}")
         # utf-8-sig: spreadsheet programs put a byte order mark in front.
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise PairsError(f"{path}: no such file") from None
+        raise PairsError(f"{path}: {annex_link(path) or 'no such file'}") from None
     except OSError as error:
         raise PairsError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

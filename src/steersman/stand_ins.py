@@ -9,7 +9,7 @@ HEAD = 256
 """How many bytes of a file's beginning tell."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
-_PAGES = (b"<!doctype html", b"<html")
+_PAGES = (b"<!doctype html", b"<html>", b"<html ")
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -45,10 +45,10 @@ def stand_in_at(path: Path, *, zipped: bool = False) -> str | None:
     with nothing in it. None where it cannot be read, which its reader says best.
     """
     try:
+        if not path.is_file():  # a pipe would wait for who writes it
+            return annex_link(path)
         with path.open("rb") as stream:
             head = stream.read(HEAD)
-    except FileNotFoundError:
-        return annex_link(path)
     except (OSError, ValueError):
         return None
     return stand_in(head, zipped=zipped) if head else "the file is empty"

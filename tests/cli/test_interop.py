@@ -117,7 +117,7 @@ def test_what_import_refuses(tiny: Path, published: Path, dense: Path, tmp_path:
     for content in ("just words\n", '{"positive": "a"}\n{"positive": "b"}\n'):
         (text := tmp_path / "text").write_text(content)
         error = run("import", text, "--model", tiny, "-o", out).error
-        assert error.endswith("or a saved steering vector (.pt)")
+        assert error.endswith("or saved vectors (.pt)")
     assert "belongs to another model" in run("import", published, "--model", dense, "-o", out).error
     assert "no such folder" in run("import", published, "--model", "./none", "-o", out).error
     assert (

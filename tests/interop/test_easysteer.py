@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from gguf import GGUFReader, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from families import EXPERTS, TOP_K, shared
-from steersman import Steering, export_easysteer, import_easysteer
+from families import EXPERTS, TOP_K, WIDTH, dense, shared
+from steersman import Steering, export_easysteer, import_easysteer, import_gguf, import_repeng
 from steersman.errors import ArtifactError, PlanError
 from steersman.interop.easysteer import read_plan
+from steersman.interop.foreign_files import format_of
 from steersman.limits import Router
 from steersman.steering import Architecture, ExpertEdit
 
@@ -211,3 +215,108 @@ def test_models_that_it_steers_otherwise(tmp_path: Path) -> None:
     path = written({"layer_configs": {"1": {"expert_ids": [1]}}}, tmp_path)
     with pytest.raises(ArtifactError, match="which is another plan there"):
         import_easysteer(path, shared("deepseek_v3"))
+
+
+# ------------------------------------------------------------ vectors in GGUF
+
+
+def vector_file(folder: Path, layers: int = 3, length: float = 1.0, **keys: Any) -> Path:
+    """A file as EasySteer's `export_gguf` writes it: unit vectors, times `length`."""
+    path, draws = folder / "vector.gguf", np.random.default_rng(0)
+    writer = GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", "unknown")
+    writer.add_uint32("controlvector.layer_count", layers)
+    for key, value in keys.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(f"controlvector.{key.replace('__', '.')}", value)
+    for layer in range(layers):
+        vector = draws.standard_normal(WIDTH)
+        writer.add_tensor(f"direction.{layer}", (length * vector / np.linalg.norm(vector)).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+MADE = {
+    "diffmean": {
+        "method": "diffmean",
+        "normalize": 1.0,
+        "token_pos": -1.0,
+        "n_positive": 4.0,
+        "n_negative": 4.0,
+    },
+    "pca": {
+        "method": "center",
+        "normalize": 1.0,
+        "n_components": 1.0,
+        "correct_direction": 1.0,
+        "token_pos": "mean",
+        "explained_variance__0": 0.5,
+        "explained_variance__2": 0.9,
+    },
+    "probe": {
+        "method": "linear_probe",
+        "normalize": 1.0,
+        "regularization": "l2",
+        "C": 1.0,
+        "standardize": 1.0,
+        "classification_scores__1": 0.75,
+    },
+    "average": {"method": "Average", "num_vectors_averaged": 239.0},
+}
+
+
+@pytest.mark.parametrize("made_by", MADE)
+def test_its_vectors_with_what_their_keys_say(made_by: str, tmp_path: Path) -> None:
+    path = vector_file(tmp_path, length=1.0 if "normalize" in MADE[made_by] else 26.0, **MADE[made_by])
+    assert format_of(path) == "easysteer"
+    steering = import_easysteer(path, dense())
+    (edit,) = steering.edits
+    assert (edit.layers, edit.scope, edit.operation, edit.strength) == ((0, 1, 2), "all", "add", 1.0)
+    expected = GGUFReader(path).tensors
+    assert all(np.array_equal(edit.vectors[n].numpy(), tensor.data) for n, tensor in enumerate(expected))
+    (source,) = steering.provenance["from"]
+    assert source["said"] == {key: value for key, value in MADE[made_by].items() if "__" not in key}
+    steering.save_pretrained(tmp_path / "plan")
+    assert Steering.from_pretrained(tmp_path / "plan").provenance["from"] == [source]
+
+
+def test_direction_n_is_added_to_the_output_of_layer_n_from_0(tmp_path: Path) -> None:
+    model, path = dense(), vector_file(tmp_path, method="diffmean", normalize=1.0)
+    added = torch.from_numpy(np.array(GGUFReader(path).tensors[0].data))
+    tokens = torch.arange(2, 8)[None]
+    plain = model(tokens, output_hidden_states=True).hidden_states[1]
+    with import_easysteer(path, model).apply(model):
+        steered = model(tokens, output_hidden_states=True).hidden_states[1]
+    assert torch.allclose(steered, plain + added, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"method": "erase"}, "controlvector.method is 'erase'"),
+        ({"method": "diffmean", "normalize": 2.0}, "normalize is '2.0'"),
+        ({"method": "diffmean", "normalize": 1.0, "scale": 3.0}, r"'controlvector\.scale' is unknown"),
+        ({"method": "diffmean", "C": float("nan")}, r"controlvector\.C is nan"),
+    ],
+)
+def test_keys_that_mean_something_else_are_refused_by_name(
+    keys: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        import_easysteer(vector_file(tmp_path, **keys), dense())
+
+
+def test_vectors_that_are_not_as_normalize_says(tmp_path: Path) -> None:
+    path = vector_file(tmp_path, length=7.0, method="diffmean", normalize=1.0)
+    with pytest.raises(ArtifactError, match=r"normalize says .* length 1, and direction\.0 has 7"):
+        import_easysteer(path, dense())
+
+
+def test_other_importers_name_its_own(tmp_path: Path) -> None:
+    path = vector_file(tmp_path, method="diffmean", normalize=1.0)
+    for reader in (import_gguf, import_repeng):
+        with pytest.raises(ArtifactError, match="EasySteer writes such files: --format easysteer"):
+            reader(path, dense())

@@ -115,11 +115,15 @@ def test_views_of_one_matrix(tmp_path: Path) -> None:
     [
         (SteeringVector(vectors(1), "mlp"), "layers of type 'mlp'"),
         ({"layer_activations": vectors(1), "alpha": 3}, "field 'alpha' is unknown"),
-        ({"1": vectors(1)[1]}, "layer '1' is no layer's number"),
+        ({"01": vectors(1)[1]}, "layer '01' is no layer's number"),
+        ({"layers.1": vectors(1)[1]}, "layer 'layers.1' is no layer's number"),
+        ({"1": vectors(1)[1], 1: vectors(1)[1]}, "a layer twice"),
         ({-1: vectors(1)[1]}, "layer '-1' is no layer's number"),
         ({}, "no vectors"),
         ({"layer_activations": []}, "no vectors"),
-        ([vectors(1)[1]], "neither a SteeringVector nor"),
+        ([vectors(1)[1], "and a text"], "a list of other things than tensors"),
+        ([], "neither a SteeringVector nor"),
+        ([1.0] * WIDTH, "a list of other things than tensors"),
         ({1: [1.0] * WIDTH}, "where a tensor should be"),
         ({1: torch.ones(2, WIDTH)}, r"shape \[2, 32\] where a vector should be"),
         ({1: torch.tensor(1.0)}, r"shape \[\] where a vector should be"),
@@ -130,7 +134,6 @@ def test_views_of_one_matrix(tmp_path: Path) -> None:
         ({1: torch.full((WIDTH,), torch.nan)}, "NaN or infinity"),
         ({1: torch.full((WIDTH,), 1e300, dtype=torch.float64)}, "float32 cannot say exactly"),
         ({1: torch.zeros(WIDTH)}, "no vector other than zero"),
-        ({1: torch.nn.Parameter(torch.ones(WIDTH))}, "_rebuild_parameter, which no steering vector needs"),
         ({1: torch.ones(WIDTH).to_sparse()}, "which no steering vector needs"),
         (torch.nn.Linear(2, 2), "which no steering vector needs"),
     ],
@@ -285,3 +288,59 @@ def test_any_changed_byte_is_refused_or_harmless(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ArtifactError):
         read = read_steering_vectors(_written(Path(folder) / "v.pt", bytes(content)))
         assert all(vector.nbytes <= len(content) for vector in read.values())
+
+
+# ------------------------------------------------------------ bare tensors, which say no layers
+
+BARE: dict[str, Callable[[Tensor], Any]] = {
+    "a tensor": lambda rows: rows[0],
+    "a row": lambda rows: rows[:1],
+    "a parameter": lambda rows: torch.nn.Parameter(rows[0]),
+    "an array": lambda rows: rows[0].numpy(),
+    "an array with a row": lambda rows: rows[:1].numpy(),
+    "a list of one": lambda rows: [rows[0]],
+}
+MATRICES: dict[str, Callable[[Tensor], Any]] = {
+    "a matrix": lambda rows: rows,
+    "a transposed matrix": lambda rows: rows.T.contiguous().T,
+    "a list": lambda rows: list(rows),
+    "a tuple of arrays": lambda rows: tuple(rows.numpy()),
+    "a matrix of arrays": lambda rows: rows.numpy(),
+}
+
+
+def rows(count: int) -> Tensor:
+    return torch.stack(list(vectors(*range(count)).values()))
+
+
+@pytest.mark.parametrize("way", BARE)
+def test_one_bare_vector_goes_where_the_importer_says(way: str, tmp_path: Path) -> None:
+    file = saved(BARE[way](rows(2)), tmp_path / "v.pt")
+    with pytest.raises(
+        ArtifactError, match=r"v\.pt: holds a vector and does not say of which layers.*--layers"
+    ):
+        import_steering_vectors(file, dense())
+    for layers in ([1], [0, 2]):
+        (edit,) = import_steering_vectors(file, dense(), layers=layers).edits
+        assert edit.layers == tuple(layers)
+        assert all(torch.equal(edit.vectors[layer], rows(2)[0]) for layer in layers)
+
+
+@pytest.mark.parametrize("way", MATRICES)
+def test_several_bare_vectors_go_in_order(way: str, tmp_path: Path) -> None:
+    file = saved(MATRICES[way](rows(2)), tmp_path / "v.pt")
+    (edit,) = import_steering_vectors(file, dense(), layers=[2, 0]).edits
+    assert torch.equal(edit.vectors[2], rows(2)[0])
+    assert torch.equal(edit.vectors[0], rows(2)[1])
+    for layers in ([0], [0, 1, 2]):
+        with pytest.raises(ArtifactError, match=f"holds 2 vectors, and --layers names {len(layers)} layers"):
+            import_steering_vectors(file, dense(), layers=layers)
+    with pytest.raises(ArtifactError, match="names a layer twice"):
+        import_steering_vectors(file, dense(), layers=[1, 1])
+
+
+def test_a_file_that_says_its_layers_is_not_told_others(tmp_path: Path) -> None:
+    file = saved({"1": torch.nn.Parameter(vectors(1)[1])}, tmp_path / "v.pt")  # as text of digits, too
+    assert import_steering_vectors(file, dense()).edits[0].layers == (1,)
+    with pytest.raises(ArtifactError, match="says itself which layers it is for"):
+        import_steering_vectors(file, dense(), layers=[2])

@@ -22,6 +22,7 @@ from steersman.artifacts.hub import resolve
 from steersman.artifacts.kinds import KINDS, Kind
 from steersman.artifacts.manifest import read_manifest, unique
 from steersman.errors import ArtifactError
+from steersman.stand_ins import stand_in_at
 from steersman.steering import canonical_json, sha256_of
 
 
@@ -35,6 +36,8 @@ def read_artifact(
         raise ArtifactError(f"{path}: this is {KINDS[manifest['kind']].words}, {kind.words} is needed")
     file = folder / TENSORS
     try:
+        if (instead := stand_in_at(file)) is not None:
+            raise ArtifactError(f"{file}: {instead}")
         if not file.is_file():
             raise ArtifactError(f"{file}: missing")
         content = file.read_bytes()

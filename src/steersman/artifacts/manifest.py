@@ -17,6 +17,7 @@ from steersman.artifacts.kinds import KINDS, Kind
 from steersman.chats.record import ChatRecord
 from steersman.errors import ArtifactError
 from steersman.limits import Router
+from steersman.stand_ins import stand_in_at
 from steersman.steering import Architecture, sha256_of
 
 FORMAT = "steersman"
@@ -195,6 +196,8 @@ def _read_router(layer: int, entry: Any) -> Router:
 
 def parse(path: Path) -> dict[str, Any]:
     try:
+        if (instead := stand_in_at(path)) is not None:
+            raise ArtifactError(f"{path}: {instead}")
         if not path.is_file():
             raise ArtifactError(f"{path.parent}: no artifact there (a folder with {MANIFEST} is expected)")
         value = json.loads(

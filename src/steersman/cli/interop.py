@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from steersman.cli.experts import counts_in_words, in_table, summary
-from steersman.cli.options import force_option, json_option, output_option, scope_option
+from steersman.cli.options import force_option, json_option, layers_option, output_option, scope_option
 from steersman.cli.output import put_out, require_free
 from steersman.edits import residual_edits
 from steersman.errors import ArtifactError
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _FORMATS_IN = ("steermoe", "easysteer", "gguf", "repeng", "steering-vectors")
 _FORMATS_OUT = ("easysteer", "ds4", "gguf", "lm-eval")
 _RIGHT = (
-    "right is a ranking of SteerMoE (.pkl), a plan of EasySteer (.json), a control vector (.gguf) or a saved "
-    "steering vector (.pt)"
+    "right is a ranking of SteerMoE (.pkl), a plan or vectors of EasySteer (.json, .gguf), a control vector "
+    "(.gguf) or saved vectors (.pt)"
 )
 
 
@@ -37,10 +37,11 @@ _RIGHT = (
     "--format",
     "form",
     type=click.Choice(_FORMATS_IN),
-    help="SteerMoE's pickled ranking, EasySteer's JSON plan, llama.cpp's GGUF control vector, repeng's (GGUF "
-    "or pickle), or a SteeringVector saved by torch.save (default: by the file's content).",
+    help="SteerMoE's pickled ranking, EasySteer's JSON plan or GGUF vectors, llama.cpp's control vector, "
+    "repeng's (GGUF or pickle), or vectors of torch.save (default: by the file's content).",
 )
 @scope_option(None, "Which tokens a plan or vectors are for, which their files do not say [default: all].")
+@layers_option("For a .pt file that does not say them: of each of its vectors, such as 12 or 0-31.")
 @force_option
 @json_option
 def import_(
@@ -50,6 +51,7 @@ def import_(
     output: Path,
     form: str | None,
     scope: Scope | None,
+    layers: Any,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -78,8 +80,14 @@ def import_(
             "--scope goes with a plan; of a ranking, `select` says which tokens are steered",
             click.get_current_context(),
         )
+    if layers is not None and (form != "steering-vectors" or layers == "all"):
+        raise click.UsageError(
+            "--layers goes with vectors saved by torch.save, and names them",
+            click.get_current_context(),
+        )
+    placed = {} if layers is None else {"layers": layers}
     try:
-        _reader(form)(file)  # before the model: it takes a moment
+        _reader(form)(file, **placed)  # before the model: it takes a moment
     except ArtifactError as error:
         if guessed and is_other_text(file):
             raise ArtifactError(f"{error}; {_RIGHT}") from None
@@ -94,15 +102,15 @@ def import_(
         result = {"output": str(output), "format": form, "kind": "routing_contrast", **_ranking(contrast)}
         put_out(result, as_json, lambda: _ranking_in_words(file, result))
     else:
-        steering = _importer(form)(file, opened, scope=scope or "all")
+        steering = _importer(form)(file, opened, scope=scope or "all", **placed)
         steering.save_pretrained(output, force=force)
         result = {"output": str(output), "format": form, "kind": "steering", **chosen(steering)}
         put_out(result, as_json, lambda: _plan_in_words(file, result))
 
 
-def _reader(form: str) -> Callable[[Path], object]:
+def _reader(form: str) -> Callable[..., object]:
     """What reads a file of a format without its model, to see whether it can be read."""
-    from steersman.interop.easysteer import read_plan
+    from steersman.interop.easysteer import read_easysteer
     from steersman.interop.gguf import read_gguf
     from steersman.interop.repeng import read_repeng
     from steersman.interop.steering_vectors import read_steering_vectors
@@ -110,7 +118,7 @@ def _reader(form: str) -> Callable[[Path], object]:
 
     return {
         "steermoe": read_ranking,
-        "easysteer": read_plan,
+        "easysteer": read_easysteer,
         "gguf": read_gguf,
         "repeng": read_repeng,
         "steering-vectors": read_steering_vectors,

@@ -1,4 +1,5 @@
-"""EasySteer's expert plans (github.com/ZJU-REAL/EasySteer, algorithm `moe_router`): JSON, both ways.
+"""EasySteer's files (github.com/ZJU-REAL/EasySteer): expert plans (algorithm `moe_router`), JSON, both ways;
+its GGUF vectors go on to `easysteer_vectors`.
 
     {"layer_configs": {"7": {"mode": "deactivate", "expert_ids": [30, 25]},
                        "9": {"mode": "activate", "activate_ids": [12], "deactivate_ids": [35]}}}
@@ -23,8 +24,10 @@ from torch import nn
 
 from steersman.edits import ExpertEdit, Scope, residual_edits
 from steersman.errors import ArtifactError, PlanError
+from steersman.interop.easysteer_vectors import parse_vectors
 from steersman.interop.foreign_files import read_bytes, read_json, write_bytes
-from steersman.interop.foreign_vectors import check_scope
+from steersman.interop.foreign_vectors import check_scope, steering_of
+from steersman.interop.gguf import MAGIC
 from steersman.limits import Router
 from steersman.models.architecture import read_architecture
 from steersman.models.identity import model_name, weights_id
@@ -41,19 +44,32 @@ _EPSILON = 0.01
 
 
 def import_easysteer(source: str | Path, model: nn.Module, *, scope: Scope = "all") -> Steering:
-    """Read an EasySteer expert plan as a steering of `model`.
+    """Read an EasySteer expert plan, or its GGUF vectors, as a steering of `model`; vectors at strength 1
+    (EasySteer's `scale`).
 
     Args:
-        source: The JSON file.
+        source: The JSON file, or the GGUF file.
         model: The transformers model that the plan is for: layers and experts are checked against it.
         scope: Which tokens to steer: `all`, as EasySteer's own examples do, `prompt`, `generated` or
             `answer`.
 
     Raises:
         ArtifactError: the file is damaged or foreign, or says what a steering cannot say exactly.
-        PlanError: the plan breaks a limit of the model's routers.
+        PlanError: the plan breaks a limit of the model's routers, or has vectors of layers that the model
+            lacks, or of another width.
     """
     path = Path(source)
+    if (content := read_bytes(path)).startswith(MAGIC):
+        found = parse_vectors(content, path)
+        return steering_of(
+            found.directions,
+            model,
+            scope=scope,
+            path=path,
+            kind="easysteer",
+            content=content,
+            said=found.said,
+        )
     strengths = read_plan(path)
     architecture = read_architecture(model)
     name, revision = model_name(model)
@@ -72,13 +88,19 @@ def import_easysteer(source: str | Path, model: nn.Module, *, scope: Scope = "al
                     {
                         "kind": "easysteer",
                         "name": path.name,
-                        "sha256": hashlib.sha256(read_bytes(path)).hexdigest(),
+                        "sha256": hashlib.sha256(content).hexdigest(),
                     }
                 ],
             },
         )
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
+
+
+def read_easysteer(path: Path) -> object:
+    """What an EasySteer file holds, whichever of the two. Raises `ArtifactError` as the import does."""
+    content = read_bytes(path)
+    return parse_vectors(content, path) if content.startswith(MAGIC) else read_plan(path)
 
 
 def read_plan(path: Path) -> dict[int, dict[int, float]]:

@@ -10,19 +10,12 @@ from typing import Any
 
 from steersman.errors import ArtifactError
 from steersman.interop.inert_pickle import MOST_BYTES
-
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"PK\x03\x04": "zip",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
+from steersman.stand_ins import HEAD, annex_link, stand_in
 
 
 def read_bytes(path: Path, *, zipped: bool = False) -> bytes:
-    """A file's content. Raises `ArtifactError` where it is missing, too large, empty or compressed (a zip
-    archive only where none is expected).
+    """A file's content. Raises `ArtifactError` where it is missing, too large or empty, or another thing lies
+    in its place (a pointer, a web page, an archive; a zip archive is content where one is expected).
     """
     try:
         if path.is_dir():
@@ -30,16 +23,15 @@ def read_bytes(path: Path, *, zipped: bool = False) -> bytes:
         with path.open("rb") as stream:
             content = stream.read(MOST_BYTES + 1)
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file") from None
+        raise ArtifactError(f"{path}: {annex_link(path) or 'no such file'}") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     if len(content) > MOST_BYTES:
         raise ArtifactError(f"{path}: larger than {MOST_BYTES >> 20} MiB, which no file of this kind is")
     if not content:
         raise ArtifactError(f"{path}: the file is empty")
-    for start, name in _COMPRESSED.items():
-        if content.startswith(start) and not (zipped and name == "zip"):
-            raise ArtifactError(f"{path}: compressed with {name}; unpack it first")
+    if (instead := stand_in(content[:HEAD], zipped=zipped)) is not None:
+        raise ArtifactError(f"{path}: {instead}")
     return content
 
 
@@ -49,7 +41,7 @@ def format_of(path: Path) -> str:
     """
     content = read_bytes(path, zipped=True)
     if content.startswith(b"GGUF"):
-        return "gguf"
+        return "easysteer" if b"controlvector.method" in content[:4096] else "gguf"
     if content.startswith(b"PK\x03\x04"):
         return "steering-vectors"  # what torch.save writes is a zip archive
     if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):

@@ -26,7 +26,14 @@ MOST_LAYERS = 4096
 
 
 def steering_of(
-    vectors: Mapping[int, Array], model: nn.Module, *, scope: Scope, path: Path, kind: str, content: bytes
+    vectors: Mapping[int, Array],
+    model: nn.Module,
+    *,
+    scope: Scope,
+    path: Path,
+    kind: str,
+    content: bytes,
+    said: Mapping[str, Any] | None = None,
 ) -> Steering:
     """A steering that adds a file's vectors to the outputs of decoder layers, at strength 1.
 
@@ -39,6 +46,7 @@ def steering_of(
         path: The file, for messages.
         kind: The format's name, for where the plan is from.
         content: The file's bytes, whose sha256 is kept.
+        said: What the file says of how the vectors were made, kept beside it.
 
     Raises:
         ArtifactError: a vector is not one-dimensional or holds NaN or infinity, or all are zero.
@@ -57,7 +65,9 @@ def steering_of(
         steering = Steering.from_vectors(model, adding, strength=1.0, scope=scope, operation="add")
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
-    source = {"kind": kind, "name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    source: dict[str, Any] = {"kind": kind, "name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    if said:
+        source["said"] = dict(said)
     return Steering(
         edits=steering.edits,
         architecture=steering.architecture,

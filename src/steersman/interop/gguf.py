@@ -20,8 +20,8 @@ from __future__ import annotations
 import re
 import struct
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,10 @@ MODEL_HINT = f"{ARCHITECTURE}.model_hint"
 LAYER_COUNT = f"{ARCHITECTURE}.layer_count"
 
 _ALIGNMENT = "general.alignment"
-_MOST_ENTRIES = 256
+METHOD = f"{ARCHITECTURE}.method"
+"""A key of EasySteer's alone."""
+
+_MOST_ENTRIES = 16_384
 _STRING, _ARRAY = 8, 9
 # GGUF's types of single values, by their numbers there: unsigned and signed 8, 16 and 32 bits, float, bool,
 # unsigned and signed 64 bits, double.
@@ -59,6 +62,8 @@ class ControlVector:
     model_hint: str | None
     directions: dict[int, Array]
     """{N of direction.N: float32 [width]}."""
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """Metadata of the keys that the reader knows beside the format's own."""
 
 
 def import_gguf(source: str | Path, model: nn.Module, *, scope: Scope = "all") -> Steering:
@@ -95,22 +100,22 @@ def check_layers(found: ControlVector, path: Path) -> None:
         )
 
 
-def parse_gguf(content: bytes, path: Path) -> ControlVector:
-    """The content of a control vector file, any layer allowed. `path` is for messages.
+def parse_gguf(content: bytes, path: Path, knows: Callable[[str], bool] = lambda key: False) -> ControlVector:
+    """The content of a control vector file, any layer allowed. `path` is for messages; `knows` says of a key
+    beside the format's own whether the caller reads it.
 
     Raises:
         ArtifactError: it is damaged, foreign, or has what no control vector has.
     """
     try:
         metadata = _metadata(content, path)
-        _check_metadata(metadata, path)
+        more = _check_metadata(metadata, path, knows)
         with tempfile.NamedTemporaryFile(suffix=".gguf") as copy:
             # The package maps a file; this one holds what was looked through, whoever changes the other.
             copy.write(content)
             copy.flush()
-            return ControlVector(
-                metadata.get(MODEL_HINT), _directions(_opened(copy.name), len(content), path)
-            )
+            directions = _directions(_opened(copy.name), len(content), path)
+            return ControlVector(metadata.get(MODEL_HINT), directions, more)
     except (struct.error, ValueError, LookupError, OverflowError, TypeError) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -172,7 +177,8 @@ def _string(content: bytes, place: int) -> tuple[str, int]:
     return content[place : place + length].decode(), place + length
 
 
-def _check_metadata(metadata: Mapping[str, Any], path: Path) -> None:
+def _check_metadata(metadata: Mapping[str, Any], path: Path, knows: Callable[[str], bool]) -> dict[str, Any]:
+    """What the metadata says beside the format's own keys."""
     architecture = metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
         said = "no general.architecture" if architecture is None else repr(architecture)[:80]
@@ -185,11 +191,18 @@ def _check_metadata(metadata: Mapping[str, Any], path: Path) -> None:
         raise ArtifactError(f"{path}: {_ALIGNMENT} is {str(alignment)[:20]!r} and not a power of two")
     # What describes the file changes nothing (general.name, general.author …). Anything else may say that the
     # vectors are not simply added: there are files of this kind whose vectors are projected out.
-    unknown = [
-        key for key in metadata if not key.startswith("general.") and key not in (MODEL_HINT, LAYER_COUNT)
-    ]
+    more = {
+        key: value
+        for key, value in metadata.items()
+        if not key.startswith("general.") and key not in (MODEL_HINT, LAYER_COUNT)
+    }
+    unknown = [key for key in more if not knows(key)]
     if unknown:
-        raise ArtifactError(f"{path}: {unknown[0][:80]!r} is unknown: it may change what the vectors mean")
+        whose = "; EasySteer writes such files: --format easysteer" if METHOD in unknown else ""
+        raise ArtifactError(
+            f"{path}: {unknown[0][:80]!r} is unknown: it may change what the vectors mean{whose}"
+        )
+    return more
 
 
 # ------------------------------------------------------------ what the package has read

@@ -30,12 +30,14 @@ _STORAGES: dict[str, np.dtype[Any]] = {
 
 KNOWN_TENSORS: dict[tuple[str, str], str] = {
     ("torch._utils", "_rebuild_tensor_v2"): "tensor",
+    ("torch._utils", "_rebuild_parameter"): "parameter",
     ("collections", "OrderedDict"): "ordered dict",
     **{("torch", name): name for name in _STORAGES},
 }
 """Every global of a saved tensor of floating-point numbers."""
 
 _MOST_FILES = 10_000
+_MOST_ROWS = 4096
 
 
 class TensorFile:
@@ -83,6 +85,26 @@ class TensorFile:
         """The numbers of a tensor with one dimension, or with more that have the extent 1: float16, float32
         (from bfloat16 too) or float64.
         """
+        storage, offset, shape, strides = self._form(value)
+        long = [(extent, stride) for extent, stride in zip(shape, strides, strict=True) if extent != 1]
+        if not shape or len(long) > 1:
+            unexpected(f"a tensor of shape {list(shape)} where a vector should be")
+        return self._line(storage, offset, long[0] if long else (1, 1), shape)
+
+    def rows(self, value: Any) -> list[Column]:
+        """The vectors of a tensor: itself, or the rows of a matrix."""
+        storage, offset, shape, strides = self._form(value)
+        if len(shape) != 2 or shape[0] == 1:
+            return [self.vector(value)]
+        if shape[0] > _MOST_ROWS:
+            unexpected(f"a tensor of shape {list(shape)} where a vector a layer should be")
+        line = (shape[1], strides[1])
+        return [self._line(storage, offset + row * strides[0], line, shape) for row in range(shape[0])]
+
+    def _form(self, value: Any) -> tuple[Any, int, tuple[int, ...], tuple[int, ...]]:
+        """A tensor's storage, where in it the tensor begins, its shape and its strides."""
+        if isinstance(value, Record) and value.word == "parameter" and value.arguments:
+            value = value.arguments[0]
         arguments = record(value, "tensor", "a tensor").arguments
         if len(arguments) != 6:
             unexpected("a tensor without its form")
@@ -91,10 +113,11 @@ class TensorFile:
             unexpected("a tensor of an unknown shape")
         if len(shape) != len(strides) or not all(_is_size(n) for n in (offset, *shape, *strides)):
             unexpected("a tensor of an unknown shape")
-        long = [(extent, stride) for extent, stride in zip(shape, strides, strict=True) if extent != 1]
-        if not shape or len(long) > 1:
-            unexpected(f"a tensor of shape {list(shape)} where a vector should be")
-        extent, stride = long[0] if long else (1, 1)
+        return storage, offset, shape, strides
+
+    def _line(self, storage: Any, offset: int, line: tuple[int, int], shape: tuple[int, ...]) -> Column:
+        """(extent, stride) numbers of a storage."""
+        extent, stride = line
         values = self._storage(storage)
         if not extent or offset + (extent - 1) * stride >= len(values):
             unexpected(f"a tensor of shape {list(shape)} that ends beyond its {len(values)} numbers")

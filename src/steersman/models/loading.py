@@ -22,6 +22,7 @@ from transformers import (
 
 from steersman.errors import ModelError
 from steersman.models.identity import NAME, identify_by_files
+from steersman.models.stored_tensors import check_folder
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
@@ -61,6 +62,7 @@ def load_model(
     if not _exists(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"{name}: no such folder")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    _check_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         config = AutoConfig.from_pretrained(name, **options)
@@ -142,6 +144,7 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     """
     if name.startswith("lab:"):
         return load_model(name, device="cpu")[1]
+    _check_folder(name)
     try:
         opened: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=False
@@ -173,6 +176,11 @@ def _exists(name: str) -> bool:
         return Path(name).exists()
     except OSError:  # a name that no file system takes
         return False
+
+
+def _check_folder(name: str) -> None:
+    if _exists(name):
+        check_folder(Path(name))
 
 
 def _check_complete(name: str, info: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from steersman.stand_ins import stand_in_at
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_READ_WITH_A_MODEL = re.compile(
+    r"((.*_)?config|tokenizer.*|special_tokens_map|added_tokens|vocab|chat_template)\.(json|jinja|model)"
+    r"|(merges|vocab)\.txt"
+)
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,32 @@ def checkpoint_files(name: str, revision: str | None) -> list[Path]:
     if index is None:
         single = checkpoint_file(name, revision, SINGLE_FILE)
         return [] if single is None else [single]
-    if (instead := stand_in_at(index)) is not None:
-        raise ModelError(f"{index}: {instead}")
+    check_content(index)
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ModelError(f"{index}: not a safetensors index with a weight_map") from None
     files = [checkpoint_file(name, revision, file) for file in names]
     return [] if None in files else [file for file in files if file is not None]
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ModelError where a file of a checkpoint's folder is damaged, or another thing lies in its place.
+
+    transformers says of such a file what its parser stumbles over, or takes it: any text is a chat template.
+    """
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if _READ_WITH_A_MODEL.fullmatch(path.name):
+                check_content(path)
+        for path in checkpoint_files(str(folder), None):
+            stored_tensors(path)
+
+
+def check_content(path: Path) -> None:
+    """Raise ModelError where another thing than content lies in a file."""
+    if not path.is_dir() and (instead := stand_in_at(path)) is not None:
+        raise ModelError(f"{path}: {instead}")
 
 
 def checkpoint_file(name: str, revision: str | None, file: str) -> Path | None:
@@ -72,8 +95,7 @@ def checkpoint_file(name: str, revision: str | None, file: str) -> Path | None:
 
 def stored_tensors(path: Path) -> list[StoredTensor]:
     """The tensors of a safetensors or GGUF file. Raises ModelError where it is damaged or another thing."""
-    if (instead := stand_in_at(path)) is not None:
-        raise ModelError(f"{path}: {instead}")
+    check_content(path)
     with path.open("rb") as stream:
         found = _of_gguf(stream, path) if is_gguf(path) else _of_safetensors(stream, path)
         end = stream.seek(0, 2)

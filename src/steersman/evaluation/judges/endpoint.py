@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from steersman.errors import JudgeError, how_to_install
+from steersman.errors import JudgeError, PairsError, how_to_install
 from steersman.evaluation.judges.reply_cache import ReplyCache
 from steersman.evaluation.judges.verdict import Outcome, Verdict
-from steersman.pairs import Content
+from steersman.pairs import Content, read_text
 
 if TYPE_CHECKING:
     from steersman.evaluation.tasks.item import Behaviour, Item
@@ -205,10 +205,9 @@ def endpoint_judge(place: str) -> EndpointJudge:
     if not file:
         return EndpointJudge(url, model)
     try:
-        prompt = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JudgeError(f"{file}: the judge's prompt cannot be read ({_first_line(error)})") from None
-    return EndpointJudge(url, model, prompt)
+        return EndpointJudge(url, model, read_text(Path(file)))
+    except PairsError as error:
+        raise JudgeError(f"the judge's prompt: {error}") from None
 
 
 def _openai() -> Any:

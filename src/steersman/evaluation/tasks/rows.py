@@ -16,6 +16,7 @@ from steersman.errors import PairsError, how_to_install
 from steersman.evaluation.tasks.asking import asked
 from steersman.evaluation.tasks.item import Item
 from steersman.pairs import Content, check_content, parse_json, read_text
+from steersman.stand_ins import annex_link
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 LIBRARY_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
@@ -111,7 +112,7 @@ def read_rows(place: str, example: str, *, config: str | None = None) -> Iterato
     if path.is_file():
         found = _of_file(path)
     elif path.suffix.lower() in SUFFIXES or (place.startswith((".", "/", "~")) and not path.is_dir()):
-        raise PairsError(f"{place}: no such file; right is {example}")
+        raise PairsError(f"{place}: {annex_link(path) or 'no such file'}; right is {example}")
     else:
         found = _of_library(place, config)
     empty = True
