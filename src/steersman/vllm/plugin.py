@@ -10,8 +10,12 @@ def register() -> None:
     except that it refuses a request that asks for a steering.
 
     Raises:
-        ServingError: the engine's seams are not those of a version that is known.
+        ServingError: the engine is of a version that is not known, or its seams are not those of one that is.
     """
+    from steersman.vllm.signatures import check_version
+
+    check_version()  # first: of another version what is imported below may not be there
+
     from steersman.vllm.beam_search import extend_beam_search
     from steersman.vllm.front_end import extend_front_end
     from steersman.vllm.prefix_cache import extend_prefix_cache

