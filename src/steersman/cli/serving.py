@@ -16,6 +16,7 @@ import click
 
 from steersman.cli.options import SteeringChoice, SteeringType, json_option, match_option
 from steersman.cli.output import harmless
+from steersman.vllm.dtypes import in_words
 
 if TYPE_CHECKING:
     from steersman.vllm.server.serving import Serving
@@ -176,13 +177,13 @@ def serve(
     serving = prepare(model, settings, vllm_options, revision)
     with _lines_to_stderr() as stdout:
 
-        def say(address: str, arguments: Namespace) -> None:
-            told = _told(serving, address, arguments, changeable)
+        def say(address: str, listed: dict[str, Any], arguments: Namespace) -> None:
+            told = _told(serving, address, arguments, changeable, listed)
             line = json.dumps(told) if as_json else harmless(_in_words(told))
             os.write(stdout, f"{line}\n".encode())
 
         def ready(arguments: Namespace) -> None:
-            when_ready(arguments, lambda address: say(address, arguments))
+            when_ready(arguments, lambda address, listed: say(address, listed, arguments))
 
         launch(serving, host, port, ready)
 
@@ -220,7 +221,9 @@ def _lines_to_stderr() -> Iterator[int]:
         os.close(kept)
 
 
-def _told(serving: Serving, address: str, arguments: Namespace, changeable: bool) -> dict[str, Any]:
+def _told(
+    serving: Serving, address: str, arguments: Namespace, changeable: bool, listed: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "address": f"{address}/v1",
         "models": list(arguments.served_model_name),
@@ -230,10 +233,13 @@ def _told(serving: Serving, address: str, arguments: Namespace, changeable: bool
         "default": serving.settings.default,
         "aliases": dict(serving.settings.aliases),
         "changeable": changeable,
+        "dtype": listed.get("dtype"),
+        "checkpoint_dtype": listed.get("checkpoint_dtype"),
     }
 
 
 def _in_words(told: Mapping[str, Any]) -> str:
     names = ", ".join(one["name"] for one in told["steerings"]) or "none yet"
     default = f"; without a word: {told['default']}" if told["default"] else ""
-    return f"{', '.join(told['models'])} at {told['address']}; steerings: {names}{default}"
+    dtype = f" {in_words(told['dtype'], told['checkpoint_dtype'])}" if told["dtype"] else ""
+    return f"{', '.join(told['models'])} at {told['address']}{dtype}; steerings: {names}{default}"

@@ -177,7 +177,9 @@ def cache_length(cache: Any) -> int | None:
     """Columns that a cache holds; None without a cache, or where it holds a state and no columns."""
     if cache is None or not hasattr(cache, "get_seq_length"):
         return None
-    layers = getattr(cache, "layers", None)
-    if layers and not any(hasattr(layer, "get_seq_length") for layer in layers):
+    layers = getattr(cache, "layers", None) or ()
+    counting = [layer for layer in layers if hasattr(layer, "get_seq_length")]
+    if layers and not counting:
         return None
-    return int(cache.get_seq_length())
+    # It asks the first layer, which in RecurrentGemma keeps nothing (transformers 5.19).
+    return int(cache.get_seq_length()) or max((int(layer.get_seq_length()) for layer in counting), default=0)

@@ -24,6 +24,7 @@ class Call:
         asked: Whether it named its steering itself.
         refused: Why nothing may be generated for it; None: it may.
         started: Answers that have come to the engine.
+        dtype: That in which the engine computes them.
         ended: (prompt's tokens, answer's tokens) of each that has ended.
     """
 
@@ -31,6 +32,7 @@ class Call:
     asked: bool = False
     refused: str | None = None
     started: int = 0
+    dtype: str | None = None
     ended: list[tuple[int, int]] = field(default_factory=list)
 
     def check(self, asked: bool) -> None:
@@ -54,7 +56,7 @@ class Call:
 
     def receipt(self) -> dict[str, Any]:
         """What was applied to all of its answers together."""
-        return receipt_of(self.resolved, self.ended)
+        return receipt_of(self.resolved, self.ended, self.dtype)
 
 
 CALL: ContextVar[Call | None] = ContextVar("steersman_call", default=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from steersman.artifacts import load_steering
 from steersman.errors import SteersmanError
 from steersman.steering import Steering
+from steersman.vllm.dtypes import Dtypes
 from steersman.vllm.registry import Registry
 from steersman.vllm.settings import Settings
 
@@ -25,18 +26,21 @@ def first_plans(settings: Settings) -> dict[str, Steering]:
     return {name: first_plan(name, folder) for name, folder in settings.steerings.items()}
 
 
-def first_registry(settings: Settings, check: Callable[[Steering], None]) -> Registry:
+def first_registry(
+    settings: Settings, check: Callable[[Steering], None], dtypes: Dtypes | None = None
+) -> Registry:
     """A register of the plans that an engine is configured with.
 
     Args:
         settings: The operator's.
         check: Raises where a plan is not for the served model.
+        dtypes: Those of the engine and of its model's checkpoint.
 
     Raises:
         ServingError, RequestError, ArtifactError, ArchitectureMismatch, WeightsMismatch: a plan, the default
             or an alias cannot be served.
     """
-    registry = Registry(settings, check)
+    registry = Registry(settings, check, dtypes)
     for name, steering in first_plans(settings).items():
         try:
             slot = registry.reserve(steering)

@@ -14,6 +14,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from steersman.errors import RequestError
 from steersman.vllm.calls import CALL, current_call
 from steersman.vllm.counting import COUNT, CountedText
+from steersman.vllm.dtypes import dtypes_of
 from steersman.vllm.first_plans import first_registry
 from steersman.vllm.read_text import PROMPT, ReadText, prompt_length
 from steersman.vllm.receipt import receipt_of
@@ -102,7 +103,8 @@ def registry_of(vllm_config: Any) -> Registry | None:
     if settings is None:
         return None
     check_supported(vllm_config)
-    return first_registry(settings, checker(vllm_config.model_config, settings.match))
+    config = vllm_config.model_config
+    return first_registry(settings, checker(config, settings.match), dtypes_of(config))
 
 
 # ---------------------------------------------------------------- requests
@@ -197,8 +199,10 @@ def _add_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: A
         state.steersman = None if told is None or COUNT in told else registry.enter(request.request_id, told)
         state.steersman_prompt = prompt_length(told, state.prompt_len)
         state.steersman_call = call = CALL.get()
+        state.steersman_dtype = registry.dtypes.served if registry.dtypes is not None else None
         if call is not None:
             call.started += 1
+            call.dtype = state.steersman_dtype
     return result
 
 
@@ -243,7 +247,7 @@ def _make_request_output(
         _note_end(self)
     output = original(self, new_token_ids, pooling_output, finish_reason, *args, **kwargs)
     if output is not None and output.finished and hasattr(self, RECEIPT):
-        setattr(output, RECEIPT, receipt_of(self.steersman, _ended(self)))
+        setattr(output, RECEIPT, receipt_of(self.steersman, _ended(self), self.steersman_dtype))
     return output
 
 

@@ -10,16 +10,19 @@ from steersman.vllm.registry import Resolved
 from steersman.vllm.roles import role_runs
 
 
-def receipt_of(resolved: Resolved | None, answers: Iterable[tuple[int, int]]) -> dict[str, Any]:
+def receipt_of(
+    resolved: Resolved | None, answers: Iterable[tuple[int, int]], dtype: str | None
+) -> dict[str, Any]:
     """The receipt of a request that has ended; as of `Steering.apply`, each token counts once a site.
 
     Args:
         resolved: What it followed; None: nothing.
         answers: Of each answer, the tokens of its prompt, P, and its own, N; the last of them was not fed
             back, and not edited.
+        dtype: That in which the engine computed them.
     """
     if resolved is None:
-        return {"steering": None, "fingerprint": None, "steerings": [], "tokens": {}}
+        return {"steering": None, "fingerprint": None, "steerings": [], "tokens": {}, "dtype": dtype}
     counts = [0] * len(ROLES)
     for prompt_tokens, answer_tokens in answers:
         end = prompt_tokens + max(answer_tokens - 1, 0)
@@ -37,4 +40,5 @@ def receipt_of(resolved: Resolved | None, answers: Iterable[tuple[int, int]]) ->
             for one in resolved.wanted
         ],
         "tokens": tokens,
+        "dtype": dtype,
     }

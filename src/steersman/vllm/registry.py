@@ -12,6 +12,7 @@ from typing import Any
 from steersman.edits import ROLES, SCOPES, ExpertEdit
 from steersman.errors import PlanError, RequestError, ServingError
 from steersman.steering import Steering, compose, sha256_of
+from steersman.vllm.dtypes import Dtypes
 from steersman.vllm.request import Wanted, parse_request
 from steersman.vllm.settings import KEY, Settings, check_name
 
@@ -73,10 +74,14 @@ class Registry:
     Args:
         settings: The operator's.
         check: Raises where a plan is not for the served model.
+        dtypes: Those of the engine and of its model's checkpoint; None before there is an engine.
     """
 
-    def __init__(self, settings: Settings, check: Callable[[Steering], None]) -> None:
+    def __init__(
+        self, settings: Settings, check: Callable[[Steering], None], dtypes: Dtypes | None = None
+    ) -> None:
         self.settings = settings
+        self.dtypes = dtypes
         self._check = check
         self._lock = threading.RLock()
         self._by_name: dict[str, Registered] = {}

@@ -50,7 +50,7 @@ def receipt_for(
 ) -> dict[str, Any]:
     """The receipt of a plan, slowly: token by token. `answers`: (prompt's tokens, answer's tokens)."""
     if plan is None:
-        return {"steering": None, "fingerprint": None, "steerings": [], "tokens": {}}
+        return {"steering": None, "fingerprint": None, "steerings": [], "tokens": {}, "dtype": "float32"}
     counts: dict[str, set[tuple[int, int]]] = {}
     for number, (prompt, made) in enumerate(answers):
         for position in range(prompt + made - 1):
@@ -67,6 +67,7 @@ def receipt_for(
         "steering": asked,
         "fingerprint": plan.fingerprint,
         "tokens": {site: len(held) for site, held in counts.items()},
+        "dtype": "float32",
     }
 
 

@@ -42,6 +42,7 @@ def test_what_can_be_asked_for_is_listed(server: Any, material: Any) -> None:
         {"tiny-experts": "experts@0.5"},
         [-2, 2],
     )
+    assert (told["dtype"], told["checkpoint_dtype"]) == ("float32", "float32")
     assert one == told["data"][2]
     assert [(edit["site"], edit["layers"], edit["scope"]) for edit in one["edits"]] == [
         (edit.point, list(edit.layers), edit.scope) for edit in material.plans["both"].edits

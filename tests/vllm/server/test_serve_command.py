@@ -96,6 +96,7 @@ def test_what_the_command_says_once_the_server_answers(server: Any, material: An
         for name in ("experts", "vectors", "both", "against")
     ]
     assert (told["default"], told["changeable"]) == (None, True)
+    assert (told["dtype"], told["checkpoint_dtype"]) == ("float32", "float32")
 
 
 def test_help_names_the_way_to_ask(capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ def listed(registry: Registry) -> dict[str, Any]:
         "strengths": list(settings.strengths),
         "max_per_request": settings.max_per_request,
         "max_steerings": settings.max_steerings,
+        **(registry.dtypes.as_json() if registry.dtypes is not None else {}),
     }
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 EVERY = 0.2
 """Seconds between two tries."""
@@ -21,29 +24,35 @@ def address_of(arguments: argparse.Namespace) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{arguments.port}{path}"
 
 
-def when_ready(arguments: argparse.Namespace, say: Callable[[str], None]) -> threading.Event:
-    """Call `say` with the address, once, when the server there answers.
+def when_ready(arguments: argparse.Namespace, say: Callable[[str, dict[str, Any]], None]) -> threading.Event:
+    """Call `say` with the address and what the server lists at `/v1/steerings`, once, when it answers there.
 
     Returns:
         What ends the waiting when it is set.
     """
     stop = threading.Event()
     address = address_of(arguments)
+    keys = [*(arguments.api_key or ()), *filter(None, [os.environ.get("VLLM_API_KEY")])]
 
     def wait() -> None:
         while not stop.wait(EVERY):
-            if _answers(f"{address}/health"):
-                say(address)
+            if _ask(f"{address}/health") is not None:
+                listed = _ask(f"{address}/v1/steerings", keys)
+                say(address, json.loads(listed) if listed else {})
                 return
 
     threading.Thread(target=wait, daemon=True).start()
     return stop
 
 
-def _answers(url: str) -> bool:
+def _ask(url: str, keys: Sequence[str] = ()) -> bytes | None:
+    """The body of an answer with status 200; None without one."""
     anybody = ssl._create_unverified_context() if url.startswith("https") else None
+    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+    request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(url, timeout=2, context=anybody) as response:
-            return bool(response.status == 200)
+        with urllib.request.urlopen(request, timeout=60, context=anybody) as response:
+            body: bytes = response.read()
+            return body if response.status == 200 else None
     except (urllib.error.URLError, OSError):
-        return False
+        return None

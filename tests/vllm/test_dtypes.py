@@ -1,0 +1,39 @@
+"""In which numbers the engine computes: by its own choice a checkpoint in float32 is served in bfloat16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine import ask, closing, open_engine, params, prompts, save_tiny
+from vllm.engine.arg_utils import EngineArgs
+
+from steersman.vllm.dtypes import Dtypes, dtypes_of, in_words
+from steersman.vllm.server.described import listed
+
+FLOAT32 = Dtypes("float32", "float32")
+REDUCED = Dtypes("bfloat16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtypes"), [("auto", REDUCED), ("float32", FLOAT32), ("bfloat16", REDUCED)]
+)
+def test_what_is_asked_for(asked: str, dtypes: Dtypes, tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    arguments = EngineArgs(str(tmp_path), dtype=asked, skip_tokenizer_init=True)
+    assert dtypes_of(arguments.create_model_config()) == dtypes
+
+
+def test_the_receipt_and_the_list_say_the_engines_own_choice(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    with closing(open_engine(tmp_path, "llama", {"sites": "all"}, dtype="auto")) as engine:
+        (output,) = ask(engine, prompts(1), [params(tokens=2)])
+        told = listed(engine.llm_engine.input_processor.steersman)
+    assert output.steersman["dtype"] == "bfloat16"
+    assert (told["dtype"], told["checkpoint_dtype"]) == ("bfloat16", "float32")
+
+
+def test_in_words() -> None:
+    assert in_words("float32", "float32") == "in float32"
+    assert in_words("bfloat16", None) == "in bfloat16"
+    assert "its checkpoint is in float32: -- --dtype float32" in in_words("bfloat16", "float32")
