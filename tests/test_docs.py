@@ -26,6 +26,8 @@ from pathlib import Path
 
 import pytest
 
+from waiting import HANGING
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md", *ROOT.glob("docs/**/*.md")]
@@ -123,7 +125,7 @@ def run_shell(block: Block, folder: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANGING,
     )
     assert done.returncode == 0, (
         f"{block.page}:{block.line}: exit {done.returncode}\n{block.code}{done.stdout}{done.stderr}"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from waiting import HANGING
+
 PACKAGE = Path(__file__).parent.parent / "src/steersman"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -182,6 +184,6 @@ def test_help_does_not_wait_for_torch() -> None:
         "slow = sorted({'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules)); "
         "sys.exit(f'imported {slow}' if slow else status)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGING)
     assert done.returncode == 0, done.stderr
     assert "describe" in done.stdout

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from steersman.cli import main
+from waiting import HANGING
 
 CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -83,7 +84,7 @@ def run(*arguments: object, stdin: str | bytes = "") -> Run:
 def process(*arguments: object, **options: Any) -> Run:
     """The command line as it is installed, in a process of its own."""
     command = [str(Path(sys.executable).with_name("steersman")), *map(str, arguments)]
-    done = subprocess.run(command, text=True, timeout=120, **{"capture_output": True, **options})
+    done = subprocess.run(command, text=True, timeout=HANGING, **{"capture_output": True, **options})
     return Run(done.returncode, done.stdout or "", done.stderr or "")
 
 

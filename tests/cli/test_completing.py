@@ -13,6 +13,7 @@ import pytest
 from cli.command_line import run
 from steersman import lab
 from steersman.cli import WORKFLOW, completing, steersman
+from waiting import HANGING
 
 ASKED_BY_BASH = r"""
 source "$1"; shift
@@ -36,7 +37,7 @@ def completed(place: Path, *lines: str) -> list[list[str]]:
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANGING,
         check=True,
     )
     return [line.split() for line in done.stdout.splitlines()]
@@ -95,7 +96,11 @@ def test_completing_does_not_wait_for_torch() -> None:
         "COMP_CWORD": "2",
     }
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", code],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        timeout=HANGING,
     )
     assert done.returncode == 0, done.stderr
     assert "lab:natural" in done.stdout

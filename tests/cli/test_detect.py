@@ -24,6 +24,7 @@ from steersman import RoutingContrast, Steering, load_model, load_pairs
 from steersman.experts.encoding import counted_tokens
 from steersman.models.encoding import EncodedPairs
 from steersman.progress import units_done
+from waiting import HANGING, wait_until
 
 OPTIONS = ("--stratify", "position", "--bootstrap", 5, "--batch-size", 2)
 
@@ -40,12 +41,10 @@ def killed_at_random(
     """Start the command, kill it at a random moment after it has got further; how far it had got."""
     before = units_done(partial)
     command = start(*arguments, *(["--resume"] if before else []))
-    end = time.monotonic() + 120
-    while units_done(partial) <= before and command.poll() is None and time.monotonic() < end:
-        time.sleep(0.002)
+    wait_until(lambda: units_done(partial) > before, command)
     time.sleep(dice.random() * after)
     command.send_signal(number)
-    _, said = command.communicate(timeout=60)
+    _, said = command.communicate(timeout=HANGING)
     assert command.returncode in (-number, 128 + number), f"it ended before the kill: {said}"
     if number != signal.SIGKILL:
         assert f"steersman: interrupted; go on with --resume (progress in {partial})\n" in said

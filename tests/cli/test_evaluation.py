@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 from cli.command_line import run, save_tiny
 from steersman.evaluation.run_store import append
+from waiting import wait_until
 
 QUESTIONS = ["who wrote the book?", "is the river long?", "what is beside it?", "was the town old?"]
 
@@ -109,8 +109,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny: Path, task_file: Path, plan: Pa
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
-    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= 2):
-        time.sleep(0.002)
+    wait_until(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 2, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert partial.exists(), "it ended before it could be killed"

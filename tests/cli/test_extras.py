@@ -15,6 +15,7 @@ import pytest
 
 from cli.command_line import Run, process, run
 from steersman.errors import how_to_install
+from waiting import HANGING
 
 REPOSITORY = Path(__file__).parents[2]
 Arguments = dict[str, list[object]]
@@ -116,7 +117,7 @@ WITHOUT = (
 def alone(name: str, *arguments: object, module: str = "") -> Run:
     given: Any = "" if module else [str(argument) for argument in arguments]
     code = WITHOUT.format(name=name, module=module, arguments=given)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGING)
     return Run(done.returncode, done.stdout, done.stderr)
 
 

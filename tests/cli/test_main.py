@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cli.command_line import process, run
 from steersman import cli, lab
 from steersman.cli.failures import Terminated, explain, reported
 from steersman.errors import PlanError
+from waiting import HANGING, wait_until
 
 COMMANDS = ["demo", "describe", "detect", "merge", "select", "generate", "show", "lab list", "lab train"]
 
@@ -37,7 +37,7 @@ def test_help_is_quick_because_it_does_not_load_torch() -> None:
         "import sys; from steersman.cli import main; status = main(['detect', '--help']); "
         "sys.exit(status or 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGING)
     assert done.returncode == 0
 
 
@@ -117,17 +117,37 @@ def test_ctrl_c_while_training_leaves_nothing(tmp_path: Path) -> None:
         # What a shell runs in the background ignores Ctrl-C, and its children with it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    for _ in range(600):  # until the progress bar shows that training is under way
-        time.sleep(0.1)
-        if "\r" in os.read(started.stderr.fileno(), 4096).decode():  # type: ignore[union-attr]
-            break
+    shown = started.stderr.fileno()  # type: ignore[union-attr]
+    wait_until(lambda: b"\r" in os.read(shown, 4096), started)  # the progress bar: training is under way
     started.send_signal(signal.SIGINT)
-    stdout, stderr = started.communicate(timeout=60)
+    stdout, stderr = started.communicate(timeout=HANGING)
     assert started.returncode == 130
     assert stdout == ""
     assert "steersman: interrupted" in stderr
     assert "Traceback" not in stderr
+    assert "ignored" not in stderr
     assert list(tmp_path.iterdir()) == []
+
+
+DROPPED = {
+    "destructor": "class Dropped:\n    def __del__(self): stop()\nDropped()",
+    "weak reference": "import weakref\nof = set()\nseen = weakref.ref(of, lambda _: stop())\ndel of",
+    "C library": "import ctypes\nctypes.CFUNCTYPE(None)(stop)()",
+}
+
+
+@pytest.mark.parametrize("place", DROPPED)
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_stop_is_heard_wherever_it_comes(place: str, name: str, status: int) -> None:
+    """Python prints what is raised in such places, "Exception ignored in …", and goes on."""
+    code = (
+        "import signal, sys, time\nfrom steersman import cli\n"
+        f"stop = lambda *_: signal.raise_signal(signal.{name})\nplace = {DROPPED[place]!r}\n"
+        f"def command(arguments):\n    exec(place, {{'stop': stop}})\n    time.sleep({HANGING})\n"
+        "cli._run_command = command\nsys.exit(cli.main([]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGING)
+    assert (done.returncode, done.stderr) == (status, "steersman: interrupted\n")
 
 
 def _raises(error: BaseException) -> None:

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from cli.command_line import run
 from steersman import CausalScreen, Steering
 from steersman.progress import units_done
+from waiting import HANGING, wait_until
 
 QUICK = ("lab:moe", "lab:faithfulness/train", "--limit", 40, "--at-most", 1, "--exact-runs", 4)
 DETECT = ("detect", "lab:moe", "lab:faithfulness/dev", "--batch-size", 64)
@@ -143,10 +143,9 @@ def test_a_kill_changes_nothing(tmp_path: Path) -> None:
     for _ in range(3):
         before = units_done(partial)
         process = subprocess.Popen([*command, *(["--resume"] if before else [])], stdout=subprocess.PIPE)
-        while units_done(partial) <= before and process.poll() is None:
-            time.sleep(0.002)
+        wait_until(lambda before=before: units_done(partial) > before, process)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANGING)
         assert process.returncode == -signal.SIGKILL, "it ended before the kill"
         assert units_done(partial) > before
     done = units_done(partial)

@@ -27,6 +27,7 @@ from steersman import (
 )
 from steersman.concepts.states import block_outputs
 from steersman.models.architecture import decoder_config, decoder_layers
+from waiting import HANGING
 
 _SIZES = {"vocab_size": f.VOCABULARY, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 _LLAMA = {
@@ -361,7 +362,7 @@ def test_a_plan_belongs_to_its_thread_unless_said(model: nn.Module) -> None:
         thread.start()
         thread.join()
     assert torch.equal(seen["other"], base)
-    streamer = TextIteratorStreamer(ways.tokenizer(), timeout=30)
+    streamer = TextIteratorStreamer(ways.tokenizer(), timeout=HANGING)
     with watching(model) as found, plan_for(model).apply(model, threads="all") as receipt:
         thread = threading.Thread(
             target=model.generate, args=(IDS[:1],), kwargs={"max_new_tokens": 3, "streamer": streamer}

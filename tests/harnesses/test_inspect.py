@@ -40,6 +40,7 @@ from steersman.errors import ModelError, PairsError, PlanError, WeightsMismatch
 from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.tasks import load_task
 from steersman.harnesses.inspect_model import CARRIED_OUT, OF_INSPECT, READ, UNREAD
+from waiting import HANGING
 
 LIMIT = 90
 MODEL = "steersman/lab:moe"
@@ -115,7 +116,9 @@ def test_from_the_command_line(by_hand: Path, lab_moe: Any, tmp_path: Path) -> N
     command = [str(Path(sys.executable).parent / "inspect"), "eval", "task.py", "--model", MODEL]
     command += ["-M", f"steering={by_hand}", "--display", "none", "--log-dir", "logs", "--log-format", "json"]
     command += ["--logprobs", "--top-logprobs", "2", "--max-tokens", "12"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, env=os.environ)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING, env=os.environ
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     (file,) = (tmp_path / "logs").glob("*.json")
     (sample,) = json.loads(file.read_text())["samples"]

@@ -14,6 +14,7 @@ import pytest
 
 from harnesses.lab_in_lm_eval import NAMES, evaluated, scores_of, write_tasks
 from steersman import Steering
+from waiting import HANGING
 
 HERE = importlib.util.find_spec("lm_eval") is not None
 needs_lm_eval = pytest.mark.skipif(not HERE, reason="lm-eval is not installed (make test-harness)")
@@ -23,7 +24,7 @@ LIMIT = 60
 def run(*arguments: object, cache: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "LMEVAL_LOG_LEVEL": "ERROR"}
     command = [sys.executable, "-m", "steersman.cli.lm_eval", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANGING, env=environment)
 
 
 @pytest.mark.skipif(HERE, reason="lm-eval is installed")

@@ -32,6 +32,7 @@ from steersman import (
     weights_id,
 )
 from steersman.models.architecture import read_architecture
+from waiting import HANGING
 
 WAYS: dict[str, dict[str, Any]] = {
     "tensor parallel": {"tp_size": 2},
@@ -136,7 +137,7 @@ def stages(folder: Path) -> str:
 def main(checkpoints: Path, reports: Path) -> None:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=90))
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=HANGING))
     report: dict[str, Any] = {}
     for name in w.WAYS_FAMILIES:
         plain = opened(checkpoints / name)

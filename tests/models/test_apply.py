@@ -25,6 +25,7 @@ from steersman import (
     apply_rows,
     compose,
 )
+from waiting import HANGING
 
 LAYER = 1
 IDS = f.token_ids(2, 6)
@@ -585,7 +586,7 @@ def test_all_threads_covers_a_streamer(model: nn.Module) -> None:
         def decode(self, ids: Any, **options: Any) -> str:
             return "".join(f"{int(token)} " for token in ids)
 
-    streamer = TextIteratorStreamer(Decoder(), skip_prompt=True, timeout=60)
+    streamer = TextIteratorStreamer(Decoder(), skip_prompt=True, timeout=HANGING)
     with plan.apply(model, threads="all") as receipt, warnings.catch_warnings():
         warnings.simplefilter("error")
         options = {"max_new_tokens": 5, "do_sample": False, "streamer": streamer}
@@ -605,7 +606,7 @@ def test_two_plans_in_two_threads_on_one_model(model: nn.Module) -> None:
             expected.append(model.generate(IDS, max_new_tokens=6, do_sample=False))
     assert not torch.equal(*expected)
     before = traces(model)
-    together = threading.Barrier(2, timeout=60)
+    together = threading.Barrier(2, timeout=HANGING)
     results: list[list[Tensor]] = [[], []]
     tokens: list[dict[str, int]] = [{}, {}]
     errors: list[BaseException] = []

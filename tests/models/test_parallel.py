@@ -17,6 +17,7 @@ import torch
 
 import families as f
 import ways as w
+from waiting import HANGING
 
 if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
     pytest.skip("this build of torch has no gloo", allow_module_level=True)
@@ -57,7 +58,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for rank in range(PROCESSES)
     ]
     try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
+        output = [process.communicate(timeout=HANGING)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -14,6 +14,7 @@ from transformers import TextIteratorStreamer
 import families as f
 import ways as w
 from steersman import SteeringNotApplied
+from waiting import HANGING
 
 by_family = pytest.mark.parametrize("name", w.WAYS_FAMILIES)
 
@@ -45,7 +46,7 @@ def test_a_streamer(name: str) -> None:
     ids = w.IDS[:1]
     with plan.apply(model):
         expected = w.written(model, ids)
-    streamer = TextIteratorStreamer(w.tokenizer(), skip_prompt=True, timeout=60)
+    streamer = TextIteratorStreamer(w.tokenizer(), skip_prompt=True, timeout=HANGING)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no thread runs unsteered
         with plan.apply(model, threads="all") as receipt:
@@ -79,15 +80,15 @@ def test_two_plans_in_two_threads_and_none_in_a_third(name: str) -> None:
     def steered(number: int) -> None:
         with plans[number].apply(model) as receipts[number]:
             for _ in range(8):
-                everyone.wait(60)
+                everyone.wait(HANGING)
                 seen[number].append(w.logits(model))
-            everyone.wait(60)
+            everyone.wait(HANGING)
 
     def unsteered() -> None:
         for _ in range(8):
-            everyone.wait(60)
+            everyone.wait(HANGING)
             seen[2].append(w.logits(model))
-        everyone.wait(60)
+        everyone.wait(HANGING)
 
     with pytest.warns(UserWarning, match="unsteered in a thread that has no plan"):
         together(lambda: steered(0), lambda: steered(1), unsteered)
@@ -106,12 +107,12 @@ def test_a_thread_that_outlives_the_block(name: str) -> None:
 
     def late() -> None:
         opened.set()
-        assert go_on.wait(60)
+        assert go_on.wait(HANGING)
         seen.append(w.logits(model))
 
     def begin() -> None:
         thread.start()
-        assert opened.wait(60)
+        assert opened.wait(HANGING)
 
     seen: list[torch.Tensor] = []
     thread = threading.Thread(target=late)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, StoppingCriteria, StoppingCriter
 
 import families as f
 from steersman import Steering, SteeringNotApplied, WeightsMismatch, apply_rows, weights_id
+from waiting import HANGING
 
 IDS = torch.arange(3, 9)[None]
 
@@ -35,7 +36,7 @@ class Pause(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self.reached.set()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(HANGING)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
 
@@ -74,7 +75,7 @@ def test_a_block_that_ends_while_a_thread_generates(model: Any) -> None:
     block = plan(model).apply(model, threads="all")
     block.__enter__()
     thread.start()
-    assert pause.reached.wait(60)
+    assert pause.reached.wait(HANGING)
     with pytest.raises(SteeringNotApplied, match="wait for the thread"):
         block.__exit__(None, None, None)
     pause.go_on.set()
@@ -86,7 +87,7 @@ def test_a_block_that_begins_while_a_thread_generates(model: Any) -> None:
     pause = Pause()
     thread, errors = in_thread(model, pause)
     thread.start()
-    assert pause.reached.wait(60)
+    assert pause.reached.wait(HANGING)
     with plan(model, "prompt").apply(model, threads="all"):
         pause.go_on.set()
         thread.join()

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from waiting import HANGING
+
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
 if sys.argv[-1] != "drafts":
     os.environ.update(VLLM_CPU_OMP_THREADS_BIND="0|1", VLLM_CPU_NUM_OF_RESERVED_CPU="0")
@@ -63,7 +65,7 @@ def kill(engine: Any, ask: Any, given: list[list[int]], params: Any) -> dict[str
     except EngineDeadError as dead:
         error = type(dead).__name__
     engine.llm_engine.engine_core.shutdown()
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=HANGING)
     # Python's own tracker of shared memory ends with this process.
     left = [" ".join(child.cmdline()) for child in alive]
     return {

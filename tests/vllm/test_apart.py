@@ -13,6 +13,8 @@ import pytest
 import torch
 from engine import plans_for, reference, save_plans, save_tiny
 
+from waiting import HANGING
+
 SCRIPT = Path(__file__).parent / "engine_apart.py"
 pytestmark = pytest.mark.skipif(
     (os.cpu_count() or 1) < 2, reason="two processes of the engine want two cores"
@@ -25,7 +27,7 @@ def run(model: Path, plans: dict[str, str], way: str) -> dict[str, Any]:
         [sys.executable, str(SCRIPT), str(model), json.dumps(plans), way],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=HANGING,
         env=environment,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]

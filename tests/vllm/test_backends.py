@@ -28,6 +28,7 @@ from steersman.vllm.backend import PLANS, Engine, opened_engine
 from steersman.vllm.evaluation import EngineCondition, EngineSubject
 from steersman.vllm.screening import on_engine
 from steersman.vllm.writing import write
+from waiting import HANGING
 
 OPTIONS = {"max_num_batched_tokens": 128, "block_size": 32}
 
@@ -294,7 +295,7 @@ def test_ranks_count_as_one(opened: Opened, tmp_path: Path, ranks: str) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=HANGING,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     expected = steersman.detect_experts(opened.model, opened.tokenizer, "lab:refusal/dev")

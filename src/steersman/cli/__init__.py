@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    with _ended_cleanly():
+    with _ended_cleanly(), _stops_are_heard():
         _run_command(arguments)
 
 
@@ -120,6 +121,32 @@ def _ended_cleanly() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _stops_are_heard() -> Iterator[None]:
+    """Raise a stop (Ctrl-C, SIGTERM) once more that was raised where Python drops exceptions: in destructors,
+    callbacks of weak references, of C libraries.
+    """
+    before, timers = sys.unraisablehook, list[threading.Timer]()
+
+    def again(dropped: sys.UnraisableHookArgs) -> None:
+        number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(dropped.exc_type)
+        if number is None:
+            before(dropped)
+            return
+        # A little later, when it is elsewhere; a real signal, which ends a sleep.
+        main_thread = threading.main_thread().ident
+        timers.append(threading.Timer(0.05, signal.pthread_kill, [main_thread, number]))
+        timers[-1].start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 def _run_command(arguments: list[str]) -> None:

@@ -17,6 +17,7 @@ from steersman.errors import JudgeError
 from steersman.evaluation.judges import EndpointJudge, load_judge
 from steersman.evaluation.judges.endpoint import read_verdict
 from steersman.evaluation.tasks import Item, load_task
+from waiting import HANGING
 
 pytest.importorskip("openai", reason="the library openai is not installed")
 
@@ -87,7 +88,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def judge(server: Server, tmp_path: Path) -> EndpointJudge:
-    return EndpointJudge(server.url, "m", cache=tmp_path / "replies", retries=1, parallel=2, timeout=10)
+    return EndpointJudge(server.url, "m", cache=tmp_path / "replies", retries=1, parallel=2, timeout=HANGING)
 
 
 def outcomes(judge: EndpointJudge, *texts: str) -> list[str | None]:

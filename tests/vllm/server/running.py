@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from steersman.vllm.server.process import ServerProcess, free_port
+from waiting import HANGING
 
 API_KEY, ADMIN_KEY = "a-client", "the-operator"
 ENGINE = {
@@ -32,7 +33,7 @@ class Running:
 
     def http(self, key: str = API_KEY) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=self.root, headers=headers, timeout=120)
+        return httpx.Client(base_url=self.root, headers=headers, timeout=HANGING)
 
     def openai(self) -> Any:
         import openai
