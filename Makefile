@@ -23,7 +23,7 @@ RUN := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-demo test check test-long test-oldest test-newest test-harness test-engine bench wheel lock install clean distclean
+.PHONY: help demo serve-demo test check test-long test-oldest test-newest test-portable test-harness test-engine bench wheel lock install clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,22 @@ test-newest: python ## The same with the newest of everything that the ranges al
 	@echo "Installing the newest allowed versions into $(NEWEST)"
 	@$(PYTHON) requirements/install.py --venv $(NEWEST) --newest $(if $(TORCH),--torch "$(TORCH)")
 	@$(RUN) $(NEWEST)/bin/python -m pytest -n $(WORKERS) -m "not long" $(PYTEST_ARGS)
+
+# What other processors have less of, and other threads: a setting can only take instructions away.
+PORTABLE = ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 ONEDNN_MAX_CPU_ISA=AVX2 \
+    OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
+NUMBERS = tests/experts tests/concepts tests/models tests/lab tests/evaluation/measures tests/evaluation/screening \
+    tests/test_matrix.py tests/test_dense.py
+PROCESSES = tests/cli/test_main.py tests/cli/test_detect.py tests/cli/test_evaluation.py tests/cli/test_screening.py \
+    tests/models/test_parallel.py tests/models/test_threads.py tests/models/test_ways_around.py tests/evaluation/judges
+
+test-portable: $(READY) ## The tests that compare numbers as other processors compute them; those with processes on a busy machine
+	@failed=; for setting in $(PORTABLE); do echo "== $$setting: $(NUMBERS)"; env $(RUN) $$setting \
+	    $(BIN)/python -m pytest -n $(WORKERS) -m "not long" $(NUMBERS) $(PYTEST_ARGS) || failed="$$failed $$setting"; done; \
+	echo "== beside four busy loops: $(PROCESSES)"; \
+	for n in 1 2 3 4; do sh -c 'while :; do :; done' & loops="$$loops $$!"; done; trap "kill $$loops" EXIT; \
+	$(RUN) $(BIN)/python -m pytest -n $(WORKERS) -m "not long" $(PROCESSES) $(PYTEST_ARGS) || failed="$$failed busy"; \
+	[ -z "$$failed" ] || { echo "error: failed under$$failed" >&2; exit 1; }
 
 test-harness: $(HARNESS_READY) ## A steered model inside lm-evaluation-harness and Inspect AI (85 packages more)
 	@$(RUN) $(HARNESS)/bin/python -m pytest -n $(WORKERS) tests/harnesses \

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -77,3 +78,32 @@ def test_every_dependency_is_explained_with_its_range() -> None:
     every = [*NEEDED, *DEVELOPMENT, *SERVING, *ENGINE]
     assert written == {r.name: r.specifier for r in every}
     assert all(r.specifier == written[r.name] for r in every)  # two lists may name one package
+
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def test_every_python_that_is_promised_is_tested_on_both_processors() -> None:
+    matrix = yaml.safe_load(WORKFLOWS[-1].read_text())["jobs"]["test"]["strategy"]["matrix"]
+    promised = re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.M)
+    assert matrix["python"] == promised
+    assert matrix["os"] == ["ubuntu-24.04", "ubuntu-24.04-arm"]
+    assert f">={promised[0]}" == PROJECT["requires-python"]
+
+
+def test_what_has_an_upper_end_is_tried_beyond_it() -> None:
+    steps = yaml.safe_load(WORKFLOWS[0].read_text())["jobs"]["out-of-range"]["steps"]
+    (upgrade,) = [step["run"] for step in steps if "--upgrade" in step.get("run", "")]
+    held = [need.name for need in NEEDED if any(part.operator in ("<", "<=") for part in need.specifier)]
+    assert held
+    assert upgrade.partition("--upgrade ")[2].split() == held
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_workflows_run_targets_that_there_are(file: Path) -> None:
+    jobs = yaml.safe_load(file.read_text())["jobs"].values()
+    steps = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    targets = [found[1] for step in steps for found in re.finditer(r"^make ([\w-]+)", step, re.M)]
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
