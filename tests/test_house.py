@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +188,15 @@ def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGING)
     assert done.returncode == 0, done.stderr
     assert "describe" in done.stdout
+
+
+def test_limits_of_tests_are_one_constant() -> None:
+    """Whoever waits for another process waits as long as `waiting.HANGING` says: busy machines are slow."""
+    literal = re.compile(r"timeout=\d{2,}|\.wait\(\d|\.join\(\d")
+    found = [
+        f"{path.name}:{number}"
+        for path in sorted(Path(__file__).parent.rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if literal.search(line)
+    ]
+    assert not found
