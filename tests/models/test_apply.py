@@ -545,7 +545,7 @@ def in_thread(work: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(120)
+    thread.join(HANGING)
     assert not thread.is_alive()
     if "error" in box:
         raise box["error"]
@@ -593,7 +593,7 @@ def test_all_threads_covers_a_streamer(model: nn.Module) -> None:
         thread = threading.Thread(target=model.generate, args=(IDS[:1],), kwargs=options)
         thread.start()
         text = "".join(streamer)
-        thread.join(60)
+        thread.join(HANGING)
     assert [int(token) for token in text.split()] == expected[0, 6:].tolist()
     assert receipt.tokens == {"router:1": 5}
 
@@ -628,7 +628,7 @@ def test_two_plans_in_two_threads_on_one_model(model: nn.Module) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(HANGING)
     assert errors == []
     for number in range(2):
         assert all(torch.equal(result, expected[number]) for result in results[number])

@@ -33,7 +33,7 @@ def together(*works: Callable[[], None]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANGING)
     assert not any(thread.is_alive() for thread in threads)
     if errors:
         raise errors[0]
@@ -60,7 +60,7 @@ def test_a_streamer(name: str) -> None:
             thread = threading.Thread(target=model.generate, kwargs=options)
             thread.start()
             text = "".join(streamer)
-            thread.join(60)
+            thread.join(HANGING)
     assert text.split() == w.tokenizer().decode(expected[0, ids.shape[1] :]).split()
     assert receipt.tokens == {f"router:{layer}": ids.numel() + 3 for layer in w.LAYERS}
 
@@ -122,5 +122,5 @@ def test_a_thread_that_outlives_the_block(name: str) -> None:
     ):
         begin()
     go_on.set()
-    thread.join(60)
+    thread.join(HANGING)
     assert torch.equal(seen[0], w.logits(f.shared(name)))  # after the block nobody is steered

@@ -14,6 +14,7 @@ from engine import prompts, reference, save_tiny
 from running import ADMIN_KEY
 
 from steersman import Steering
+from waiting import HANGING
 
 NAMES = ["experts", "vectors", "both", "against"]
 
@@ -252,7 +253,7 @@ def test_a_plan_replaced_under_load_is_the_old_or_the_new_one(
     finally:
         done.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(HANGING)
     assert not failures, failures[0]
     assert set(seen) == set(of)
     assert replaced > 20
