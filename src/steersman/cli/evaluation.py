@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -395,8 +396,20 @@ def _others(others: tuple[str, ...], model: ModelChoice) -> dict[str, Callable[[
             )
         if name in found:
             raise PlanError(f"--other {text}: two are called {name!r}; name them apart")
-        found[name] = ModelChoice(place, model.device, model.dtype, None).open
+        found[name] = functools.partial(
+            _open_other, ModelChoice(place, model.device, model.dtype, None), model
+        )
     return found
+
+
+def _open_other(other: ModelChoice, model: ModelChoice) -> Any:
+    """Another model, whose template (its own) takes the same day for today."""
+    from steersman.chats.format import chat_format
+
+    opened, tokenizer = other.open()
+    if "chat_date" in model.chat:
+        chat_format(tokenizer).date = model.chat["chat_date"]
+    return opened, tokenizer
 
 
 def _chosen_judge(judge: str | None) -> Any:

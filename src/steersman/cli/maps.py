@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from steersman.cli.options import (
     LayersType,
     ModelChoice,
     batch_size_option,
+    chat_options,
     force_option,
     json_option,
     output_option,
@@ -24,7 +26,7 @@ from steersman.cli.output import in_columns, next_steps, number, put_out, requir
 from steersman.errors import ArtifactError, PairsError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from steersman import AffineMap
     from steersman.concepts.affine_map import MapTable
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
 )
 @click.option("--source-revision", metavar="REV", help="Branch, tag or commit of the source on the Hub.")
 @click.option("--target-revision", metavar="REV", help="The same of the target.")
+@functools.partial(chat_options, side="source")
+@functools.partial(chat_options, side="target")
 @click.option(
     "--heatmap",
     type=click.Path(path_type=Path),
@@ -103,6 +107,8 @@ def map_(
     dtype: str | None,
     source_revision: str | None,
     target_revision: str | None,
+    source_chat: Mapping[str, Any],
+    target_chat: Mapping[str, Any],
     heatmap: Path | None,
     batch_size: int,
     seed: int,
@@ -158,8 +164,18 @@ def map_(
             progress=True,
             seed=seed,
             truncate=truncate,
-            source_options={"device": source_device or device, "dtype": dtype, "revision": source_revision},
-            target_options={"device": target_device or device, "dtype": dtype, "revision": target_revision},
+            source_options={
+                "device": source_device or device,
+                "dtype": dtype,
+                "revision": source_revision,
+                **source_chat,
+            },
+            target_options={
+                "device": target_device or device,
+                "dtype": dtype,
+                "revision": target_revision,
+                **target_chat,
+            },
         )
         _save(found, output, heatmap, force)
     discard(partial)

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -36,12 +36,13 @@ _PAIRS_OF_LAB = {"natural": "digits", "source": "restricted", "target": "restric
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model to open, and how."""
+    """Which model to open, and how; `chat`: how `load_model` is to render its chats."""
 
     name: str
     device: str | None
     dtype: str | None
     revision: str | None
+    chat: Mapping[str, Any] = field(default_factory=dict)
 
     def open(self) -> tuple[Any, Any]:
         """The model in evaluation mode and its tokenizer. Raises ModelError for what cannot be opened."""
@@ -49,7 +50,9 @@ class ModelChoice:
         from steersman.cli.quiet import quiet_libraries
 
         quiet_libraries()
-        return load_model(self.name, device=self.device, dtype=self.dtype, revision=self.revision)
+        return load_model(
+            self.name, device=self.device, dtype=self.dtype, revision=self.revision, **self.chat
+        )
 
     def typed(self) -> list[str]:
         """The arguments that name it to another command."""
@@ -88,7 +91,12 @@ class BackendChoice:
             )
         quiet_libraries()
         return opened_engine(
-            model.name, dtype=model.dtype, revision=model.revision, options=dict(self.options), **wanted
+            model.name,
+            dtype=model.dtype,
+            revision=model.revision,
+            chat=model.chat,
+            options=dict(self.options),
+            **wanted,
         )
 
 
@@ -176,17 +184,107 @@ def layers_option(meant: str) -> Callable[[Command], Command]:
     return click.option("--layers", type=LayersType(), metavar="LAYERS", help=meant)
 
 
-def model_options(command: Command) -> Command:
-    """MODEL with --device, --dtype and --revision, handed over as one `ModelChoice` named `model`."""
+class KeyValueType(click.ParamType[tuple[str, Any]]):
+    """Reads ``KEY=VALUE``, where VALUE is JSON, or else a text."""
 
+    name = "option"
+
+    def __init__(self, example: str) -> None:
+        self._example = example
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, given = str(value).partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier():
+            self.fail(f"{value!r}: right is KEY=VALUE, such as {self._example}", parameter, context)
+        if given in ("True", "False", "None"):  # a text, which counts as true
+            right = {"True": "true", "False": "false"}.get(given, "null")
+            self.fail(f"{value!r}: right is {key}={right}, as in JSON", parameter, context)
+        try:
+            return key, json.loads(given)
+        except ValueError:
+            return key, given
+
+
+def chat_options(command: Command, side: str = "") -> Command:
+    """--chat-template, --chat-template-arg and --chat-date, handed over as one mapping `chat` for
+    `load_model`; with a `side` as --SIDE-chat-template and so on, and `SIDE_chat`.
+    """
+    start, of = (f"--{side}-", f" of the {side}") if side else ("--", "")
+    name = f"{side}_chat" if side else "chat"
+
+    def with_chat(**given: Any) -> Any:
+        template, pairs, day = (given.pop(f"{name}_{part}") for part in ("template", "arguments", "date"))
+        arguments = dict(pairs)
+        if len(arguments) < len(pairs):
+            raise click.UsageError(
+                f"{start}chat-template-arg: an argument is given twice", click.get_current_context()
+            )
+        chat = {
+            "chat_template": template,
+            "chat_template_arguments": arguments or None,
+            "chat_date": None if day is None else day.date(),
+        }
+        return command(**{name: {key: value for key, value in chat.items() if value is not None}}, **given)
+
+    with_chat.__name__ = command.__name__
+    with_chat.__doc__ = command.__doc__
+    with_chat.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    for decorate in (
+        click.option(
+            f"{start}chat-date",
+            f"{name}_date",
+            type=click.DateTime(["%Y-%m-%d"]),
+            metavar="YYYY-MM-DD",
+            help=f"What the chat template{of} takes for today [default: today].",
+        ),
+        click.option(
+            f"{start}chat-template-arg",
+            f"{name}_arguments",
+            type=KeyValueType("enable_thinking=false"),
+            multiple=True,
+            metavar="KEY=VALUE",
+            help=f"An argument of the chat template{of}, such as enable_thinking=false.",
+        ),
+        click.option(
+            f"{start}chat-template",
+            f"{name}_template",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help=f"The chat template{of} [default: the tokenizer's].",
+        ),
+    ):
+        decorate(with_chat)
+    return with_chat  # type: ignore[return-value]
+
+
+def model_options(command: Command) -> Command:
+    """MODEL with --device, --dtype, --revision and how its chats are rendered, handed over as one
+    `ModelChoice` named `model`.
+    """
+
+    @chat_options
     def with_choice(
-        *, model: str, device: str | None, dtype: str | None, revision: str | None, **rest: Any
+        *,
+        model: str,
+        device: str | None,
+        dtype: str | None,
+        revision: str | None,
+        chat: Mapping[str, Any],
+        **rest: Any,
     ) -> Any:
-        return command(model=ModelChoice(model, device, dtype, revision), **rest)
+        return command(model=ModelChoice(model, device, dtype, revision, chat), **rest)
 
     with_choice.__name__ = command.__name__
     with_choice.__doc__ = command.__doc__
-    with_choice.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    with_choice.__click_params__ = [  # type: ignore[attr-defined]
+        *getattr(command, "__click_params__", []),
+        *getattr(with_choice, "__click_params__", []),
+    ]
     for decorate in (
         click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub."),
         click.option(
@@ -201,26 +299,6 @@ def model_options(command: Command) -> Command:
     ):
         decorate(with_choice)
     return with_choice  # type: ignore[return-value]
-
-
-class EngineOptionType(click.ParamType[tuple[str, Any]]):
-    """Reads ``KEY=VALUE``, where VALUE is JSON, or else a text."""
-
-    name = "option"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> tuple[str, Any]:
-        if isinstance(value, tuple):
-            return value
-        key, equals, given = str(value).partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key.isidentifier():
-            self.fail(f"{value!r}: right is KEY=VALUE, such as max_model_len=8192", parameter, context)
-        try:
-            return key, json.loads(given)
-        except ValueError:
-            return key, given
 
 
 def backend_options(command: Command) -> Command:
@@ -245,7 +323,7 @@ def backend_options(command: Command) -> Command:
         click.option(
             "--engine-option",
             "engine_options",
-            type=EngineOptionType(),
+            type=KeyValueType("max_model_len=8192"),
             multiple=True,
             metavar="KEY=VALUE",
             help="An option of vLLM's engine, such as tensor_parallel_size=2.",

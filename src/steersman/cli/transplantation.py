@@ -11,6 +11,7 @@ from steersman.cli.concepts import Layers, steered_for_json, steered_in_words
 from steersman.cli.options import (
     ModelChoice,
     batch_size_option,
+    chat_options,
     json_option,
     layers_option,
     scope_option,
@@ -19,6 +20,8 @@ from steersman.cli.output import in_columns, put_out, require_free
 from steersman.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from steersman import AffineMap, ConceptVector
     from steersman.edits import Scope
 
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     help="Number format of the target's weights (default: the checkpoint's).",
 )
 @click.option("--revision", metavar="REV", help="The target's branch, tag or commit on the Hub.")
+@chat_options
 @click.option("--truncate", is_flag=True, help="Leave out pairs that are too long for the target.")
 @batch_size_option(16)
 @click.option(
@@ -70,6 +74,7 @@ def transplant(
     device: str | None,
     dtype: str | None,
     revision: str | None,
+    chat: Mapping[str, Any],
     truncate: bool,
     batch_size: int,
     force: bool,
@@ -100,7 +105,7 @@ def transplant(
     if not (target or bridge.model) and not (force and layers is not None and not pairs):
         raise ModelError("the map's target has no name to open it by: give --target MODEL")
     revision = revision if target else revision or bridge.revision
-    model = ModelChoice(target or bridge.model, device, dtype, revision)
+    model = ModelChoice(target or bridge.model, device, dtype, revision, chat)
     options = {"layers": layers, "batch_size": batch_size, "truncate": truncate, "progress": True}
     if check:
         looked_at = dict(zip(read, pairs * len(read) if len(pairs) == 1 else pairs, strict=False))

@@ -80,7 +80,8 @@ def fit_affine_map(
         progress: Show progress bars on stderr.
         seed: Of the control's pairings.
         truncate: Leave out texts longer than a model's context, instead of an error.
-        source_options, target_options: For `load_model`, where a name is given: device, dtype, revision.
+        source_options, target_options: For `load_model`, where a name is given: device, dtype, revision,
+            and how chats are rendered (`chat_template` and so on).
 
     Raises:
         PairsError: texts cannot be read, share no row, or are too few; or an option is unknown.

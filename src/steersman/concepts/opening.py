@@ -48,7 +48,8 @@ class Side:
             if late:
                 self.opened: Opened | None = None
                 structure: nn.Module = load_structure(model, revision=revision)
-                self.tokenizer = load_tokenizer(model, revision=revision)
+                chat = {key: value for key, value in self._options.items() if key.startswith("chat_")}
+                self.tokenizer = load_tokenizer(model, revision=revision, **chat)
             else:
                 self.opened = load_model(model, **self._options)
                 structure, self.tokenizer = self.opened

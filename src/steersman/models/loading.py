@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from steersman.chats.setting import set_chat_format
 from steersman.errors import ModelError
 from steersman.models.identity import NAME, identify_by_files
 from steersman.models.stored_tensors import check_folder
@@ -38,6 +41,9 @@ def load_model(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    chat_template: str | Path | None = None,
+    chat_template_arguments: Mapping[str, Any] | None = None,
+    chat_date: str | datetime.date | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Open a causal language model (or a vision-language one) and its tokenizer, in evaluation mode.
 
@@ -47,9 +53,15 @@ def load_model(
             Default: cuda if there is one.
         dtype: `auto` (the checkpoint's, the default), `float32`, `float16`, `bfloat16`, or a torch dtype.
         revision: Branch, tag or commit on the Hub.
+        chat_template: A file with the chat template (or a JSON file with one under `chat_template`), or its
+            text. Default: the checkpoint's own.
+        chat_template_arguments: What the chat template is given beside the messages, such as
+            `{"enable_thinking": False}`.
+        chat_date: What a template that asks takes for today, also as YYYY-MM-DD. Default: today.
 
     Raises:
-        ModelError: it does not exist or cannot be opened; no remote code is run and no pickle is read.
+        ModelError: it does not exist or cannot be opened; no remote code is run and no pickle is read. Or the
+            template shows no user's words, uses no such argument, or asks for no date.
     """
     wanted = _dtype(dtype)
     place = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,14 +69,22 @@ def load_model(
         _check_device(place)
     elif importlib.util.find_spec("accelerate") is None:
         raise ModelError("device 'auto' needs the library accelerate: pip install accelerate")
+    chat: dict[str, Any] = {
+        "template": chat_template,
+        "arguments": chat_template_arguments,
+        "date": chat_date,
+    }
     if name.startswith("lab:"):
-        return _load_lab(name, place, wanted)
+        model, tokenizer = _load_lab(name, place, wanted)
+        set_chat_format(tokenizer, **chat)
+        return model, tokenizer
     if not _exists(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelError(f"{name}: no such folder")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     _check_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        set_chat_format(tokenizer, **chat)  # before the weights are read
         config = AutoConfig.from_pretrained(name, **options)
         loaded: Any = _auto_class(config).from_pretrained(
             name,
@@ -132,26 +152,34 @@ def _structure(name: str, **options: Any) -> PreTrainedModel:
     return model
 
 
-def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str,
+    *,
+    revision: str | None = None,
+    chat_template: str | Path | None = None,
+    chat_template_arguments: Mapping[str, Any] | None = None,
+    chat_date: str | datetime.date | None = None,
+) -> PreTrainedTokenizerBase:
     """Open a model's tokenizer alone.
 
     Args:
         name: As for `load_model`.
         revision: Branch, tag or commit on the Hub.
+        chat_template, chat_template_arguments, chat_date: As for `load_model`.
 
     Raises:
-        ModelError: it does not exist or cannot be opened.
+        ModelError: as `load_model`.
     """
     if name.startswith("lab:"):
-        return load_model(name, device="cpu")[1]
-    _check_folder(name)
-    try:
-        opened: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=False
-        )
-        return opened
-    except Exception as error:
-        raise ModelError(f"{name}: its tokenizer cannot be opened ({_first_line(error)})") from error
+        tokenizer = load_model(name, device="cpu")[1]
+    else:
+        _check_folder(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(f"{name}: its tokenizer cannot be opened ({_first_line(error)})") from error
+    set_chat_format(tokenizer, template=chat_template, arguments=chat_template_arguments, date=chat_date)
+    return tokenizer
 
 
 def _auto_class(config: PretrainedConfig) -> Any:

@@ -169,6 +169,7 @@ def opened_engine(
     dtype: str | None = None,
     revision: str | None = None,
     most_at_once: int | None = None,
+    chat: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[Engine]:
     """Open a model in an engine, and close it in the end.
@@ -182,6 +183,7 @@ def opened_engine(
         dtype: As of `load_model`.
         revision: Branch, tag or commit on the Hub.
         most_at_once: Requests that run at a time; None: as many as the engine likes.
+        chat: How chats are rendered, as `load_model` takes it.
         options: Further arguments of `vllm.LLM`.
 
     Raises:
@@ -191,7 +193,7 @@ def opened_engine(
     _tame()
     check_installed()
     folder = folder_of(name)
-    model, tokenizer = _known(name, folder, revision)
+    model, tokenizer = _known(name, folder, revision, chat or {})
     with tempfile.TemporaryDirectory() as place, _quiet():
         settings: dict[str, Any] = {
             "steerings": _saved(steerings or {}, Path(place)),
@@ -245,14 +247,14 @@ def structure_of(folder: str, revision: str | None) -> PreTrainedModel:
     return model
 
 
-def _known(name: str, folder: str, revision: str | None) -> tuple[Any, Any]:
+def _known(name: str, folder: str, revision: str | None, chat: Mapping[str, Any]) -> tuple[Any, Any]:
     from steersman.models.identity import NAME
     from steersman.models.loading import load_tokenizer
 
     model = structure_of(folder, revision)
     if name.startswith(LAB):
         setattr(model, NAME, name)
-    return model, load_tokenizer(folder, revision=revision)
+    return model, load_tokenizer(folder, revision=revision, **chat)
 
 
 def _dtype(model: Any, folder: str, revision: str | None) -> str:
