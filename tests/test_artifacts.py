@@ -42,7 +42,7 @@ from steersman import (
     Steering,
     compose,
 )
-from steersman.chats.record import ChatRecord
+from steersman.chat_record import ChatRecord
 from steersman.steering import canonical_json, sha256_of
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"

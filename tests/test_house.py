@@ -25,6 +25,7 @@ ORDER = (
     "edits",
     "steering",
     "shards",
+    "chat_record",
     "progress",
     "pairs",
     "chats",

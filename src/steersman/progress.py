@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from steersman.chat_record import CHATS, rendered_otherwise
 from steersman.errors import ArtifactError
 from steersman.steering import canonical_json, sha256_of
 
@@ -187,6 +188,9 @@ def differences(there: Any, here: Any, form: str = "{} there, {} here") -> str:
     Returns:
         At most `NAMED` of them; empty where they are alike.
     """
+    # Chats that were rendered otherwise differ in their tokens too: that is why.
+    if told := rendered_otherwise(there.get(CHATS), here.get(CHATS), form):
+        return f"{told[0]}: give {told[1]} to go on"
     found = [f"{name} ({form.format(old, new)})" for name, old, new in _different(there, here, "")]
     more = [f"and {len(found) - NAMED} more"] if len(found) > NAMED else []
     return ", ".join([*found[:NAMED], *more])

@@ -14,7 +14,7 @@ from steersman.artifacts.fields import blaming, exact_keys, mapping, one_line, o
 from steersman.artifacts.folder import MANIFEST
 from steersman.artifacts.hub import resolve
 from steersman.artifacts.kinds import KINDS, Kind
-from steersman.chats.record import ChatRecord
+from steersman.chat_record import ChatRecord, to_json
 from steersman.errors import ArtifactError
 from steersman.limits import Router
 from steersman.stand_ins import stand_in_at
@@ -85,14 +85,13 @@ def manifest_of(kind: Kind, artifact: OfModel, made_from: Mapping[str, Any]) -> 
 def model_json(artifact: OfModel, *, chats: bool = True) -> dict[str, Any]:
     """Which model something belongs to, and how its `chats` were rendered: what `read_model` reads."""
     architecture = artifact.architecture
-    chat: ChatRecord | None = getattr(artifact, "chat", None)
     return {
         "model": {
             "name": artifact.model,
             "revision": artifact.revision,
             "architecture_id": architecture.id,
             "weights_id": artifact.weights_id,
-            **({"chat": None if chat is None else chat.to_json()} if chats else {}),
+            **({"chat": to_json(getattr(artifact, "chat", None))} if chats else {}),
         },
         "architecture": {
             "model_type": architecture.model_type,

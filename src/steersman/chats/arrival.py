@@ -146,7 +146,7 @@ def _not_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, place: in
     chat = ", ".join(message["role"] for message in messages)
     return (
         f"message {place + 1}, of the role {role}, does not reach the model: {named(tokenizer)} leaves it "
-        f"out of a chat of {chat}; right is {', '.join([*right, 'a template that shows it'])}"
+        f"out of a chat of {chat}; right is {' or '.join([*right, 'a template that shows it'])}"
     )
 
 

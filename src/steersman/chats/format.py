@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from steersman.chats.record import ChatRecord
+from steersman.chat_record import ChatRecord
 from steersman.errors import ModelError
 
 if TYPE_CHECKING:
@@ -64,10 +64,22 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
         raise ModelError(f"the tokenizer {name_of(tokenizer)}: {first_line(error)}") from None
 
 
-def chat_record(tokenizer: PreTrainedTokenizerBase, since: int = 0) -> ChatRecord | None:
-    """How chats are rendered; None where none was since so many (`ChatFormat.count`) had been."""
+class NotedChats:
+    """Whether chats are rendered by a tokenizer from now on, and how."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer, self._before = tokenizer, chat_format(tokenizer).count
+
+    @property
+    def record(self) -> ChatRecord | None:
+        """How they were; None where none was."""
+        return chat_record(self._tokenizer) if chat_format(self._tokenizer).count > self._before else None
+
+
+def chat_record(tokenizer: PreTrainedTokenizerBase) -> ChatRecord | None:
+    """How a tokenizer's chats are rendered; None without a chat template."""
     of, template = chat_format(tokenizer), template_of(tokenizer)
-    if template is None or of.count <= since:
+    if template is None:
         return None
     digest = hashlib.sha256(template.encode()).hexdigest()
     return ChatRecord(digest, of.arguments, of.date.isoformat() if _asks_for_date(tokenizer) else None)

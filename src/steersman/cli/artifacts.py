@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from steersman.chat_record import ChatRecord
 from steersman.cli.composition import plan_for_json, plan_in_words
 from steersman.cli.concepts import concept_for_json, concept_in_words
 from steersman.cli.experts import counts_in_words, in_table, summary
@@ -336,4 +337,15 @@ def _origin(manifest: dict[str, Any]) -> list[str]:
         + (f", {made_from['made']}" if "made" in made_from else "")
         + (f", from {', '.join(sources)}" if sources else ""),
     ]
-    return lines
+    return [*lines, *_chats(manifest)]
+
+
+def _chats(manifest: dict[str, Any]) -> list[str]:
+    """How the chats behind an artifact were rendered: its own, its source's, those a plan was made from."""
+    made_from = manifest["made_from"]
+    found = {
+        "chats": manifest["model"].get("chat") or made_from.get("chat"),
+        "the source's chats": manifest["source"]["model"].get("chat") if "source" in manifest else None,
+        "the concept's chats": made_from.get("concept", {}).get("chat"),
+    }
+    return [f"{whose} rendered by {ChatRecord(**chat)}" for whose, chat in found.items() if chat]

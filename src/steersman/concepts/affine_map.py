@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from steersman.chats.record import ChatRecord
+from steersman.chat_record import ChatRecord
 from steersman.concepts.alignment import Rows
 from steersman.concepts.joint_moments import JointMoments
 from steersman.concepts.norms import NormHistogram

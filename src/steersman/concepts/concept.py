@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from steersman.chats.record import ChatRecord
+from steersman.chat_record import ChatRecord, in_provenance
 from steersman.concepts.dose import Strength, doses, residual_edits
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.positions import Position
@@ -162,6 +162,7 @@ class ConceptVector:
             "method": self.method,
             "position": self.position,
             "model": self.model,
+            **in_provenance(self.chat),
             "from": [dict(source) for source in self.made_from],
         }
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from steersman.chat_record import CHATS, ChatRecord
+from steersman.chats.format import NotedChats
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.aligned_texts import AlignedText, AlignedTexts
 from steersman.concepts.alignment import Reader, Rows
@@ -97,17 +99,20 @@ def fit_affine_map(
     models = Side(source, sequential, source_options), Side(target, sequential, target_options)
     sides, chosen = _sides(*models, source_layers, target_layers, concept)
     readers = models[0].reader(), models[1].reader()
+    noted = [NotedChats(side.tokenizer) for side in models]
     aligned = AlignedTexts(read, *readers, rows, truncate=truncate, progress=progress)
+    chats = {side: of.record for side, of in zip(("source", "target"), noted, strict=True)}
     with closing(aligned), ExitStack() as stack:
         saved = None
         if checkpoint is not None:
             run = _run_of(models, read, aligned, sides, rows, batch_size, seed, part, truncate)
+            run |= _chats(chats)
             saved = Progress(checkpoint, run, _State.reader(sides, seed), resume=resume)
         if source_states is None and sequential:
             source_states = stack.enter_context(tempfile.TemporaryDirectory(prefix="steersman-states-"))
         store = None
         if source_states is not None:
-            store = _store(source_states, models[0], read, aligned, sides)
+            store = _store(source_states, models[0], read, aligned, sides, {"source": chats["source"]})
         reading = _Reading(models, sides, aligned, batch_size, part, store, progress)
         state = reading.run(saved, _State.empty(sides, seed), lambda number: _ids(readers[0], read, number))
     made_from: list[dict[str, Any]] = [{"kind": "texts", "name": read.name, "sha256": read.sha256}]
@@ -115,8 +120,8 @@ def fit_affine_map(
         made_from.append({"kind": "concept", "name": concept.model, "source_layer": chosen})
     found = AffineMap(
         maps={},
-        source=models[0].identity,
-        target=models[1].identity,
+        source=replace(models[0].identity, chat=chats["source"]),
+        target=replace(models[1].identity, chat=chats["target"]),
         rows=sum(of_part.rows for of_part in state.moments.parts),
         texts=sum(state.texts),
         held_out_rows=state.moments.parts[1].rows,
@@ -222,8 +227,22 @@ def _run_of(
     }
 
 
-def _store(folder: str | Path, source: Side, texts: Texts, aligned: AlignedTexts, sides: Sides) -> StateStore:
+def _chats(chats: Mapping[str, ChatRecord | None]) -> dict[str, Any]:
+    """How chats were rendered, as a part of what is being run; empty where there were none."""
+    found = {side: record.to_json() for side, record in chats.items() if record is not None}
+    return {CHATS: found} if found else {}
+
+
+def _store(
+    folder: str | Path,
+    source: Side,
+    texts: Texts,
+    aligned: AlignedTexts,
+    sides: Sides,
+    chats: Mapping[str, ChatRecord | None],
+) -> StateStore:
     facts = {"weights": source.identity.weights_id, "dtype": source.dtype, "texts": texts.sha256}
+    facts |= _chats(chats)
     lengths = {number: length for number, length in enumerate(aligned.source_lengths) if length}
     return StateStore(folder, facts, sides.source_layers, lengths)
 

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from steersman.chats.format import NotedChats
 from steersman.concepts.concept import METHODS, ConceptVector, Method
 from steersman.concepts.directions import (
     Directions,
@@ -88,6 +89,7 @@ def refine_concept(
     if not chosen:
         raise PairsError("no layer is named; leave layers out for all of them")
     identity, architecture = weights_id(model), read_architecture(model)  # before the work
+    noted = NotedChats(tokenizer)
     with read_pairs(
         model,
         tokenizer,
@@ -123,6 +125,7 @@ def refine_concept(
             alike=states.alike,
             model=name,
             revision=revision,
+            chat=noted.record,
             made_from=({"kind": "pairs", "name": source.name, "sha256": source.sha256},),
             _pairs=source,
         )

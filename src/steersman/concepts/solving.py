@@ -4,14 +4,16 @@ the target's; and parts of a job merged into what one run gives.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from steersman.chat_record import common, rendered_otherwise, to_json
 from steersman.concepts.affine_map import AffineMap, LayerMap, MapTable
 from steersman.concepts.joint_moments import FIT, JointMoments
 from steersman.concepts.norms import NormHistogram
@@ -163,8 +165,15 @@ def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:
     concepts = [source.get("source_layer") for source in first.made_from if source.get("kind") == "concept"]
     chosen = next((layer for layer in concepts if layer in moments.sides.source_layers), None)
     maps, table = solve(moments, chosen)
+    models = {
+        side: replace(
+            getattr(first, side), chat=functools.reduce(common, (getattr(part, side).chat for part in parts))
+        )
+        for side in ("source", "target")
+    }
     return replace(
         first,
+        **models,
         maps=maps,
         table=table,
         norms=norms,
@@ -194,6 +203,10 @@ def _checked_parts(parts: Sequence[AffineMap]) -> AffineMap:
         raise ArtifactError("a map that is whole is among the parts: only parts made with --shard are merged")
     first, shards = parts[0], [Shard.parse(str(part.shard)) for part in parts]
     for part in parts[1:]:
+        if told := rendered_otherwise(_chats(first), _chats(part), "{} and {}"):
+            raise ArtifactError(
+                f"the parts are not of one map: they differ in {told[0]}; read one again with {told[1]}"
+            )
         if different := _different(first, part):
             raise ArtifactError(f"the parts are not of one map: they differ in {different}")
     count = shards[0].count
@@ -204,6 +217,10 @@ def _checked_parts(parts: Sequence[AffineMap]) -> AffineMap:
         words = ", ".join(f"{number}/{count}" for number in missing[:8])
         raise ArtifactError(f"parts are missing: {words}; a map is merged from all of its parts")
     return first
+
+
+def _chats(part: AffineMap) -> dict[str, Any]:
+    return {"source": to_json(part.source.chat), "target": to_json(part.target.chat)}
 
 
 def _different(one: AffineMap, other: AffineMap) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from steersman.chat_record import in_provenance
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.concept import ConceptVector
 from steersman.concepts.dose import Strength, doses, residual_edits
@@ -161,6 +162,7 @@ def _map_in_provenance(bridge: AffineMap, layers: Sequence[int]) -> dict[str, An
             }
             for layer in layers
         },
+        **in_provenance(bridge.target.chat),
         "from": [dict(source) for source in bridge.made_from],
     }
 

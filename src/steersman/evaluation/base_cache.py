@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from steersman.chat_record import to_json
+from steersman.chats.format import chat_record
 from steersman.errors import ArtifactError
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.tasks import Task
@@ -64,7 +66,9 @@ def held(subject: Subject) -> dict[str, Any]:
         "attention": getattr(model.config, "_attn_implementation", None),
         "quantised": repr(getattr(model.config, "quantization_config", None)),
         "generation": None if model.generation_config is None else _digest(model.generation_config.to_dict()),
-        "tokenizer": _digest([vocabulary, str(tokenizer.chat_template), rules]),
+        "tokenizer": _digest(
+            [vocabulary, str(tokenizer.chat_template), rules, to_json(chat_record(tokenizer))]
+        ),
     }
 
 

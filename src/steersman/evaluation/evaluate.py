@@ -9,12 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from steersman.chat_record import CHATS
 from steersman.errors import JudgeError, PairsError, PlanError
 from steersman.evaluation import base_cache
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.expert_map import expert_map
 from steersman.evaluation.judges.verdict import Judge
 from steersman.evaluation.planning import Arms, plan_arms
+from steersman.evaluation.prompts import chats_of
 from steersman.evaluation.record import LIMITS, Settings, more_steps, task_record, warnings
 from steersman.evaluation.result import Evaluation
 from steersman.evaluation.run_store import RunStore
@@ -146,8 +148,10 @@ def evaluate(
         for each, role in opened
     ]
     subject = subject_of(model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens, match=match)
+    chat = chats_of(tokenizer, (each for each, _ in opened))
     told: dict[str, Any] = {
         "model": told_model(model, model_name),
+        **({} if chat is None else {CHATS: chat.to_json()}),
         "steerings": [told_steering(name, plan, (paths or {}).get(name)) for name, plan in steerings.items()],
         "settings": vars(settings),
         **({} if subject.engine is None else {"engine": subject.engine}),

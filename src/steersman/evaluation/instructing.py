@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
+from steersman.chats.arrival import shows
 from steersman.errors import PairsError
 from steersman.pairs import Content
 
@@ -40,8 +39,9 @@ def instructed(
     messages = list(content)
     if messages[0]["role"] == "system":
         return [{**messages[0], "content": f"{messages[0]['content']}\n{system}"}, *messages[1:]]
-    if _takes_system(tokenizer):
-        return [{"role": "system", "content": system}, *messages]
+    with_system = [{"role": "system", "content": system}, *messages]
+    if shows(tokenizer, with_system):
+        return with_system
     return [{**messages[0], "content": f"{system}\n\n{messages[0]['content']}"}, *messages[1:]]
 
 
@@ -54,13 +54,3 @@ def _inside(content: Content, template: str) -> Content:
         raise PairsError("a template goes around the user's words, and this prompt has no user's message")
     messages[last] = {**messages[last], "content": template.replace(PLACE, messages[last]["content"])}
     return messages
-
-
-def _takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template takes system messages and shows what they say."""
-    probe = "a b c"
-    chat = [{"role": "system", "content": probe}, {"role": "user", "content": "d"}]
-    try:
-        return probe in str(tokenizer.apply_chat_template(chat, tokenize=False))
-    except (TemplateError, ValueError):
-        return False

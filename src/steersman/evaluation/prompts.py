@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from steersman.chat_record import ChatRecord
+from steersman.chats.format import chat_record
 from steersman.errors import PairsError
-from steersman.evaluation.tasks import Item
+from steersman.evaluation.tasks import Item, Task
 from steersman.pairs import Content
 from steersman.rendering import render
 
@@ -44,6 +46,12 @@ class Batch:
     def position_ids(self) -> Tensor:
         """Positions counted from each row's first real token."""
         return (self.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def chats_of(tokenizer: PreTrainedTokenizerBase, tasks: Iterable[Task]) -> ChatRecord | None:
+    """How the chats of tasks are rendered; None where all their prompts are texts."""
+    chats = any(not isinstance(item.content, str) for task in tasks for item in task)
+    return chat_record(tokenizer) if chats else None
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, content: Content) -> tuple[int, ...]:

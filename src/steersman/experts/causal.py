@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from steersman.chats.record import ChatRecord
+from steersman.chat_record import ChatRecord, in_provenance
 from steersman.edits import ExpertEdit, Scope
 from steersman.errors import PlanError
 from steersman.experts.causal_effects import (
@@ -201,6 +201,7 @@ class CausalScreen:
                 "reverse": reverse,
                 **asked,
                 "skipped": list(choice.skipped),
+                **in_provenance(self.chat),
                 "from": [{"kind": "causal_screen", "sha256": self.sha256}, *map(dict, self.made_from)],
             },
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from steersman.chats.record import ChatRecord
+from steersman.chat_record import ChatRecord, common, in_provenance, rendered_otherwise, to_json
 from steersman.edits import ExpertEdit, Scope
 from steersman.errors import PlanError
 from steersman.experts import risk_difference as rd
@@ -416,6 +416,7 @@ class RoutingContrast:
                 "reverse": reverse,
                 **{name: value for name, value in asked.items() if value is not None},
                 "skipped": list(choice.skipped),
+                **in_provenance(self.chat),
                 **self._confidence(by, {**numbers, "reverse": reverse, "by": by, "strength": strength}),
                 "from": [{"kind": "routing_contrast", "sha256": self.sha256}, *self._sources()],
             },
@@ -554,6 +555,7 @@ def _merge_two(one: RoutingContrast, other: RoutingContrast) -> RoutingContrast:
         pairs=one.pairs + other.pairs,
         skipped=one.skipped + other.skipped,
         alike=one.alike + other.alike,
+        chat=common(one.chat, other.chat),
         made_from=_without_shards((*one.made_from, *other.made_from)),
         strata=one.strata + other.strata if one.strata and other.strata else None,
         replicates=one.replicates + other.replicates if one.replicates and other.replicates else None,
@@ -566,6 +568,11 @@ def _require_alike(one: RoutingContrast, other: RoutingContrast, done: str) -> N
     said = [{what: of(each) for what, of in _COUNTED_BY.items()} for each in (one, other)]
     if not same_weights(one, other):
         said = [{**of, "weights id": each.weights_id} for of, each in zip(said, (one, other), strict=True)]
+    if told := rendered_otherwise(to_json(one.chat), to_json(other.chat), "{} and {}"):
+        raise PlanError(
+            f"these contrasts differ in {told[0]} and cannot be {done}; "
+            f"count one of them again with {told[1]}"
+        )
     if different := differences(said[0], said[1], "{} and {}"):
         raise PlanError(f"these contrasts differ in their {different} and cannot be {done}")
 

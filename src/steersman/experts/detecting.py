@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from steersman.chat_record import CHATS
+from steersman.chats.format import NotedChats
 from steersman.errors import PairsError
 from steersman.experts.contrast import RoutingContrast
 from steersman.experts.counting_options import Options
@@ -80,14 +83,20 @@ def detect(
     if options.counted == "generated":
         require_repeatable(reader.model)
     architecture = read_architecture(reader.model)
+    noted = NotedChats(reader.tokenizer)
     encoded = {name: _encoded(reader, source, options, progress) for name, source in sources.items()}
+    chat = noted.record
     saved = None
     if checkpoint is not None:
         run = _run_of(reader, architecture, identity, sources, encoded, options)
+        run |= {CHATS: chat.to_json()} if chat is not None else {}
         saved = Progress(checkpoint, run, _tally_reader(options.weighting), resume=resume)
     tallies = _tallies(reader, encoded, options, saved, progress)
     contrasts = {
-        name: _contrast(reader, architecture, identity, source, encoded[name], tallies[name], options)
+        name: replace(
+            _contrast(reader, architecture, identity, source, encoded[name], tallies[name], options),
+            chat=chat,
+        )
         for name, source in sources.items()
     }
     for of_source in encoded.values():

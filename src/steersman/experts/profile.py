@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steersman.chats.record import ChatRecord
+from steersman.chat_record import ChatRecord
 from steersman.errors import PlanError
 from steersman.experts.estimate import Floats
 from steersman.experts.moments import Integers

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from steersman.chats.format import NotedChats
 from steersman.errors import ModelError, PairsError
 from steersman.experts.estimate import Floats
 from steersman.experts.mixture import recording_mixture
@@ -83,6 +84,7 @@ def describe_experts(
     texts = texts if isinstance(texts, Texts) else load_texts(texts)
     sites = countable_routers(model)
     identity = weights_id(model)  # before the work: it may have none
+    noted = NotedChats(tokenizer)
     reader = _Reader(tokenizer, texts, getattr(decoder_config(model), "max_position_embeddings", None))
     seen = _seen(model, reader)
     counter = _UseCounter(sites, seen)
@@ -101,6 +103,7 @@ def describe_experts(
         weights_id=identity,
         model=name,
         revision=revision,
+        chat=noted.record,
         made_from=({"kind": "texts", "name": texts.name, "sha256": texts.sha256},),
     )
 

@@ -13,8 +13,10 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
+from steersman.chat_record import CHATS
 from steersman.errors import ArchitectureMismatch, ModelError, WeightsMismatch
 from steersman.evaluation.arms import Subject
+from steersman.evaluation.prompts import chats_of
 from steersman.evaluation.screening.effects import edits_of, effects_of, place_of
 from steersman.evaluation.screening.estimate import estimates
 from steersman.evaluation.screening.exact import Edit, Floats, Instrument, instrument
@@ -140,12 +142,14 @@ def screen_experts(
     identity = weights_id(model)
     if contrast is not None:
         _check_contrast(contrast, model)
+    chat = chats_of(tokenizer, (task, *kept, *harmed))
     run = {
         "weights_id": identity,
         "tasks": [each.sha256 for each in (task, *kept, *harmed)],
         "roles": [len(kept), len(harmed)],
         **{name: value for name, value in vars(given).items() if name != "gate"},
         "gate": vars(given.gate),
+        **({} if chat is None else {CHATS: chat.to_json()}),
         **({} if runs.engine is None else {"engine": runs.engine}),
     }
     ledger = Ledger(checkpoint, run, resume=resume)
@@ -162,6 +166,7 @@ def screen_experts(
         architecture=read_architecture(model),
         model=name,
         revision=revision,
+        chat=chat,
         made_from=(
             describe(task, "items") | ({} if runs.engine is None else {"engine": runs.engine}),
             *(describe(each, "keep") for each in kept),
