@@ -170,7 +170,7 @@ def test_progress_of_other_inputs_is_refused(tmp_path: Path) -> None:
         detect_experts(model, tokenizer(), OTHERS, checkpoint=folder, resume=True, **OPTIONS)
     changed = tokenizer().__class__(tokenizer_object=tokenizer().backend_tokenizer)
     changed.chat_template = "{% for m in messages %} w1 {{ m['content'] }} {% endfor %}"
-    with pytest.raises(ArtifactError, match=r"differs in tokenization"):
+    with pytest.raises(ArtifactError, match=r"differs in the chat template .* give --chat-template FILE"):
         detect_experts(model, changed, PAIRS, checkpoint=folder, resume=True, **OPTIONS)
 
 
