@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steersman.errors import PairsError
-from steersman.pairs import ContrastPair, ContrastPairs, load_pairs
+from steersman.pairs import ContrastPair, ContrastPairs, load_pairs, persona_pairs
 
 # ---------------------------------------------------------------------------------------------------- reading
 
@@ -43,6 +43,140 @@ def test_every_form_reads_as_the_same_pairs(tmp_path: Path) -> None:
     assert {pairs.sha256 for pairs in read} == {load_pairs(own).sha256}
     for pairs in read:
         assert [(pair.positive, pair.negative) for pair in pairs] == [("yes", "no"), ("a b", "c")]
+
+
+def test_arrays_tuples_and_whatever_gives_rows(tmp_path: Path) -> None:
+    rows = [{"positive": "yes", "negative": "no"}, {"positive": "a b", "negative": "c"}]
+    tuples = [(row["positive"], row["negative"]) for row in rows]
+    sources: dict[str, str] = {
+        "one line.json": json.dumps(rows),
+        "many lines.json": json.dumps(rows, indent=1),
+        "a row a line.jsonl": "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n",
+        "tuples.json": json.dumps(tuples),
+        "many lines of tuples.json": json.dumps(tuples, indent=2),
+        "a tuple a line.jsonl": "\n".join(map(json.dumps, tuples)),
+    }
+    expected = load_pairs(rows).sha256
+    for name, content in sources.items():
+        (tmp_path / name).write_text(content)
+        pairs = load_pairs(tmp_path / name)
+        assert pairs.sha256 == expected, name
+        assert pairs[1].where.startswith(f"{tmp_path / name}:"), name
+    for given in (iter(rows), (row for row in tuples), map(list, tuples), tuple(tuples)):
+        assert load_pairs(given).sha256 == expected
+
+
+def test_rows_of_an_array_name_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    good = '{"positive": "a", "negative": "b"}'
+    wrong = {
+        f'[\n{good},\n\n{{"positive": "c"}}]': ':4, row 2: "negative" is missing',
+        f"[{good},\n{good}": ":2: after row 2 a comma, or the list's end, is missing",
+        f"[{good}\n{good}]": ":1: after row 1 a comma, or the list's end, is missing",
+        f"[{good},\n]": ":2: not JSON",
+        f"[\n{good},\n{{]": ":3: not JSON",
+        f"[{good}]\n{good}": ":1: more text after the list",
+        "[]": "no pairs in it",
+        "[\n]": "no pairs in it",
+        "[" * 100_000: "nested too deeply",
+        f'[{good}, {{"positive": "a", "positive": "b"}}]': 'the key "positive" twice',
+    }
+    for content, message in wrong.items():
+        path.write_text(content)
+        with pytest.raises(PairsError) as error:
+            load_pairs(path)
+        assert str(path) in str(error.value)
+        assert message in str(error.value)
+
+
+ASK, YES, NO = (
+    {"role": role, "content": content}
+    for role, content in (("user", "may i ?"), ("assistant", "yes"), ("assistant", "no"))
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "sides", "targets"),
+    [
+        (
+            {"prompt": "may i ? ", "chosen": "yes", "rejected": "no"},
+            ("may i ? yes", "may i ? no"),
+            ("yes", "no"),
+        ),
+        (
+            {"chosen": "may i ? yes", "rejected": "may i ? yet"},
+            ("may i ? yes", "may i ? yet"),
+            ("yes", "yet"),
+        ),
+        ({"chosen": "yes", "rejected": "no"}, ("yes", "no"), ("yes", "no")),
+        ({"prompt": [ASK], "chosen": [YES], "rejected": [NO]}, ([ASK, YES], [ASK, NO]), (None, None)),
+        ({"prompt": [ASK], "chosen": "yes", "rejected": "no"}, ([ASK, YES], [ASK, NO]), (None, None)),
+        ({"prompt": "may i ?", "chosen": [YES], "rejected": [NO]}, ([ASK, YES], [ASK, NO]), (None, None)),
+        ({"chosen": [ASK, YES], "rejected": [ASK, NO]}, ([ASK, YES], [ASK, NO]), (None, None)),
+        (
+            {"prompt": None, "chosen": [ASK, YES], "rejected": [ASK, NO]},
+            ([ASK, YES], [ASK, NO]),
+            (None, None),
+        ),
+        (
+            {"prompt": "may i ?", "chosen": [ASK, YES], "rejected": [ASK, NO]},
+            ([ASK, YES], [ASK, NO]),
+            (None, None),
+        ),
+    ],
+)
+def test_preferences_are_pairs_whose_answers_are_compared(
+    tmp_path: Path, row: dict[str, object], sides: object, targets: object
+) -> None:
+    given = {**row, "id": 7, "group": "g"}
+    for pairs in (load_pairs([given]), load_pairs(write(tmp_path / "dpo.jsonl", given))):
+        (pair,) = pairs
+        assert (pair.positive, pair.negative) == sides
+        assert (pair.positive_target, pair.negative_target) == targets
+        assert (pair.id, pair.group) == ("7", "g")
+    (tmp_path / "dpo.csv").write_text("prompt,chosen,rejected\nmay i ? ,yes,no\n,may i ? yes,may i ? no\n")
+    table = load_pairs(tmp_path / "dpo.csv")
+    assert [(pair.positive, pair.positive_target) for pair in table] == [("may i ? yes", "yes")] * 2
+
+
+def test_a_dataset_gives_rows() -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    rows = [
+        {"prompt": [ASK], "chosen": [YES], "rejected": [NO], "group": None},
+        {"prompt": [{**ASK, "name": "ann"}], "chosen": [YES], "rejected": [NO], "group": "g"},
+    ]
+    data = datasets.Dataset.from_list(rows)
+    with pytest.raises(PairsError, match=r'pair 2: "prompt", message 1: unknown key "name"'):
+        load_pairs(data)
+    pairs = load_pairs(data.select([0]))  # where the table has nulls for "name" and "group"
+    assert (pairs[0].positive, pairs[0].group) == ([ASK, YES], None)
+    assert load_pairs(data.select([0]).to_iterable_dataset()).sha256 == pairs.sha256
+    with pytest.raises(PairsError, match=r"DatasetDict with train; right is .* one part of data"):
+        load_pairs(datasets.DatasetDict(train=data))
+
+
+def test_personas_and_suffixes() -> None:
+    template = "Act as a {persona} person, {who}."
+    pairs = persona_pairs(template, ["kind", "good"], ["cruel", "bad"], ["I think", "People"])
+    assert len(pairs) == 4
+    assert pairs[1].positive == [
+        {"role": "user", "content": "Act as a kind person, {who}."},
+        {"role": "assistant", "content": "People"},
+    ]
+    assert pairs[1].negative[0]["content"] == "Act as a cruel person, {who}."
+    assert [pair.cluster for pair in pairs] == ["I think", "People"] * 2
+    assert persona_pairs(template, "kind", "cruel")[0].negative == [
+        {"role": "user", "content": "Act as a cruel person, {who}."}
+    ]
+    (text,) = persona_pairs("Be {persona}:", "kind", "cruel", "I", chat=False)
+    assert (text.positive, text.negative) == ("Be kind: I", "Be cruel: I")
+    for wrong, why in (
+        (("Be kind", "a", "b"), "no place for the persona"),
+        (("Be {persona}", ["a", "b"], "c"), "2 positive personas and 1 negative"),
+        (("Be {persona}", "a", "a"), "a and a: both sides are the same"),
+    ):
+        with pytest.raises(PairsError, match=why):
+            persona_pairs(*wrong)
 
 
 def test_targets_ids_and_groups_are_read(tmp_path: Path) -> None:
@@ -100,7 +234,24 @@ WRONG_ROWS = {
     "one side only": ('{"positive": "a"}', '"negative" is missing'),
     "the other side only": ('{"messages_1": "a"}', '"messages_0" is missing'),
     "no side": ('{"text": "a"}', "neither side"),
-    "a list": ('[{"positive": "a", "negative": "b"}]', "a list where a pair is expected"),
+    "a list of texts": ('["a", "b", "c"]', ":1, row 1: a text where a pair is expected"),
+    "three sides": ('[["a", "b", "c"]]', ":1, row 1: a list where a pair is expected"),
+    "no chosen": ('{"prompt": "a", "rejected": "b"}', '"chosen" is missing'),
+    "an unknown key of preferences": (
+        '{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1}',
+        ':1: unknown key "score_chosen"; right are chosen, rejected, prompt, id, group',
+    ),
+    "a number chosen": ('{"prompt": "a", "chosen": 3, "rejected": "c"}', '"chosen" is a number'),
+    "an empty prompt": ('{"prompt": " ", "chosen": "b", "rejected": "c"}', '"prompt" is empty'),
+    "a chat without an answer": (
+        '{"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]}',
+        '"chosen" ends with a message of the role user; right is an answer of the assistant',
+    ),
+    "one the beginning of the other": (
+        '{"chosen": "question ? ", "rejected": "question ? yes"}',
+        '"chosen" is only the beginning of the other, so it has no answer',
+    ),
+    "the same answers": ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "both sides are the same"),
     "an empty side": ('{"positive": "a", "negative": " "}', '"negative" is empty'),
     "no messages": ('{"positive": [], "negative": "b"}', '"positive" has no messages'),
     "a number": ('{"positive": 1, "negative": "b"}', '"positive" is a number'),

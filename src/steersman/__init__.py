@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from steersman.models.identity import weights_id
     from steersman.models.loading import load_model
     from steersman.models.receipt import Receipt
-    from steersman.pairs import ContrastPair, ContrastPairs, load_pairs
+    from steersman.pairs import ContrastPair, ContrastPairs, load_pairs, persona_pairs
     from steersman.steering import Architecture, Steering, compose
 
 _HOME = {
@@ -99,7 +99,7 @@ _HOME = {
     "steersman.models.identity": ("weights_id",),
     "steersman.models.loading": ("load_model",),
     "steersman.models.receipt": ("Receipt",),
-    "steersman.pairs": ("ContrastPair", "ContrastPairs", "load_pairs"),
+    "steersman.pairs": ("ContrastPair", "ContrastPairs", "load_pairs", "persona_pairs"),
     "steersman.steering": ("Architecture", "Steering", "compose"),
 }
 
@@ -155,6 +155,7 @@ __all__ = [
     "load_task",
     "merge_affine_maps",
     "merge_contrasts",
+    "persona_pairs",
     "read_architecture",
     "refine_concept",
     "screen_experts",

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -25,19 +25,9 @@ Content = str | list[dict[str, str]]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-_OWN_KEYS = ("positive", "negative", "positive_target", "negative_target", "id", "group")
-_STEERMOE_KEYS = {
-    "messages_0": "positive",
-    "messages_1": "negative",
-    "messages_0_target": "positive_target",
-    "messages_1_target": "negative_target",
-    "id": "id",
-    "group": "group",
-}
-_LIST_KEYS = ("pos", "neg")
 _FORMS = (
-    '{"positive": …, "negative": …}, {"messages_0": …, "messages_1": …} or {"pos": […], "neg": […]}'
-    " (optional: targets, id, group)"
+    '{"positive": …, "negative": …}, {"messages_0": …, "messages_1": …}, {"prompt": …, "chosen": …, '
+    '"rejected": …}, {"pos": […], "neg": […]} or [positive, negative] (optional: targets, id, group)'
 )
 
 
@@ -138,17 +128,26 @@ def _with_unique_ids(pairs: Iterable[ContrastPair]) -> Iterator[ContrastPair]:
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def load_pairs(source: str | Path | Iterable[Mapping[str, Any]], *, progress: bool = False) -> ContrastPairs:
+Rows = Iterable[Mapping[str, Any] | Sequence[Any]]
+"""Rows in Python: a list, a generator, a `datasets.Dataset`; of objects or of (positive, negative)."""
+
+
+def load_pairs(source: str | Path | Rows, *, progress: bool = False) -> ContrastPairs:
     """Read contrast pairs from a file, from the lab, or from rows already in Python.
 
-    Files: JSON lines (or one JSON object) of ``{"positive", "negative"}`` with optional ``positive_target``,
-    ``negative_target``, ``id`` and ``group``; of SteerMoE's ``messages_0`` (positive) and ``messages_1``; or
-    of ``{"pos": […], "neg": […]}``; or CSV with the first form's columns. The lab: ``"lab:refusal/train"``
-    (``train`` where no split is named). Raises PairsError that names file and line.
+    Files: JSON lines, a JSON array or one JSON object, of ``{"positive", "negative"}`` with optional
+    ``positive_target``, ``negative_target``, ``id`` and ``group``; of SteerMoE's ``messages_0`` (positive)
+    and ``messages_1``; of preferences, ``{"prompt", "chosen", "rejected"}``; of ``[positive, negative]``; or
+    of ``{"pos": […], "neg": […]}``; or CSV with such columns. The lab: ``"lab:refusal/train"`` (``train``
+    where no split is named). Rows: the same objects, or tuples ``(positive, negative)``; whatever gives them
+    is gone through once. Raises PairsError that names file and line.
 
     Of JSON lines with a pair each every line is checked, and read again when its pair is asked for: memory
     holds a number a line. Of the other forms it holds the pairs. ``progress`` shows a bar on stderr where
     checking them takes more than a second.
+
+    >>> load_pairs([("i am kind", "i am cruel"), ("i love you", "i hate you")])
+    ContrastPairs(2 pairs from pairs)
     """
     if isinstance(source, ContrastPairs):
         return source
@@ -159,7 +158,77 @@ def load_pairs(source: str | Path | Iterable[Mapping[str, Any]], *, progress: bo
         if path.suffix.lower() == ".csv":
             return _assemble(_csv_rows(path), str(source))
         return _open_json(path, str(source), progress)
-    return _assemble(((row, f"pair {n}") for n, row in enumerate(source, 1)), "pairs")
+    if isinstance(source, Mapping):
+        parts = ", ".join(map(str, source))
+        raise PairsError(
+            f"pairs: {_kind(source)} with {parts or 'nothing'}; right is a list of rows, or one part of data "
+            "that has several (data['train'])"
+        )
+    return _assemble(((_without_nulls(row), f"pair {n}") for n, row in enumerate(source, 1)), "pairs")
+
+
+def _without_nulls(row: Any) -> Any:
+    """A row without what tables fill in where a message or a row has no value."""
+    if isinstance(row, Mapping):
+        return {key: _without_nulls(value) for key, value in row.items() if value is not None}
+    return [_without_nulls(item) for item in row] if isinstance(row, list | tuple) else row
+
+
+def persona_pairs(
+    template: str,
+    positive: str | Sequence[str],
+    negative: str | Sequence[str],
+    suffixes: Iterable[str] = (),
+    *,
+    chat: bool = True,
+) -> ContrastPairs:
+    """Contrast pairs of two personas who begin the same answers: what a concept is refined from.
+
+    Representation engineering's way to pairs (RepE, arXiv 2310.01405, section 3.1): either side asks for its
+    persona, and both go on with the same words, so that what differs at the last token is the persona.
+    Pairs with one suffix are a group.
+
+    Args:
+        template: What asks for a persona, at ``{persona}``: ``"Pretend you are a {persona} person."``
+        positive: The persona, or several.
+        negative: The other one; of several, the partner of each.
+        suffixes: How answers begin; with none, what is read is where an answer is about to begin.
+        chat: The template is the user's message and the suffix the assistant's; False: both are one text.
+
+    Raises:
+        PairsError: the template has no place for the persona, the personas have no partners, or a pair's
+            sides are the same.
+
+    >>> persona_pairs("Act as a {persona} person.", "kind", "cruel", ["I think", "People"])
+    ContrastPairs(2 pairs from persona pairs)
+    """
+    ours, theirs = ([of] if isinstance(of, str) else list(of) for of in (positive, negative))
+    if "{persona}" not in template:
+        raise PairsError(f"the template {json.dumps(template)} has no place for the persona: {{persona}}")
+    if len(ours) != len(theirs):
+        raise PairsError(f"{len(ours)} positive personas and {len(theirs)} negative: right is a partner each")
+
+    def side(persona: str, suffix: str | None) -> Content:
+        asked = template.replace("{persona}", persona)
+        if not chat:
+            return asked if suffix is None else f"{asked} {suffix}"
+        begun = [] if suffix is None else [{"role": "assistant", "content": suffix}]
+        return [{"role": "user", "content": asked}, *begun]
+
+    begins: list[str | None] = [suffixes] if isinstance(suffixes, str) else list(suffixes)
+    return ContrastPairs(
+        (
+            ContrastPair(
+                side(one, suffix),
+                side(other, suffix),
+                group=suffix,
+                where=f"{one} and {other}" + ("" if suffix is None else f", {json.dumps(suffix)}"),
+            )
+            for one, other in zip(ours, theirs, strict=True)
+            for suffix in begins or [None]
+        ),
+        name="persona pairs",
+    )
 
 
 def _read_lab(source: str) -> ContrastPairs:
@@ -178,7 +247,7 @@ def _pairs_of(rows: Iterable[tuple[Any, str]]) -> Iterator[tuple[ContrastPair, s
     """Rows with their places, in any one of the known forms, as pairs, each with its row's form."""
     form = first_where = None
     for row, where in rows:
-        own_form = _form(row, where)
+        own_form, pairs = _read(row, where)
         if form is None:
             form, first_where = own_form, where
         elif own_form != form:
@@ -186,32 +255,88 @@ def _pairs_of(rows: Iterable[tuple[Any, str]]) -> Iterator[tuple[ContrastPair, s
                 f'{where}: a row of the form with "{own_form}" after rows with "{form}" '
                 f"(from {first_where}); right is one form throughout"
             )
-        for pair in _pairs_of_lists(row, where) if form == "pos" else [_pair_of_row(row, where)]:
+        for pair in pairs:
             yield pair, form
 
 
-def _form(row: Any, where: str) -> str:
-    """Which form a row has, by the key of its positive side; unknown and missing keys are errors."""
+def _read(row: Any, where: str) -> tuple[str, Iterable[ContrastPair]]:
+    """A row's form, by the key of its positive side, and its pairs; unknown and missing keys are errors."""
+    if isinstance(row, list | tuple) and len(row) == 2:
+        row = dict(zip(("positive", "negative"), row, strict=True))
     if not isinstance(row, Mapping):
         raise PairsError(f"{where}: {_kind(row)} where a pair is expected; right is {_FORMS}")
-    forms = {"positive": _OWN_KEYS, "messages_0": tuple(_STEERMOE_KEYS), "pos": _LIST_KEYS}
-    for form, allowed in forms.items():
-        if form in row or allowed[1] in row:
-            unknown = sorted(str(key) for key in row if key not in allowed)
-            if unknown:
-                raise PairsError(f'{where}: unknown key "{unknown[0]}"; right are {", ".join(allowed)}')
-            for side in allowed[:2]:
-                if side not in row:
-                    raise PairsError(f'{where}: "{side}" is missing; a pair has both sides')
-            return form
-    raise PairsError(f"{where}: neither side of a pair in it; right is {_FORMS}")
+    form = _form_with(row)
+    if form is None:
+        raise PairsError(f"{where}: neither side of a pair in it; right is {_FORMS}")
+    unknown = sorted(str(key) for key in row if key not in form.keys)
+    if unknown:
+        raise PairsError(f'{where}: unknown key "{unknown[0]}"; right are {", ".join(form.keys)}')
+    for side in form.sides:
+        if side not in row:
+            raise PairsError(f'{where}: "{side}" is missing; a pair has both sides')
+    return form.sides[0], form.pairs(row, where)
 
 
-def _pair_of_row(row: Mapping[str, Any], where: str) -> ContrastPair:
-    fields = {_STEERMOE_KEYS.get(key, key): value for key, value in row.items()}
+def _pair_of_row(row: Mapping[str, Any], where: str) -> list[ContrastPair]:
+    fields = dict(row)
     for key in ("id", "group"):
         fields[key] = _label(fields.get(key), f'{where}: "{key}"')
-    return ContrastPair(**{**fields, "id": fields["id"] or "", "where": where})
+    return [ContrastPair(**{**fields, "id": fields["id"] or "", "where": where})]
+
+
+def _pair_of_steermoe(row: Mapping[str, Any], where: str) -> list[ContrastPair]:
+    names = {"messages_0": "positive", "messages_1": "negative"}
+    names |= {f"{key}_target": f"{name}_target" for key, name in names.items()}
+    return _pair_of_row({names.get(key, key): value for key, value in row.items()}, where)
+
+
+def _pair_of_preferences(row: Mapping[str, Any], where: str) -> list[ContrastPair]:
+    """Of DPO's rows: chosen is positive, and the answers are compared.
+
+    Texts go on from the prompt's text as they are, messages from its messages; a text beside messages is the
+    user's (as prompt) or the assistant's (as answer). Without a prompt either side is whole, and what texts
+    have in common is their prompt (as TRL reads preferences).
+    """
+    named = {key: row[key] for key in ("prompt", "chosen", "rejected") if row.get(key) is not None}
+    for key in ("prompt", "chosen", "rejected"):
+        if key in named or key != "prompt":
+            check_content(row[key], f'{where}: "{key}"')
+    chosen, rejected = row["chosen"], row["rejected"]
+    if "prompt" in named:
+        sides = [_answered(named["prompt"], answer) for answer in (chosen, rejected)]
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        shared = range(shared_length(chosen, rejected), 0, -1)
+        start = next((n for n in shared if chosen[n - 1].isspace()), 0)  # words stay whole
+        sides = [(chosen, chosen[start:]), (rejected, rejected[start:])]
+    else:
+        sides = [(chosen, None), (rejected, None)]
+    for key, (content, target) in zip(("chosen", "rejected"), sides, strict=True):
+        if not isinstance(content, str) and content[-1]["role"] != "assistant":
+            raise PairsError(
+                f'{where}: "{key}" ends with a message of the role {content[-1]["role"]}; right is an answer '
+                "of the assistant"
+            )
+        if target is not None and not target.strip():
+            raise PairsError(f'{where}: "{key}" is only the beginning of the other, so it has no answer')
+    (positive, positive_target), (negative, negative_target) = sides
+    rest = {key: row.get(key) for key in ("id", "group")}
+    targets = {"positive_target": positive_target, "negative_target": negative_target}
+    return _pair_of_row({"positive": positive, "negative": negative, **targets, **rest}, where)
+
+
+def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Length of the common beginning."""
+    items = enumerate(zip(first, second, strict=False))
+    return next((n for n, (one, other) in items if one != other), min(len(first), len(second)))
+
+
+def _answered(prompt: Content, answer: Content) -> tuple[Content, str | None]:
+    """A prompt with an answer after it, and the target; None where the last message is it."""
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return prompt + answer, answer
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    return (said if said[: len(asked)] == asked else [*asked, *said]), None
 
 
 def _pairs_of_lists(row: Mapping[str, Any], where: str) -> Iterator[ContrastPair]:
@@ -232,6 +357,40 @@ def _pairs_of_lists(row: Mapping[str, Any], where: str) -> Iterator[ContrastPair
         yield ContrastPair(positive, negative, where=f"{where}, item {n}")
 
 
+@dataclass(frozen=True)
+class _Form:
+    """A form of rows: the keys of its two sides, other keys, and what makes pairs of a row."""
+
+    sides: tuple[str, str]
+    others: tuple[str, ...]
+    pairs: Callable[[Mapping[str, Any], str], Iterable[ContrastPair]]
+    many: bool = False
+    """Whether a row has many pairs, so that reading one reads them all."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All of them, in the order in which messages name them."""
+        return (*self.sides, *self.others)
+
+
+_TABLE = (
+    _Form(("positive", "negative"), ("positive_target", "negative_target", "id", "group"), _pair_of_row),
+    _Form(
+        ("messages_0", "messages_1"),
+        ("messages_0_target", "messages_1_target", "id", "group"),
+        _pair_of_steermoe,
+    ),
+    _Form(("chosen", "rejected"), ("prompt", "id", "group"), _pair_of_preferences),
+    _Form(("pos", "neg"), (), _pairs_of_lists, many=True),
+)
+"""Every form that rows can have."""
+
+
+def _form_with(keys: Collection[str]) -> _Form | None:
+    """The form that has one of these keys for a side."""
+    return next((form for form in _TABLE if set(form.sides) & set(keys)), None)
+
+
 def _label(value: Any, where: str) -> str | None:
     """An id or a group: a text or a whole number; None where it is not given."""
     if value is None:
@@ -244,7 +403,7 @@ def _label(value: Any, where: str) -> str | None:
 
 
 def _open_json(path: Path, name: str, progress: bool) -> ContrastPairs:
-    """Pairs of JSON lines, or of one JSON object written over many."""
+    """Pairs of JSON lines, of a JSON array, or of one JSON object written over many lines."""
     with _opened(path) as stream:
         first = next(_lines(stream, path), None)
     if first is None:
@@ -252,14 +411,53 @@ def _open_json(path: Path, name: str, progress: bool) -> ContrastPairs:
     try:
         row = parse_json(first.text)
     except ValueError:
-        # A first line that is no JSON of its own begins one object written over many lines, or is wrong.
+        # A first line that is no JSON of its own begins a value written over many lines, or is wrong.
+        if first.text.lstrip().startswith("["):
+            return _assemble(_array_rows(path, read_text(path)), name)
         return _assemble([_whole_file(path, read_text(path), first.number, first.text)], name)
-    if isinstance(row, Mapping) and set(_LIST_KEYS) & set(
-        row
-    ):  # many pairs a line: reading one reads them all
+    if isinstance(row, list) and not (len(row) == 2 and all(map(_is_side, row))):
+        return _assemble(_array_rows(path, read_text(path)), name)
+    if isinstance(row, Mapping) and (form := _form_with(row)) is not None and form.many:
         with _opened(path) as stream:
             return _assemble((_row(path, line) for line in _lines(stream, path)), name)
     return ContrastPairs(_PairsOfFile(path, progress), name=name)
+
+
+def _is_side(value: Any) -> bool:
+    """Whether a value can be a side of a pair, and so no row."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(item, Mapping) and "role" in item for item in value)
+    )
+
+
+def _array_rows(path: Path, text: str) -> Iterator[tuple[Any, str]]:
+    """The items of a JSON array, each with the line on which it begins."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+    place, number, sign = text.index("["), 0, "["
+    while sign != "]":
+        place = _next_sign(text, place + 1)
+        if sign == "[" and text[place : place + 1] == "]":
+            break
+        line, number = text.count("\n", 0, place) + 1, number + 1
+        try:
+            row, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            line = getattr(error, "lineno", line)
+            reason = _reason(error) if isinstance(error, ValueError) else "nested too deeply"
+            raise PairsError(f"{path}:{line}: not JSON ({reason}); right is a list of {_FORMS}") from None
+        yield row, f"{path}:{line}, row {number}"
+        place = _next_sign(text, place)
+        sign = text[place : place + 1]
+        if sign not in (",", "]") or not sign:
+            raise PairsError(f"{path}:{line}: after row {number} a comma, or the list's end, is missing")
+    if text[place + 1 :].strip():
+        line = text.count("\n", 0, place) + 1
+        raise PairsError(f"{path}:{line}: more text after the list; right is one list, or a pair a line")
+
+
+def _next_sign(text: str, place: int) -> int:
+    """Where, from a place on, a text has something other than whitespace."""
+    return len(text) - len(text[place:].lstrip())
 
 
 @dataclass(frozen=True)
@@ -374,7 +572,8 @@ class _PairsOfFile(Sequence[ContrastPair]):
         start, number = self._starts[place], self._numbers[place]
         stream.seek(start)
         line = _Line(number, start, _decoded(stream.readline(), start, self._path))
-        return _pair_of_row(*_row(self._path, line))
+        (pair,) = _read(*_row(self._path, line))[1]
+        return pair
 
 
 def _stamp(stream: BinaryIO) -> tuple[int, int]:
@@ -434,13 +633,14 @@ def _csv_rows(path: Path) -> Iterator[tuple[Any, str]]:
         header = next(reader, None)
         if not header:
             raise PairsError(f"{path}: the file is empty; right are the columns positive, negative")
-        _check_columns(header, f"{path}:1")
+        sides = _check_columns(header, f"{path}:1").sides
         for start, cells in _with_first_line(reader):
             if not cells:
                 continue
             if len(cells) != len(header):
                 raise PairsError(f"{path}:{start}: {len(cells)} cells under {len(header)} columns")
-            yield _csv_row(dict(zip(header, cells, strict=True)), f"{path}:{start}"), f"{path}:{start}"
+            where = f"{path}:{start}"
+            yield _csv_row(dict(zip(header, cells, strict=True)), sides, where), where
     except csv.Error as error:
         raise PairsError(f"{path}:{reader.line_num}: not CSV ({error}); JSON lines carry any text") from None
 
@@ -453,25 +653,31 @@ def _with_first_line(reader: Any) -> Iterator[tuple[int, list[str]]]:
         start = reader.line_num + 1
 
 
-def _check_columns(header: list[str], where: str) -> None:
+def _check_columns(header: list[str], where: str) -> _Form:
+    """The form that a table's columns have."""
+    form = _form_with(header) or _TABLE[0]
+    right = ", ".join(form.keys)
+    if form.many:
+        raise PairsError(f"{where}: lists of sides; CSV holds a pair a row: {', '.join(_TABLE[0].keys)}")
     for column in header:
-        if column not in _OWN_KEYS:
-            raise PairsError(f'{where}: unknown column "{column}"; right are {", ".join(_OWN_KEYS)}')
+        if column not in form.keys:
+            raise PairsError(f'{where}: unknown column "{column}"; right are {right}')
         if header.count(column) > 1:
             raise PairsError(f'{where}: the column "{column}" twice')
-    for side in ("positive", "negative"):
+    for side in form.sides:
         if side not in header:
-            raise PairsError(f'{where}: the column "{side}" is missing; right are {", ".join(_OWN_KEYS)}')
+            raise PairsError(f'{where}: the column "{side}" is missing; right are {right}')
+    return form
 
 
-def _csv_row(row: dict[str, str], where: str) -> dict[str, str]:
-    for side in ("positive", "negative"):
-        if row[side].lstrip().startswith('[{"role"'):
+def _csv_row(row: dict[str, str], sides: tuple[str, str], where: str) -> dict[str, str]:
+    for key, value in row.items():
+        if value.lstrip().startswith('[{"role"'):
             raise PairsError(
-                f'{where}: "{side}" holds chat messages; CSV holds texts, messages go into JSON lines'
+                f'{where}: "{key}" holds chat messages; CSV holds texts, messages go into JSON lines'
             )
     # An empty cell is how CSV says that something optional is not there.
-    return {key: value for key, value in row.items() if value or key in ("positive", "negative")}
+    return {key: value for key, value in row.items() if value or key in sides}
 
 
 def read_text(path: Path) -> str:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from steersman.concepts.states import check_layers
 from steersman.errors import PairsError
 from steersman.models.architecture import decoder_layers, read_architecture
 from steersman.models.identity import model_name, weights_id
-from steersman.pairs import ContrastPairs, load_pairs
+from steersman.pairs import ContrastPairs, Rows, load_pairs
 
 MOST_SHUFFLES = 10_000
 """Each is as large as the concept."""
@@ -42,7 +42,7 @@ MOST_SHUFFLES = 10_000
 def refine_concept(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: ContrastPairs | str | Path | Iterable[Mapping[str, Any]],
+    pairs: ContrastPairs | str | Path | Rows,
     *,
     layers: Sequence[int] | Literal["all"] | None = None,
     position: Position = "last",

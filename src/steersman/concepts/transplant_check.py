@@ -40,11 +40,11 @@ from steersman.models.architecture import read_architecture
 from steersman.models.identity import has_weights, model_name
 from steersman.models.loading import load_model
 from steersman.models.same_weights import same_weights
-from steersman.pairs import ContrastPairs, load_pairs
+from steersman.pairs import ContrastPairs, Rows, load_pairs
 from steersman.ties import largest
 
 Target = tuple[nn.Module, PreTrainedTokenizerBase] | str
-Pairs = ContrastPairs | str | Path | Iterable[Mapping[str, Any]]
+Pairs = ContrastPairs | str | Path | Rows
 
 FEWEST_SHUFFLES = 19
 """Below, chance alone exceeds all of them in more than one of twenty cases."""

@@ -13,7 +13,7 @@ from steersman.chat_record import ChatRecord
 from steersman.chats.format import chat_record
 from steersman.errors import PairsError
 from steersman.evaluation.tasks import Item, Task
-from steersman.pairs import Content
+from steersman.pairs import Content, shared_length
 from steersman.rendering import render
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def encode_fork(tokenizer: PreTrainedTokenizerBase, item: Item) -> Fork:
     answers = [item.positive, item.negative or ""]
     glue = _glue(text, item.content)
     positive, negative = (_ids(tokenizer, text + glue + answer, add_special) for answer in answers)
-    shared = _common(positive, negative)
+    shared = shared_length(positive, negative)
     if shared >= min(len(positive), len(negative)):
         raise PairsError(f"{item.id}: the answers of the two sides begin the same and one of them ends there")
     return Fork(positive[:shared], min(len(prompt), shared), positive[shared], negative[shared])
@@ -85,7 +85,7 @@ def encode_answer(
     whole = _ids(tokenizer, text + _glue(text, content) + answer, add_special)
     if whole == prompt[: len(whole)]:
         raise PairsError(f"the answer {answer!r} adds no token to its prompt")
-    return whole, max(_common(prompt, whole), 1)
+    return whole, max(shared_length(prompt, whole), 1)
 
 
 def batches(
@@ -120,9 +120,3 @@ def _glue(text: str, content: Content) -> str:
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, add_special: bool) -> tuple[int, ...]:
     encoded = tokenizer(text, add_special_tokens=add_special, return_attention_mask=False, verbose=False)
     return tuple(encoded["input_ids"])
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))

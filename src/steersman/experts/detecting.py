@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +25,11 @@ from steersman.models.architecture import RouterSite, read_architecture
 from steersman.models.decoding import own_settings, require_repeatable
 from steersman.models.encoding import EncodedPair, EncodedPairs
 from steersman.models.identity import model_name, weights_id
-from steersman.pairs import ContrastPairs, load_pairs
+from steersman.pairs import ContrastPairs, Rows, load_pairs
 from steersman.progress import Progress
 from steersman.steering import Architecture
 
-Pairs = ContrastPairs | str | Path | Iterable[dict[str, Any]]
+Pairs = ContrastPairs | str | Path | Rows
 
 
 class Reader(Protocol):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from steersman.errors import PairsError
 from steersman.models.architecture import check_ids, decoder_config
-from steersman.pairs import Content, ContrastPair, ContrastPairs
+from steersman.pairs import Content, ContrastPair, ContrastPairs, shared_length
 from steersman.rendering import TruncatedTarget
 from steersman.shards import Shard
 
@@ -214,8 +214,7 @@ def _words(content: Content) -> str:
 
 def _first_difference(first: str, second: str) -> str:
     """The first characters, with the marks that combine with them, in which two texts differ."""
-    same = zip(first, second, strict=False)
-    place = next((n for n, (one, other) in enumerate(same) if one != other), min(len(first), len(second)))
+    place = shared_length(first, second)
     return " and ".join(_sign_at(text, place) for text in (first, second))
 
 
