@@ -36,7 +36,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 SHOWN = {"json", "jsonl", "toml", "yaml", "text"}
 PACKAGES = re.compile(r"^<!-- needs packages: (.+?) -->$", re.M)
 # Which target of the Makefile runs a page that needs a package; test-harness, if it is not here.
-ELSEWHERE = {"vllm": "test-engine"}
+ELSEWHERE = {"vllm": "make test-engine", "ray": "pip install ray"}
 NEEDS = re.compile(r"^<!-- needs data: (.+?) -->$", re.M)
 # Only what cannot be run in a test: fetching from the network, and what takes minutes.
 MOST_NOT_RUN = 4
@@ -150,7 +150,7 @@ def test_code_blocks_run(name: str, tmp_path: Path, own_checkpoint: Path) -> Non
             pytest.skip(f"STEERSMAN_DATA names no folder with {file}")
     for package in " ".join(PACKAGES.findall(page)).split():
         if not installed(package):
-            pytest.skip(f"{package} is not installed (make {ELSEWHERE.get(package, 'test-harness')})")
+            pytest.skip(f"{package} is not installed ({ELSEWHERE.get(package, 'make test-harness')})")
     (tmp_path / "my-model").symlink_to(own_checkpoint)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     run_page(blocks_of(page, name), tmp_path)

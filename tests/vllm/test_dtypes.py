@@ -36,4 +36,5 @@ def test_the_receipt_and_the_list_say_the_engines_own_choice(tmp_path: Path) -> 
 def test_in_words() -> None:
     assert in_words("float32", "float32") == "in float32"
     assert in_words("bfloat16", None) == "in bfloat16"
-    assert "its checkpoint is in float32: -- --dtype float32" in in_words("bfloat16", "float32")
+    assert in_words("float32", "bfloat16") == "in float32 (its checkpoint is in bfloat16)"  # as the lab's
+    assert "(its checkpoint is in float32: -- --dtype float32 keeps it)" in in_words("bfloat16", "float32")

@@ -39,4 +39,5 @@ def in_words(served: str, checkpoint: str | None) -> str:
     """What a server says of them when it starts."""
     if checkpoint in (None, served):
         return f"in {served}"
-    return f"in {served} (its checkpoint is in {checkpoint}: -- --dtype {checkpoint} keeps it)"
+    keeps = ": -- --dtype float32 keeps it" if checkpoint == "float32" else ""  # else nothing is lost
+    return f"in {served} (its checkpoint is in {checkpoint}{keeps})"
