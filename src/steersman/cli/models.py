@@ -64,6 +64,7 @@ def describe(
             "-o, --layer and --expert go with --experts TEXTS", click.get_current_context()
         )
     from steersman.models.architecture import read_architecture, routers_beside
+    from steersman.models.gguf_models import dequantised
     from steersman.models.identity import weights_id
 
     opened, _ = model.open()
@@ -75,6 +76,7 @@ def describe(
         "hidden_size": architecture.hidden_size,
         "architecture": architecture.id,
         "weights": weights_id(opened),
+        "dequantised": dequantised(opened),
         "routers": [
             {
                 "layer": router.layer,
@@ -146,8 +148,10 @@ def _in_words(result: dict[str, Any]) -> str:
         f"{result['model']}: {result['model_type']}, "
         f"{result['layers']} layers, width {result['hidden_size']}",
         f"architecture {result['architecture'][:16]}…, weights {in_brief(result['weights'])}",
-        "",
     ]
+    if (made := result["dequantised"]) is not None:
+        lines.append(f"dequantised from {', '.join(made['from'])} to {made['to']}")
+    lines.append("")
     if not routers:
         return "\n".join([*lines, "No routers: the model is dense, so there are no experts to steer."])
     rows = [

@@ -15,9 +15,10 @@ from steersman.errors import ArchitectureMismatch, PlanError, SteeringNotApplied
 from steersman.models.adapters import active_adapters
 from steersman.models.architecture import read_architecture
 from steersman.models.attachment import Attachment
-from steersman.models.identity import has_weights
+from steersman.models.identity import has_weights, weights_id
 from steersman.models.program import Site
 from steersman.models.receipt import Receipt
+from steersman.models.weights_ids import of_gguf
 from steersman.steering import Architecture, Steering
 
 Match = Literal["weights", "architecture"]
@@ -191,8 +192,10 @@ def check_model(steering: Steering, model: nn.Module, match: Match) -> None:
         made_for = f" ({steering.model})" if steering.model else ""
         adapters = active_adapters(model)
         under = f" (the model runs with the adapter {', '.join(adapters)})" if adapters else ""
+        file = " (a GGUF file's are others than those that it was quantised from)"
         raise WeightsMismatch(
-            f"this steering was made for other weights{made_for}{under}; "
+            f"this steering was made for other weights{made_for}{under}"
+            f"{file if of_gguf(weights_id(model)) != of_gguf(steering.weights_id) else ''}; "
             'apply it with match="architecture" (--match architecture) if that is meant'
         )
 

@@ -26,14 +26,13 @@ from steersman.errors import ModelError
 from steersman.models.adapters import adapter_tensors, unwrap
 from steersman.models.digest_cache import stamp
 from steersman.models.digests import TensorBytes, id_by_bytes, id_by_sample, windows
+from steersman.models.gguf_models import GGUF
 from steersman.models.stored_tensors import StoredTensor, checkpoint_files, stored_tensors
 from steersman.models.weights import first_index, is_sharded, local, own_tensors, tied_names
 from steersman.models.weights_ids import is_by_sample
 
 NAME = "steersman_name"
 """Attribute of a model that its configuration does not name: what opens it (`lab:…`, `FOLDER#FILE.gguf`)."""
-GGUF = "steersman_gguf"
-"""Attribute of a model that was dequantised from a GGUF file: the file, and samples of what was loaded."""
 
 # Torch's dtypes by the names that safetensors has for them.
 _CODES = {
@@ -160,7 +159,7 @@ def _checkpoint_name(model: nn.Module) -> tuple[str, str | None]:
 def _files_of(model: nn.Module) -> list[Path]:
     """The files of the checkpoint a model names, if they are all at hand."""
     gguf = getattr(model, GGUF, None)
-    return checkpoint_files(*_checkpoint_name(model)) if gguf is None else [gguf.file]
+    return checkpoint_files(*_checkpoint_name(model)) if gguf is None else [gguf.file.path]
 
 
 def _stamps(files: list[Path]) -> tuple[object, ...]:
@@ -172,8 +171,7 @@ def _agrees(model: nn.Module, stored: list[StoredTensor]) -> bool:
 
     A model built from a checkpoint's *configuration* names the checkpoint too, but has other weights.
     """
-    gguf = getattr(model, GGUF, None)
-    if gguf is not None:
+    if (gguf := getattr(model, GGUF, None)) is not None:
         return bool(gguf.agrees(model))
     by_name = {tensor.name: tensor for tensor in stored}
     prefix = getattr(model, "base_model_prefix", "")

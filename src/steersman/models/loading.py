@@ -13,7 +13,6 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -25,7 +24,7 @@ from transformers import (
 from steersman.chats.setting import set_chat_format
 from steersman.errors import ModelError
 from steersman.models.identity import NAME, identify_by_files
-from steersman.models.stored_tensors import check_folder
+from steersman.models.source import Source, exists
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
@@ -48,7 +47,8 @@ def load_model(
     """Open a causal language model (or a vision-language one) and its tokenizer, in evaluation mode.
 
     Args:
-        name: A checkpoint folder, a name on the Hub, or `lab:NAME[@SEED]`.
+        name: A checkpoint folder, a name on the Hub, `lab:NAME[@SEED]`, or a GGUF file: `FILE.gguf`,
+            `FOLDER#FILE.gguf`, `NAME#FILE.gguf` (a warning says that it is dequantised).
         device: Where to put it, e.g. `cuda` or `cpu`; `auto` spreads it over devices (needs accelerate).
             Default: cuda if there is one.
         dtype: `auto` (the checkpoint's, the default), `float32`, `float16`, `bfloat16`, or a torch dtype.
@@ -78,16 +78,16 @@ def load_model(
         model, tokenizer = _load_lab(name, place, wanted)
         set_chat_format(tokenizer, **chat)
         return model, tokenizer
-    if not _exists(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    source = Source.of(name, revision)
+    if not exists(source.place) and (name.startswith((".", "/", "~")) or source.place.count("/") > 1):
         raise ModelError(f"{name}: no such folder")
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    _check_folder(name)
+    options: dict[str, Any] = {**source.options, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.place, **options)
         set_chat_format(tokenizer, **chat)  # before the weights are read
-        config = AutoConfig.from_pretrained(name, **options)
+        config = source.config()
         loaded: Any = _auto_class(config).from_pretrained(
-            name,
+            source.place,
             config=config,
             dtype=wanted or "auto",
             use_safetensors=True,
@@ -98,12 +98,14 @@ def load_model(
         )
         model, info = loaded
         _check_complete(name, info)
+        source.mark(model)
+        source.tell(model)
         if place != "auto":
             _move(model, place)
     except ModelError:
         raise
     except Exception as error:  # at a damaged checkpoint each of three libraries raises what it likes
-        missing = "" if _exists(name) else "; nor is there such a folder"
+        missing = "" if exists(name) else "; nor is there such a folder"
         raise ModelError(f"{name}: cannot be opened as a model ({_first_line(error)}){missing}") from error
     return model.train(False), tokenizer
 
@@ -143,11 +145,13 @@ def load_local_structure(name: str, *, revision: str | None = None) -> PreTraine
         raise ModelError(f"{name}: is not at hand ({_first_line(error)})") from None
 
 
-def _structure(name: str, **options: Any) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+def _structure(name: str, *, revision: str | None, **options: Any) -> PreTrainedModel:
+    source = Source.of(name, revision)
+    config = source.config(**options)
     with torch.device("meta"):
         model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=False)
     model.train(False)
+    source.mark(model)
     identify_by_files(model)
     return model
 
@@ -173,9 +177,9 @@ def load_tokenizer(
     if name.startswith("lab:"):
         tokenizer = load_model(name, device="cpu")[1]
     else:
-        _check_folder(name)
+        source = Source.of(name, revision)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source.place, trust_remote_code=False, **source.options)
         except Exception as error:
             raise ModelError(f"{name}: its tokenizer cannot be opened ({_first_line(error)})") from error
     set_chat_format(tokenizer, template=chat_template, arguments=chat_template_arguments, date=chat_date)
@@ -197,18 +201,6 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
     if dtype is not None and not dtype.is_floating_point:
         raise ModelError(f"dtype {dtype} holds no floating-point numbers: use one of {', '.join(DTYPES)}")
     return dtype
-
-
-def _exists(name: str) -> bool:
-    try:
-        return Path(name).exists()
-    except OSError:  # a name that no file system takes
-        return False
-
-
-def _check_folder(name: str) -> None:
-    if _exists(name):
-        check_folder(Path(name))
 
 
 def _check_complete(name: str, info: dict[str, Any]) -> None:

@@ -95,17 +95,22 @@ def checkpoint_file(name: str, revision: str | None, file: str) -> Path | None:
 
 def stored_tensors(path: Path) -> list[StoredTensor]:
     """The tensors of a safetensors or GGUF file. Raises ModelError where it is damaged or another thing."""
+    if is_gguf(path):
+        return read_gguf(path).tensors
     check_content(path)
     with path.open("rb") as stream:
-        found = _of_gguf(stream, path) if is_gguf(path) else _of_safetensors(stream, path)
-        end = stream.seek(0, 2)
+        found = _of_safetensors(stream, path)
+        _check_whole(found, path, stream.seek(0, 2))
+    return found
+
+
+def _check_whole(found: list[StoredTensor], path: Path, end: int) -> None:
     for tensor in found:
         if tensor.size < 0 or tensor.start + tensor.size > end:
             raise ModelError(
                 f"{path}: cut off: it has {end} bytes, and {tensor.name} ends at byte "
                 f"{tensor.start + tensor.size}; download or copy it again"
             )
-    return found
 
 
 def is_gguf(path: Path) -> bool:
@@ -138,23 +143,44 @@ def _of_safetensors(stream: BinaryIO, path: Path) -> list[StoredTensor]:
 
 # ---------------------------------------------------------------- GGUF
 
-_STRING, _ARRAY = 8, 9
-# Bytes of GGUF's single values by their numbers there.
-_SINGLE = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_UINT32 = 4
+_STRING = 8
+# GGUF's types of single values, by their numbers there: unsigned and signed 8, 16 and 32 bits, float, bool,
+# unsigned and signed 64 bits, double.
+_SINGLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _ALIGNMENT = "general.alignment"
 _MOST = 1 << 24
 """Far above the entries, tensors, dimensions or tokens of any file."""
 
 
-def _of_gguf(stream: BinaryIO, path: Path) -> list[StoredTensor]:
+@dataclass(frozen=True)
+class GgufFile:
+    """What the header of a GGUF file says: its metadata but for arrays, and its tensors."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: list[StoredTensor]
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """A GGUF file's header. Raises ModelError where it is damaged or another thing."""
+    check_content(path)
+    with path.open("rb") as stream:
+        found = _of_gguf(stream, path)
+        _check_whole(found.tensors, path, stream.seek(0, 2))
+    return found
+
+
+def _of_gguf(stream: BinaryIO, path: Path) -> GgufFile:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
         magic, version, tensors, entries = struct.unpack("<4sIQQ", stream.read(24))
         if magic != b"GGUF" or version not in (2, 3) or max(tensors, entries) > _MOST:
             raise ModelError(f"{path}: not a GGUF file of version 2 or 3, little-endian")
-        alignment = _skip_metadata(stream, entries)
+        metadata = _metadata(stream, entries)
+        alignment = metadata.get(_ALIGNMENT, 32)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError
         found = []
         for _ in range(tensors):
             name = _string(stream)
@@ -168,45 +194,47 @@ def _of_gguf(stream: BinaryIO, path: Path) -> list[StoredTensor]:
             block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             dtype = GGMLQuantizationType(kind).name
             found.append((name, dtype, tuple(shape), offset, count // block * size))
-    except (struct.error, ValueError, LookupError, OverflowError):
+    except (struct.error, ValueError, LookupError, OverflowError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{path}: the GGUF header is damaged") from None
     begin = -(-stream.tell() // alignment) * alignment
-    return [
+    stored = [
         StoredTensor(name, dtype, shape, path, begin + offset, size)
         for name, dtype, shape, offset, size in found
     ]
+    return GgufFile(path, metadata, stored)
 
 
-def _skip_metadata(stream: BinaryIO, entries: int) -> int:
-    """Read past the metadata; the alignment that it gives."""
-    alignment = 32
+def _metadata(stream: BinaryIO, entries: int) -> dict[str, Any]:
+    """{key: value}, read past arrays (the tokens)."""
+    found: dict[str, Any] = {}
     for _ in range(entries):
         key = _string(stream)
         (kind,) = struct.unpack("<I", stream.read(4))
-        if key == _ALIGNMENT and kind == _UINT32:
-            (alignment,) = struct.unpack("<I", stream.read(4))
-            if not alignment:
-                raise ValueError
+        if kind == _STRING:
+            found[key] = _string(stream)
+        elif kind in _SINGLE:
+            form = f"<{_SINGLE[kind]}"
+            (found[key],) = struct.unpack(form, stream.read(struct.calcsize(form)))
         else:
-            _skip(stream, kind)
-    return alignment
+            _skip_array(stream)
+    return found
 
 
-def _skip(stream: BinaryIO, kind: int, depth: int = 0) -> None:
-    if kind == _STRING:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        stream.seek(min(length, 1 << 40), 1)
-    elif kind == _ARRAY:
-        of, count = struct.unpack("<IQ", stream.read(12))
-        if count > _MOST or depth > 4:
-            raise ValueError
-        if of in _SINGLE:
-            stream.seek(_SINGLE[of] * count, 1)
+def _skip_array(stream: BinaryIO, depth: int = 0) -> None:
+    kind, count = struct.unpack("<IQ", stream.read(12))
+    if count > _MOST or depth > 4:
+        raise ValueError
+    if kind in _SINGLE:
+        stream.seek(struct.calcsize(f"<{_SINGLE[kind]}") * count, 1)
+        return
+    for _ in range(count):
+        if kind == _STRING:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            stream.seek(min(length, 1 << 40), 1)
         else:
-            for _ in range(count):
-                _skip(stream, of, depth + 1)
-    else:
-        stream.seek(_SINGLE[kind], 1)
+            _skip_array(stream, depth + 1)
 
 
 def _string(stream: BinaryIO) -> str:

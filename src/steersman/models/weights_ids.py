@@ -15,6 +15,11 @@ def is_by_sample(identity: str) -> bool:
     return ":" not in identity
 
 
+def of_gguf(identity: str) -> bool:
+    """Whether an id is of a GGUF file."""
+    return identity.startswith(f"{GGUF_SCHEME}:")
+
+
 def in_brief(identity: str) -> str:
     """An id for people: its scheme, and the first digits."""
     scheme, colon, digits = identity.rpartition(":")

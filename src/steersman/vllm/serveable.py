@@ -29,8 +29,16 @@ def folder_of(model: str) -> str:
     """Where the engine finds a model; the lab's are checkpoints on disk, trained now where they must be.
 
     Raises:
-        ModelError: the lab has none of this name.
+        ModelError: the lab has none of this name, or there is no such GGUF file.
+        ServingError: it is a GGUF file.
     """
+    from steersman.models.gguf_models import gguf_name
+
+    if gguf_name(model) is not None:
+        raise ServingError(
+            f"{model}: vLLM reads no GGUF files (they left it for a plugin): serve the checkpoint that the "
+            "file was made from"
+        )
     if not model.startswith(LAB):
         return model
     from steersman import lab
