@@ -26,7 +26,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 .PHONY: help demo serve-demo test check test-long test-oldest test-newest test-portable test-harness test-engine bench wheel lock install clean distclean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo '  Options: PYTHON=python3.12  TORCH="torch==2.12.0"  VENV=.venv  WORKERS=2  PYTEST_ARGS="-k steering"'
 
 demo: $(READY) ## Find, steer and control on the embedded lab model; writes a report
