@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, StoppingCriteria, StoppingCriteriaList
 
 import families as f
-from steersman import Steering, SteeringNotApplied, WeightsMismatch, apply_rows, weights_id
+from steersman import PlanError, Steering, SteeringNotApplied, WeightsMismatch, apply_rows, weights_id
 from waiting import HANGING
 
 IDS = torch.arange(3, 9)[None]
@@ -287,3 +287,16 @@ def test_packed_rows_given_to_generate() -> None:
     with plan.apply(model) as receipt:
         model.generate(ids, max_new_tokens=2, position_ids=torch.arange(7)[None])
     assert receipt.tokens == {"router:1": 2}
+
+
+@pytest.mark.parametrize("options", [{}, {"every_n_layers": 2}])
+def test_layers_that_are_run_again_for_gradients_are_refused(options: dict[str, int]) -> None:
+    model = f.tiny("qwen3_moe")
+    enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
+    if enable is None and options:
+        pytest.skip("this transformers runs all layers again or none")
+    (enable or model.gradient_checkpointing_enable)(**options)
+    with plan(model, "all").apply(model):  # in evaluation nothing is run again
+        model(IDS)
+    with pytest.raises(PlanError, match="gradient checkpointing"):
+        plan(model, "all").apply(model.train()).__enter__()
