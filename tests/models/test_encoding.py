@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,16 @@ def test_many_are_named_by_the_first_few() -> None:
         detect_experts(model(), tokenizer(), rows)
     assert "pair 1, pair 2, pair 3, pair 4, pair 5 (they differ" in str(caught.value)
     assert "; and 5 more" in str(caught.value)
+
+
+def test_nothing_stays_open_where_encoding_ends_in_an_error() -> None:
+    def ends() -> None:
+        with pytest.raises(PairsError):
+            detect_experts(model(), tokenizer(), [{"positive": "unheard", "negative": "unseen"}])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error"
+        )  # an unclosed file warns when it is collected, in whatever test that is
+        ends()
+        gc.collect()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import weakref
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class AlignedTexts:
     ) -> None:
         self.name, self.skipped, self.without_rows = texts.name, 0, 0
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)  # also where an error comes before `close`
         self._starts, self._numbers = array("q"), array("q")
         self.source_lengths = array("q")  # of all texts, 0 where one is too long
         lengths, counts, self._held_out = array("q"), array("q"), array("b")

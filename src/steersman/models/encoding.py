@@ -7,6 +7,7 @@ import json
 import tempfile
 import unicodedata
 import warnings
+import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class EncodedPairs(Sequence[EncodedPair]):
         self.skipped = self.alike = 0
         named: dict[str, list[str]] = {}  # how they are alike → pairs
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)  # also where an error comes before `close`
         self._starts, self._clusters, firsts = array("q"), array("q"), array("q")
         appeared: dict[int, int] = {}  # cluster → how many came before it
         for pair in tqdm(pairs, desc="reading", unit="pair", delay=1, leave=False, disable=not progress):
