@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each room may import those to its left in this order, and itself.
 ORDER = (
     "errors",
+    "certainty",
     "stand_ins",
     "cache",
     "ties",
@@ -55,6 +56,7 @@ HANDED_OVER = {
 # Files that are mathematics, and what they may import beyond the standard library.
 PURE = {
     "ties.py": {"numpy"},
+    "certainty.py": set(),
     "limits.py": set(),
     "edits.py": {"torch"},
     "interop/inert_pickle.py": set(),

@@ -273,10 +273,87 @@ def test_the_first_words_say_effect_chance_and_cost(result: dict[str, Any], tmp_
     words = re.sub(r"\s+", " ", "".join(page_of(result, tmp_path).text))
     found = result["tasks"][0]["differences"]["safer"]["positive"]
     assert f"{100 * found['difference']:+.0f} points (95% interval {100 * found['low']:+.0f} to" in words
-    assert "None of 19 random plans of the same shape did as much as safer (p = 0.05)" in words
-    assert "No side effect of safer seen on 2 side tasks (could have seen ±12 points" in words
-    assert "no difference seen, could have seen ±12 points" in words
-    assert "not measured under this arm" in words
+    assert "Shown: safer raises “refused” (About refusal) from" in words
+    assert (
+        "Shown: safer does more to d than random plans of its shape: 0 of 19 did as much (p = 0.05)" in words
+    )
+    assert "Side effects of safer. Cannot tell: About ordinary +" in words
+    assert "cannot tell: the interval holds 0 and reaches beyond ±5 points, so many items show ±12" in words
+    assert "cannot tell: not measured under this arm" in words
+
+
+def some_verdicts(result: dict[str, Any], folder: Path) -> dict[str, str]:
+    """What each of the readings of an evaluation says, in one line each."""
+    folder.mkdir()
+    page = "".join(page_of(result, folder).text)
+    texts = {"report.html": page}
+    texts |= {name: (folder / name).read_text("utf-8") for name in ("report.md", "card.md")}
+    return {name: re.sub(r"\s+", " ", text.replace("\\", "")) for name, text in texts.items()}
+
+
+COMFORT = re.compile(
+    r"none seen|no side effect|no difference (seen|in)|shows no difference|None of \d|do(es)? no more than",
+    re.IGNORECASE,
+)
+"""What must not be said where nobody can tell."""
+
+
+def test_too_few_random_plans_show_nothing(result: dict[str, Any], tmp_path: Path) -> None:
+    """However clear the change: 3 plans can give p = .25 at the least."""
+    changed = copy.deepcopy(result)
+    changed["tasks"][0]["random"][0] |= {"draws": [0.1, 0.2, 0.3], "at_least": 0, "p": 0.25}
+    for name, text in some_verdicts(changed, tmp_path / "few").items():
+        assert "0 of 3 did as much (p = 0.25), and fewer than 19 can show nothing" in text, name
+        assert "Cannot tell: safer and “refused”" in text, name
+        assert not COMFORT.search(text), (name, COMFORT.search(text))
+
+
+def test_random_plans_that_do_as_much_are_no_comfort(result: dict[str, Any], tmp_path: Path) -> None:
+    changed = copy.deepcopy(result)
+    changed["tasks"][0]["random"][0] |= {"at_least": 4, "p": 0.25}
+    for name, text in some_verdicts(changed, tmp_path / "many").items():
+        assert "than random plans of its shape: 4 of 19 did as much (p = 0.25)." in text, name
+        assert "Cannot tell whether safer does more" in text, name
+        assert "clear of 0, but of the random plans 4 of 19 did as much" in text, name
+    changed["tasks"][0]["random"] = None
+    for name, text in some_verdicts(changed, tmp_path / "none").items():
+        assert "clear of 0, but no random plans were run beside it" in text, name
+
+
+def side(result: dict[str, Any], difference: float, low: float, high: float, p: float) -> dict[str, Any]:
+    """With this difference of the arm `safer` in the side task of rates."""
+    changed = copy.deepcopy(result)
+    found = changed["tasks"][1]["differences"]["safer"]["positive"]
+    found |= {"difference": difference, "low": low, "high": high, "minimum_detectable": 0.72}
+    found |= {"p": p, "p_holm": p}
+    return changed
+
+
+def test_a_wide_interval_is_no_absence_of_side_effects(result: dict[str, Any], tmp_path: Path) -> None:
+    changed = side(result, -0.25, -0.97, 0.6, 0.4)
+    for name, text in some_verdicts(changed, tmp_path / "wide").items():
+        assert "−25 points (95% interval −97 to +60" in text, name
+        assert "Cannot tell: About ordinary −25" in text, name
+        assert "so many items show ±72 points" in text, name
+        assert not COMFORT.search(text), (name, COMFORT.search(text))
+
+
+def test_a_side_effect_within_the_margin_is_not_shown(result: dict[str, Any], tmp_path: Path) -> None:
+    for name, text in some_verdicts(side(result, 0.003, -0.02, 0.03, 0.8), tmp_path / "narrow").items():
+        assert "Not shown: About ordinary +0.3 points" in text, name
+        assert "inside ±5 points" in text, name
+    for name, text in some_verdicts(side(result, -0.11, -0.16, -0.06, 0.001), tmp_path / "clear").items():
+        assert "Shown: About ordinary −11 points (95% interval −16 to −6" in text, name
+
+
+def test_a_mean_has_no_margin(result: dict[str, Any], tmp_path: Path) -> None:
+    """Of nats, perplexities or log-odds nobody has said what counts as none: not shown is never said."""
+    changed = copy.deepcopy(result)
+    found = changed["tasks"][2]["differences"]["safer"]["perplexity"]
+    found |= {"difference": 0.001, "low": -0.01, "high": 0.01, "p": 0.9, "p_holm": 0.9}
+    for name, text in some_verdicts(changed, tmp_path / "mean").items():
+        assert "About reading +0.001 (95% interval −0.01 to +0.01; p = 0.90" in text, name
+        assert "Not shown: About reading" not in text, name
 
 
 def without_plans(result: dict[str, Any]) -> dict[str, Any]:
@@ -297,7 +374,7 @@ def test_without_a_plan_the_model_is_what_it_is_about(result: dict[str, Any], tm
     words = re.sub(r"\s+", " ", "".join(page.text))
     assert "What lab:moe does" in words
     assert "base: “refused” (About refusal) " in words
-    assert "prompt raises “refused” (About refusal) from" in words
+    assert "Shown: prompt raises “refused” (About refusal) from" in words
     assert "random plan" not in words.partition("Words")[0]
     assert "no plan" in (tmp_path / "card.md").read_text("utf-8")
 
@@ -312,7 +389,7 @@ def test_figures_without_intervals_are_shown_without(result: dict[str, Any], tmp
         change |= {**nothing, "bootstrap": [None, None]}
     made["tasks"][0]["random"][0] |= {"draws": [1.0], "standard_deviation": None}
     words = "".join(page_of(made, tmp_path).text)
-    assert "safer and “refused” (About refusal): +" in words
+    assert "Cannot tell: safer and “refused” (About refusal): +" in words
     assert "points; how sure that is cannot be told." in words
     assert "None" not in words.replace("None of", "")
 

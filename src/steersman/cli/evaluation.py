@@ -286,6 +286,8 @@ def _open(
 
 def in_words(evaluation: Evaluation, output: Path) -> str:
     """A table for each task, and what to be warned of."""
+    from steersman.certainty import CANNOT_TELL, Control, controls_in_words
+
     table = evaluation.table()
     told = evaluation.to_json()
     parts = []
@@ -294,20 +296,23 @@ def in_words(evaluation: Evaluation, output: Path) -> str:
         rows = table[(table["task"] == task["name"]) & (table["metric"] == first["name"])]
         lines = [_row(row) for row in rows.to_dict("records")]
         title = f"{task['name']} ({task['role']}): {first['title']}, {task['items']} items"
-        parts.append(
-            f"{title}\n{in_columns(('arm', 'value', '95% interval', 'against base', 'p (Holm)'), lines)}"
-        )
+        parts.append(f"{title}\n{in_columns(COLUMNS, lines)}")
         for control in task["random"] or ():
+            among = Control(len(control["draws"]), control["p"])
             parts.append(
-                f"{control['steering']} against {len(control['draws'])} random plans of its shape "
-                f"({control['measure']}): {control['observed']:+.3f}, theirs {control['mean']:+.3f} on "
-                f"average, p = {control['p']:.3f}"
+                f"{control['steering']} among random plans of its shape ({control['measure']}): "
+                f"{control['observed']:+.3f}, theirs {control['mean']:+.3f} on average; "
+                f"{'beyond them' if among.beaten else CANNOT_TELL}: "
+                f"{controls_in_words(among, control['at_least'])}"
             )
     parts += [f"warning: {warning}" for warning in told["warnings"]]
     return "\n\n".join([*parts, f"the report is {output / 'report.html'}"])
 
 
-def _row(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+COLUMNS = ("arm", "value", "95% interval", "against base", "p (Holm)", "verdict")
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     def shown(value: Any, form: str = ".3f") -> str:
         return "–" if value is None or value != value else format(value, form)
 
@@ -326,6 +331,7 @@ def _row(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
         interval,
         change,
         "" if not change else shown(row["p_holm"], ".2g"),
+        row["verdict"] if isinstance(row["verdict"], str) else "",
     )
 
 

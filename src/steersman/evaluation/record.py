@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steersman.certainty import Control, controls_in_words
 from steersman.evaluation import summary
+from steersman.evaluation.concluded import concluded
 from steersman.evaluation.controlling import preferences, random_controls
 from steersman.evaluation.measures.measure import Measured, Metric
 from steersman.evaluation.planning import Arms
@@ -47,12 +49,12 @@ def task_record(
     steerings: Sequence[str],
     settings: Settings,
 ) -> dict[str, Any]:
-    """Everything that was measured of a task, as JSON."""
+    """Everything that was measured of a task, as JSON, with the verdict on what each arm does."""
     task, measured = part.task, part.role == "effect" and settings.random > 0
     metrics = summary.metrics_of(task)
     plain = [arm for arm in part.arms if arm.kind != "cell"]
     shown = {arm.name: noted[arm.name] for arm in part.arms}
-    return {
+    record: dict[str, Any] = {
         "name": task.name,
         "role": part.role,
         "title": task.behaviour.title,
@@ -89,6 +91,10 @@ def task_record(
             runner.once, task, shown, {arm.name: runner.condition(arm) for arm in part.arms}, settings.shown
         ),
     }
+    for arm in plain:
+        if change := record["differences"].get(arm.name, {}).get(metrics[0].name):
+            change["verdict"] = concluded(record, {"name": arm.name, "kind": arm.kind})
+    return record
 
 
 def _doses(arms: Arms) -> list[dict[str, Any]]:
@@ -139,10 +145,11 @@ def warnings(
         if task["random"] == []:
             found.append(f"{task['name']}: no random control: no item has a number to compare plans by")
         for control in task["random"] or ():
-            if control["p"] > 0.05:
+            among = Control(len(control["draws"]), control["p"])
+            if not among.beaten:
                 found.append(
-                    f"{task['name']}: {control['steering']} does no more than random plans of its shape do "
-                    f"(p = {control['p']:.2f})"
+                    f"{task['name']}: cannot tell whether {control['steering']} does more than any plan: "
+                    f"{controls_in_words(among, control['at_least'])}"
                 )
     if runner.subject.match == "architecture":
         found.append("plans that were made for other weights were taken (match: architecture)")

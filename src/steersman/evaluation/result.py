@@ -91,6 +91,7 @@ class Evaluation:
                         "difference_low": change.get("low"),
                         "difference_high": change.get("high"),
                         "p_holm": change.get("p_holm"),
+                        "verdict": change.get("verdict"),
                     }
 
     def _lines(self) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steersman.errors import ArtifactError
+from steersman.evaluation.concluded import verdict_of_brief
 from steersman.evaluation.evaluation_report.card import card_evidence
 from steersman.evaluation.evaluation_report.numbers import change, in_points
 from steersman.evaluation.evaluation_report.place import MISSING
@@ -77,7 +78,8 @@ def evidence_in_words(evidence: Sequence[str | Mapping[str, Any]]) -> list[str]:
 
 def _in_words(task: Mapping[str, Any]) -> str:
     form = in_points if task["kind"] == "rate" else change
-    said = f"{task['task']}, {task['arm']}: {task['metric']} {_number(task['difference'], form)}"
+    said = f"{verdict_of_brief(task)}: {task['task']}, {task['arm']}: {task['metric']} "
+    said += _number(task["difference"], form)
     said += " points" if task["kind"] == "rate" else ""
     if task["low"] is not None and task["high"] is not None:
         said += f" (95% interval {form(task['low'])} to {form(task['high'])})"

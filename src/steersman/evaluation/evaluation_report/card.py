@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from steersman.errors import ArtifactError
 from steersman.evaluation.evaluation_report.markdown_report import paragraphs
 from steersman.evaluation.evaluation_report.numbers import Pieces
-from steersman.evaluation.evaluation_report.place import Place
+from steersman.evaluation.evaluation_report.place import Place, plain
 from steersman.evaluation.evaluation_report.tables import strength
 from steersman.evaluation.evaluation_report.texts import harmless, markdown
 from steersman.evaluation.evaluation_report.verdicts import (
@@ -179,16 +179,13 @@ def _arms(result: Place, name: str, *kinds: str) -> list[str]:
 def _effects(result: Place, task: Place, name: str) -> Sequence[Pieces]:
     """Sentences of one task: each arm of the plan, and the random control where it is of one of them."""
     arms = [a for a in _arms(result, name, *_COMPARED) if a in task.value["differences"]]
-    sentences = [effect_sentence(task, arm) for arm in arms]
+    sentences = [effect_sentence(result, task, arm) for arm in arms]
     return [*sentences, random_sentence(task, name)]
 
 
 def _cost_lines(result: Place, task: Place, name: str) -> list[str]:
     arms = [a for a in _arms(result, name, "steered", "reversed") if a in task.value["differences"]]
-    return [
-        f"- {markdown(''.join(p if isinstance(p, str) else p.text for p in effect_sentence(task, arm)))}"
-        for arm in arms
-    ]
+    return [f"- {markdown(plain(effect_sentence(result, task, arm)))}" for arm in arms]
 
 
 def plan_in_words(plan: Mapping[str, Any]) -> list[str]:
@@ -211,13 +208,26 @@ def plan_in_words(plan: Mapping[str, Any]) -> list[str]:
 
 
 def provenance_in_words(provenance: Mapping[str, Any]) -> list[str]:
-    """What a plan was made from: how, and of which data by hash."""
-    lines = [f"made by {markdown(provenance['made'])}"] if provenance.get("made") else []
-    for source in provenance.get("from") or []:
+    """What a plan was made from, down to the files: how each step was made, and of which data by hash."""
+    return list(_steps(provenance)) or ["not recorded"]
+
+
+def _steps(made: Mapping[str, Any], what: str = "") -> Iterator[str]:
+    """One thing and, below it, what that was made from; `what` it is to the one above."""
+    known = {key: of for key, of in made.items() if isinstance(of, str | int | float) and of != ""}
+    head = f"{what}: " if what else ""
+    if how := known.pop("made", None):
+        head += f"made by {markdown(how)}; "
+    facts = ", ".join(f"{markdown(key)}: {markdown(of)}" for key, of in sorted(known.items()))
+    if said := (head + facts).rstrip(":; "):
+        yield said
+    for source in made.get("from") or []:
         if isinstance(source, Mapping):
-            known = {key: of for key, of in source.items() if isinstance(of, str | int | float)}
-            lines.append(", ".join(f"{markdown(key)}: {markdown(of)}" for key, of in sorted(known.items())))
-    return lines or ["not recorded"]
+            kind = str(source.get("kind") or "from")
+            yield from _steps({key: of for key, of in source.items() if key != "kind"}, kind)
+    for part in ("concept", "map", "gate", "pairs"):
+        if isinstance(made.get(part), Mapping):
+            yield from _steps(made[part], part)
 
 
 def _how_to_apply(plan: Mapping[str, Any]) -> list[str]:

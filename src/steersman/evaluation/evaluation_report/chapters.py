@@ -47,19 +47,19 @@ def chapters(result: Place, role: str, *, drawn: bool = False) -> list[Chapter]:
 
 
 def _chapter(result: Place, task: Place, number: int, drawn: bool) -> Chapter:
-    arms = {
-        arm["name"]: arm["steering"]
+    arms = [
+        arm["name"]
         for arm in result.value["arms"]
         if arm["kind"] in ("steered", "reversed") and arm["name"] in task.value["differences"]
-    }
+    ]
     return Chapter(
         id=f"task-{number}",
         title=task.value["title"],
         does=_does(task),
         metric=task.value["metrics"][0]["title"],
         verdicts=[
-            (verdicts.effect_sentence(task, arm, titled=False), verdicts.works(task, arm, plan))
-            for arm, plan in arms.items()
+            (verdicts.effect_sentence(result, task, arm, titled=False), verdicts.works(result, task, arm))
+            for arm in arms
         ],
         results=tables.results_table(result, task),
         differences=tables.differences_table(result, task),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from steersman.certainty import SIGNIFICANT
 from steersman.evaluation.evaluation_report.place import MISSING, Piece, Place
-from steersman.evaluation.report import SIGNIFICANT, p_value, percent, signed
+from steersman.evaluation.report import p_value, percent, signed
 
 Pieces = tuple[Piece, ...]
 
@@ -77,12 +78,6 @@ def bootstrap(found: Place) -> Pieces:
         return (MISSING,)
     form = in_points if of_rates(found) else change
     return (limits[0].number(form), " to ", limits[1].number(form))
-
-
-def is_clear(found: Place) -> bool:
-    """Whether a difference is told from none after the adjustment."""
-    p = adjusted_p(found).value if found else None
-    return p is not None and p <= SIGNIFICANT
 
 
 def is_clear_alone(found: Place) -> bool:

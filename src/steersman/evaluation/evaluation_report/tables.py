@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steersman.certainty import CANNOT_TELL, MARGIN, NOT_SHOWN, SIGNIFICANT
+from steersman.evaluation.concluded import margin_of, verdict_of
 from steersman.evaluation.evaluation_report.numbers import (
     Pieces,
     adjusted_p,
@@ -16,7 +18,6 @@ from steersman.evaluation.evaluation_report.numbers import (
     estimate,
     in_points,
     interval,
-    is_clear,
     is_clear_alone,
     measured,
     p_piece,
@@ -27,7 +28,7 @@ COLLECTIVE = ("cell", "strength")
 """Kinds of arms that have a section of their own: a factorial's, and a dose–response's."""
 
 UNTOLD = "how sure that is cannot be told"
-UNCLEAR = "unclear: it would count alone, but not as one of so many arms"
+UNCLEAR = "it would count alone, but not as one of so many arms"
 
 
 @dataclass(frozen=True)
@@ -151,21 +152,37 @@ def _side_cells(task: Place, metric: str, arm: str) -> tuple[Cell, ...]:
 
 
 def in_words(task: Place, metric: str, found: Place) -> Pieces:
-    """What a difference says: better, worse or more; or how large one could have been seen."""
+    """What a side task's difference says: its verdict, and better or worse; or why nobody can tell."""
     if not found:
-        return ("not measured under this arm",)
-    if adjusted_p(found).value is None:
-        return (UNTOLD,)
-    if not is_clear(found):
-        if is_clear_alone(found):
-            return (UNCLEAR,)
-        could = detectable(task, metric, found)
-        return ("no difference seen, could have seen ", *could) if could else ("no difference seen",)
+        return ("cannot tell: not measured under this arm",)
+    verdict = verdict_of(found.value)
+    if verdict == NOT_SHOWN:
+        return (f"not shown: {within_margin(found)}",)
+    if verdict == CANNOT_TELL:
+        return ("cannot tell: ", *why_untold(task, metric, found))
     up = found.value["difference"] > 0
     better = task.value["metrics"][0]["better"]
     if better is None:
-        return ("higher" if up else "lower",)
-    return ("better" if up == (better == "higher") else "worse",)
+        return (f"shown: {'higher' if up else 'lower'}",)
+    return ("shown: better" if up == (better == "higher") else "shown: worse",)
+
+
+def within_margin(found: Place) -> str:
+    """Where a difference lies that counts as none."""
+    margin = margin_of(found.value) or 0.0
+    return f"inside ±{100 * margin:g} points"
+
+
+def why_untold(task: Place, metric: str, found: Place) -> Pieces:
+    """Why nobody can tell whether there is a difference, and how large a one so many items show."""
+    if not interval(found) or adjusted_p(found).value is None:
+        return (UNTOLD,)
+    if found.value["low"] > 0 or found.value["high"] < 0:
+        return (UNCLEAR if is_clear_alone(found) else f"its p is above {SIGNIFICANT:g}",)
+    margin = margin_of(found.value)
+    reach = "" if margin is None else f" and reaches beyond ±{100 * margin:g} points"
+    could = detectable(task, metric, found)
+    return (f"the interval holds 0{reach}", *((", so many items show ", *could) if could else ()))
 
 
 def kinds_table(result: Place, task: Place) -> Table | None:
@@ -248,12 +265,13 @@ def _interactions(factorial: Place) -> Table:
                 ),
                 Cell((p_piece(row.get("p")),)),
                 Cell((p_piece(row.get("p_holm")),)),
+                text(verdict_of(row.value, margin=MARGIN)),
             ),
         )
         for row in factorial["interactions"]
     )
     caption = "Interactions: how much a plan's effect changes under an attack and a defence (0: not at all)."
-    return Table(caption, ("plan", "attack", "defence", "effect changes by", "p", "p, Holm"), rows)
+    return Table(caption, ("plan", "attack", "defence", "effect changes by", "p", "p, Holm", "verdict"), rows)
 
 
 def random_table(task: Place) -> Table | None:

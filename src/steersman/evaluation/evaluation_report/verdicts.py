@@ -1,48 +1,57 @@
-"""What an evaluation says, in sentences whose numbers are those of its tables."""
+"""What an evaluation says, in sentences whose numbers are those of its tables.
+
+Each begins with its verdict: shown, not shown, or cannot tell (`steersman.certainty`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steersman.certainty import CANNOT_TELL, LEAST_CONTROLS, NOT_SHOWN, SHOWN, Control, Verdict
+from steersman.evaluation.concluded import concluded, verdict_of
 from steersman.evaluation.evaluation_report.numbers import (
     Pieces,
     adjusted_p,
-    detectable,
     difference,
     equals,
     estimate,
     interval,
-    is_clear,
-    is_clear_alone,
     p_piece,
 )
 from steersman.evaluation.evaluation_report.place import Place
-from steersman.evaluation.evaluation_report.tables import UNCLEAR, UNTOLD, arms_by
-from steersman.evaluation.report import SIGNIFICANT
+from steersman.evaluation.evaluation_report.tables import arms_by, is_preference, why_untold, within_margin
+
+ORDER: tuple[Verdict, ...] = (SHOWN, NOT_SHOWN, CANNOT_TELL)
 
 
-def effect_sentence(task: Place, arm: str, *, titled: bool = True) -> Pieces:
+def verdict_on(result: Place, task: Place, arm: str) -> Verdict:
+    """The verdict on what an arm does to a task's first metric."""
+    return concluded(task.value, next(of for of in result.value["arms"] if of["name"] == arm))
+
+
+def effect_sentence(result: Place, task: Place, arm: str, *, titled: bool = True) -> Pieces:
     """How much an arm moves what counts, with what certainty; `titled` says of which task."""
     metric = task.value["metrics"][0]
     found = task["differences"][arm].get(metric["name"])
     what = f"“{metric['title']}”" + (f" ({task.value['title']})" if titled else "")
+    verdict = verdict_on(result, task, arm)
     if not found:
-        return (f"{arm}: {what} could not be measured.",)
-    if adjusted_p(found).value is None:
-        return (f"{arm} and {what}: ", *uncertainty(found), f"; {UNTOLD}.")
-    if not is_clear(found):
-        if is_clear_alone(found):
-            return (f"{arm} and {what}: ", *uncertainty(found), f"; {UNCLEAR}.")
-        could = detectable(task, metric["name"], found)
-        return (
-            f"{arm} shows no difference in {what}: ",
-            *uncertainty(found),
-            *(("; could have seen ", *could) if could else ()),
-            ".",
-        )
-    direction = "raises" if found.value["difference"] > 0 else "lowers"
-    base, own = (estimate(task["results"][name].get(metric["name"])) for name in ("base", arm))
-    return (f"{arm} {direction} {what} from ", *base, " to ", *own, ": ", *uncertainty(found), ".")
+        return (f"Cannot tell: {arm} and {what}: could not be measured.",)
+    if verdict == SHOWN:
+        direction = "raises" if found.value["difference"] > 0 else "lowers"
+        base, own = (estimate(task["results"][name].get(metric["name"])) for name in ("base", arm))
+        return (f"Shown: {arm} {direction} {what} from ", *base, " to ", *own, ": ", *uncertainty(found), ".")
+    if verdict == NOT_SHOWN:
+        return (f"Not shown: {arm} and {what}: ", *uncertainty(found), f"; {within_margin(found)}.")
+    if interval(found) and _is_clear(found):
+        why: Pieces = ("clear of 0, but ", *_control_words(task, arm))
+    else:
+        why = why_untold(task, metric["name"], found)
+    return (f"Cannot tell: {arm} and {what}: ", *uncertainty(found), "; ", *why, ".")
+
+
+def _is_clear(found: Place) -> bool:
+    return verdict_of(found.value) == SHOWN
 
 
 def uncertainty(found: Place) -> Pieces:
@@ -59,17 +68,29 @@ def uncertainty(found: Place) -> Pieces:
 
 
 def random_sentence(task: Place, plan: str) -> Pieces:
-    """Whether random plans do as much as a plan."""
+    """Whether a plan does more than random plans of its shape."""
     random = random_of(task, plan)
     if not random:
-        return ("No random plans were run: whether any plan of this shape does as much is not known.",)
-    as_much = random.value["at_least"]
-    return (
-        "None" if as_much == 0 else random["at_least"].number(str),
-        f" of {len(random.value['draws'])} random plans of the same shape did as much as {plan} (p ",
-        *equals(p_piece(random["p"])),
-        ").",
-    )
+        return ("Cannot tell whether any plan of this shape does as much: no random plans were run.",)
+    control = Control(len(random.value["draws"]), random.value["p"])
+    more = f"{plan} does more{' to d' if is_preference(random.value) else ''} than random plans of its shape"
+    start = "Shown: " if control.beaten else "Cannot tell whether "
+    return (start, more, ": ", *_counted(random), ".")
+
+
+def _counted(random: Place) -> Pieces:
+    """How many random plans did as much, and whether so many can show anything."""
+    count = len(random.value["draws"])
+    few = "" if Control(count, 1.0).carries else f", and fewer than {LEAST_CONTROLS} can show nothing"
+    as_much = random["at_least"].number(str)
+    return (as_much, f" of {count} did as much (p ", *equals(p_piece(random["p"])), f"){few}")
+
+
+def _control_words(task: Place, arm: str) -> Pieces:
+    random = next((of for of in task["random"] or () if arm in of.value["arms"]), None)
+    if random is None:
+        return ("no random plans were run beside it",)
+    return ("of the random plans ", *_counted(random))
 
 
 def random_of(task: Place, plan: str) -> Place:
@@ -79,27 +100,28 @@ def random_of(task: Place, plan: str) -> Place:
 
 
 def side_effects_sentence(result: Place, arm: str) -> Pieces:
-    """Which side tasks a plan changes; where it changes none, what could have been seen."""
+    """What a plan does to each side task, by verdict."""
     found = side_differences(result, arm)
     if not found:
-        return ("Side effects were not measured.",)
-    seen = [(task, change) for task, change in found if is_clear(change)]
-    if not seen:
-        pieces: Pieces = (f"No side effect of {arm} seen on {_tasks(len(found))}",)
-        for place, (task, change) in enumerate(found):
-            could = detectable(task, task.value["metrics"][0]["name"], change)
-            if could:
-                pieces = (
-                    *pieces,
-                    " (could have seen " if place == 0 else ", ",
-                    *could,
-                    f" in “{task.value['title']}”",
-                )
-        return (*pieces, ")." if len(pieces) > 1 else ".")
-    pieces = (f"Side effects of {arm}: ",)
-    for place, (task, change) in enumerate(seen):
-        pieces = (*pieces, "; " if place else "", f"{task.value['title']} ", *uncertainty(change))
-    return (*pieces, f". {len(found) - len(seen)} of {_tasks(len(found))} show none.")
+        return (f"Cannot tell what else {arm} does: no other task was run.",)
+    pieces: Pieces = (f"Side effects of {arm}.",)
+    for verdict in ORDER:
+        of_it = [(task, change) for task, change in found if verdict_on(result, task, arm) == verdict]
+        for place, (task, change) in enumerate(of_it):
+            pieces = (*pieces, "; " if place else f" {verdict.capitalize()}: ", f"{task.value['title']} ")
+            pieces = (*pieces, *_side_words(task, change, verdict))
+        pieces = (*pieces, ".") if of_it else pieces
+    return pieces
+
+
+def _side_words(task: Place, change: Place, verdict: Verdict) -> Pieces:
+    if not change:
+        return ("could not be measured",)
+    if verdict == SHOWN:
+        return uncertainty(change)
+    if verdict == NOT_SHOWN:
+        return (*uncertainty(change), f", {within_margin(change)}")
+    return (*uncertainty(change), ", ", *why_untold(task, task.value["metrics"][0]["name"], change))
 
 
 def side_differences(result: Place, arm: str) -> list[tuple[Place, Place]]:
@@ -111,17 +133,13 @@ def side_differences(result: Place, arm: str) -> list[tuple[Place, Place]]:
     ]
 
 
-def _tasks(count: int) -> str:
-    return "one side task" if count == 1 else f"{count} side tasks"
-
-
 def headline(result: Place) -> Sequence[Pieces]:
     """The first words: what each plan does to what it was made for, beyond chance, at what cost."""
     arms = arms_by(result, "steered")
     if not arms:
         return _without_plans(result)
     lines = [
-        (*effect_sentence(task, arm), " ", *random_sentence(task, arm))
+        (*effect_sentence(result, task, arm), " ", *random_sentence(task, arm))
         for task in result["tasks"]
         if task.value["role"] == "effect"
         for arm in arms
@@ -140,15 +158,13 @@ def _without_plans(result: Place) -> list[Pieces]:
         within = (" (95% interval ", *limits, ")") if limits else ()
         lines.append((f"base: “{metric['title']}” ({task.value['title']}) ", *estimate(found), *within, "."))
         lines += [
-            effect_sentence(task, arm)
+            effect_sentence(result, task, arm)
             for arm in arms_by(result, "prompt", "model")
             if arm in task.value["differences"]
         ]
     return lines
 
 
-def works(task: Place, arm: str, plan: str) -> bool:
-    """Whether an arm's effect is clear, and its plan's beyond random plans where there are any."""
-    found = task["differences"][arm].get(task.value["metrics"][0]["name"])
-    random = random_of(task, plan)
-    return is_clear(found) and (not random or random.value["p"] <= SIGNIFICANT)
+def works(result: Place, task: Place, arm: str) -> bool:
+    """Whether what an arm does is shown."""
+    return verdict_on(result, task, arm) == SHOWN
