@@ -92,5 +92,13 @@ def controls_in_words(control: Control, as_much: int, what: str = "random plans 
     """What a control says, without more comfort than is in it: "4 of 19 … did as much (p = 0.25)"."""
     if not control.count:
         return f"no {what} were run"
-    found = f"{as_much} of {control.count} {what} did as much (p = {control.p:.2g})"
+    p = p_value(control.p)
+    found = f"{as_much} of {control.count} {what} did as much (p {p if p.startswith('<') else f'= {p}'})"
     return found if control.carries else f"{found}, and fewer than {LEAST_CONTROLS} can show nothing"
+
+
+def p_value(p: float) -> str:
+    """A p-value with as many digits as it deserves."""
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}".rstrip("0") if p < 0.1 else f"{p:.2f}"

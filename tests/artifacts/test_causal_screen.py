@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from steersman import ArtifactError, CausalScreen, PlanError
+from steersman.certainty import CANNOT_TELL, NOT_SHOWN, SHOWN
 from steersman.experts.causal_effects import ChosenSet, Effects, Gate, Pick
 from steersman.limits import Router
 from steersman.steering import Architecture, sha256_of
@@ -109,6 +110,30 @@ def test_significant_is_not_enough() -> None:
     nothing = replace(screen, effects=small, subsets=None)
     assert not nothing.found
     assert "the largest is 0.090 nats, 2 are significant but too small" in nothing.reason
+    assert "no expert causes" not in nothing.reason
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "verdict"), [(1, 1, None), (0.0, 0.0, NOT_SHOWN), (0.0, 1e3, CANNOT_TELL)]
+)
+def test_what_may_be_said_of_experts(scale: float, error: float, verdict: str | None) -> None:
+    """That an effect does not pass the gate says nothing by itself: it may have been measured too badly."""
+    screen = screen_of()
+    old = screen.effects
+    effects = replace(
+        old,
+        mean=old.mean * scale,
+        standard_error=old.standard_error * error,
+        p_values=old.p_values if verdict is None else old.p_values * 0 + 1.0,
+    )
+    changed = replace(screen, effects=effects, subsets=None)
+    measured = effects.measured.any(axis=0)
+    assert ((changed.verdicts == SHOWN) == changed.passing.any(axis=0)).all()
+    assert all(found is None for found in changed.verdicts[~measured])
+    if verdict is not None:
+        assert set(changed.verdicts[measured]) == {verdict}
+        said = "experts none is shown" if verdict == NOT_SHOWN else "nobody can tell"
+        assert f"of {measured.sum()} {said}" in changed.reason
 
 
 def tampered(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:

@@ -208,9 +208,9 @@ def test_check_ranks_concepts_and_writes_nothing(place: Path, tmp_path: Path) ->
     assert [entry["concept"] for entry in result["concepts"]] == [str(place / "words"), str(place / "noise")]
     assert [entry["passed"] for entry in result["concepts"]] == [True, False]
     words = run("transplant", "--check", place / "noise", place / "words", place / "bridge").words
-    assert f"{place / 'words'}: carries over, best at layer" in words
-    assert f"{place / 'noise'}: does not carry over" in words
-    assert words.index("carries over, best") < words.index("does not carry over")
+    assert f"{place / 'words'}: shown: carries over, best at layer" in words
+    assert f"{place / 'noise'}: cannot tell: held-out pairs are not told apart better" in words
+    assert words.index("carries over, best") < words.index("cannot tell")
     assert [line.split()[:2] for line in words.splitlines()[3:5]] == [
         ["1", str(place / "words")], ["2", str(place / "noise")],
     ]  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from steersman import cli
+from steersman.cli.demo import in_words
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.concept import ConceptVector
 from steersman.errors import ArtifactError
@@ -98,6 +99,43 @@ def test_the_report_says_what_was_measured(made: tuple[Path, demo.DemoResult]) -
     assert result.figures["both"]["plan"] in page
     for command in ("describe", "detect", "select", "generate", "refine", "map", "transplant", "compose"):
         assert f"steersman {command} " in page
+
+
+CLAIMS = {"refusal": 6, "faithfulness": 6, "control": 4, "transplant": 2, "both": 3, "natural": 4}
+"""How many claims each chapter makes, costs among them."""
+
+
+def test_summary_page_and_figures_tell_the_same_claims(made: tuple[Path, demo.DemoResult]) -> None:
+    """Every chapter's, with intervals and verdicts; at this size, hardly any can be told."""
+    out, result = made
+    page = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", (out / "report.html").read_text())))
+    said = in_words(result.to_json())
+    told = [line for line in said.splitlines() if line.startswith("  ")]
+    number = 0
+    for name, title in demo.CHAPTERS.items():
+        assert title in said
+        chapter = result.figures["studies"].get(name) or result.figures[name]
+        found = chapter["findings"]
+        assert len(found) == (CLAIMS[name] if name != "natural" or "screened" in chapter["plans"] else 1)
+        for one in found:
+            assert told[number] == f"  {one['verdict']}: {one['claim']}: {one['figures']}"
+            assert f"{one['verdict'].capitalize()} {one['claim']}: {one['figures']}." in page
+            number += 1
+            if len(found) > 1:
+                assert "95% interval" in one["figures"]
+            if "2 random plans" in one["figures"]:
+                assert one["verdict"] != "shown"
+    assert number == len(told)
+    assert "no command of its own" not in page
+
+
+def test_the_chapters_of_both_levers_and_of_nothing_planted_are_drawn(
+    made: tuple[Path, demo.DemoResult],
+) -> None:
+    page = (made[0] / "report.html").read_text()
+    for name, least in (("both", 3), ("natural", 2)):
+        section = page[page.index(f'<section class="card" id="{name}"') :].partition("</section>")[0]
+        assert section.count("<picture>") >= least
 
 
 def test_the_commands_in_the_report_are_commands(made: tuple[Path, demo.DemoResult]) -> None:

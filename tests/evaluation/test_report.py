@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import re
 from dataclasses import replace
@@ -9,18 +10,20 @@ from html.parser import HTMLParser
 
 import pytest
 
+from steersman.certainty import CANNOT_TELL, NOT_SHOWN, SHOWN, p_value
 from steersman.evaluation import report
 from steersman.evaluation.report import (
     Chapter,
     KeyFigure,
     Report,
-    p_value,
+    findings,
+    first_sight,
     percent,
     points,
     range_of,
     render_report,
     signed,
-    verdict,
+    works_both_ways,
 )
 from steersman.evaluation.statistics import paired_difference, random_control
 from steersman.evaluation.study import Study
@@ -77,6 +80,25 @@ def page_of(*studies: Study, **changes: object) -> str:
     return render_report(replace(made, **changes))
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_the_page_begins_with_two_answers_and_a_picture(study: Study) -> None:
+    text = page_of(study, first=first_sight(study))
+    start = text[text.index("<h1>") : text.index('class="lead"')]
+    assert start.count("<img") == 1
+    example = study.effect.examples(1)[0]
+    for arm in ("base", "toward"):
+        for word in example.answers[arm]:
+            assert html.escape(word.text) in start
+    assert example.answers["base"] != example.answers["toward"]
+    assert "as it is" in start
+    assert "steered" in start
+
+
+def test_an_item_that_differs_comes_first(study: Study) -> None:
+    example = first_sight(study).example
+    assert example.outcomes["base"] != example.outcomes["toward"]
+
+
 @pytest.fixture(scope="module")
 def page(study: Study) -> Page:
     return Page(page_of(study, study))  # with its pictures
@@ -95,7 +117,7 @@ def test_nothing_is_asked_of_a_network(page: Page) -> None:
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes its time, and not every test looks."""
-    for name in ("heatmap", "rates", "random_draws"):
+    for name in ("heatmap", "rates", "narrow_rates", "random_draws"):
         monkeypatch.setattr(report.figures, name, lambda *_, **__: b"png")
 
 
@@ -192,18 +214,38 @@ def changed(study: Study, up: tuple[int, int], down: tuple[int, int], p: float) 
 
 
 @pytest.mark.parametrize(
-    ("up", "down", "p", "words"),
+    ("up", "down", "p", "verdicts"),
     [
-        ((20, 0), (0, 20), 0.0, "in both directions"),
-        ((20, 0), (1, 0), 0.0, "only toward"),
-        ((1, 1), (0, 20), 0.0, "only in reverse"),
-        ((1, 1), (1, 1), 0.0, "none that shows in the answers"),
-        ((20, 0), (0, 20), 0.5, "No effect beyond"),
-        ((0, 20), (20, 0), 0.0, "none that shows in the answers"),
+        ((20, 0), (0, 20), 0.0, [SHOWN, SHOWN]),
+        ((20, 0), (1, 0), 0.0, [SHOWN, CANNOT_TELL]),
+        ((1, 1), (0, 20), 0.0, [CANNOT_TELL, SHOWN]),
+        ((20, 0), (0, 20), 0.5, [CANNOT_TELL, CANNOT_TELL]),
+        ((0, 20), (20, 0), 0.0, [SHOWN, SHOWN]),
     ],
 )
-def test_verdicts(study: Study, up: tuple[int, int], down: tuple[int, int], p: float, words: str) -> None:
-    assert words in verdict(changed(study, up, down, p))
+def test_findings(
+    study: Study, up: tuple[int, int], down: tuple[int, int], p: float, verdicts: list[str]
+) -> None:
+    made = changed(study, up, down, p)
+    found = findings(made)
+    assert [one.verdict for one in found[:2]] == verdicts
+    assert works_both_ways(made) == (verdicts == [SHOWN, SHOWN] and up[0] > up[1])
+    assert all("of 99 random plans of its shape did as much" in one.figures for one in found[:2])
+    assert len(found) == 2 + 2 * len(study.costs)  # costs in both directions
+    assert all("cost" in one.claim and "random" not in one.figures for one in found[2:])
+
+
+def test_few_random_plans_carry_nothing(study: Study) -> None:
+    made = replace(changed(study, (20, 0), (0, 20), 0.0), control=random_control(1.0, [0.0] * 3))
+    assert [one.verdict for one in findings(made)[:2]] == [CANNOT_TELL] * 2
+    assert "fewer than 19 can show nothing" in findings(made)[0].figures
+    assert not works_both_ways(made)
+
+
+def test_a_small_change_measured_well_is_not_shown(study: Study) -> None:
+    nothing = paired_difference([0, 1] * 400, [0, 1] * 400)
+    effect = replace(study.effect, differences={"toward": nothing, "reversed": nothing})
+    assert [one.verdict for one in findings(replace(study, effect=effect))[:2]] == [NOT_SHOWN] * 2
 
 
 def test_numbers_as_they_are_read() -> None:

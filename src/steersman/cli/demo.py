@@ -39,20 +39,17 @@ def demo(output: Path, seed: int, force: bool, as_json: bool) -> None:
 
     quiet_libraries()
     result = run_demo(output, seed=seed, progress=True, force=force).to_json()
-    put_out(result, as_json, lambda: _in_words(result))
+    put_out(result, as_json, lambda: in_words(result))
 
 
-def _in_words(result: Mapping[str, Any]) -> str:
+def in_words(result: Mapping[str, Any]) -> str:
+    """Every chapter: what may be said of each of its claims, with the figures that decide it."""
+    from steersman.evaluation.demo import CHAPTERS
+
+    figures = result["figures"]
     lines = []
-    for study in result["figures"]["studies"].values():
-        effect, control = study["effect"], study["random_control"]
-        base, toward, reverse = (
-            f"{arm['positive']['rate']:.0%} [{arm['positive']['low']:.0%}, {arm['positive']['high']:.0%}]"
-            for arm in (effect["arms"][name] for name in ("base", "toward", "reversed"))
-        )
-        lines += [
-            f"{study['behaviour']} ({study['model']}, {study['choice']['count']} experts)",
-            f"  {effect['sides']['positive']}: {base} as it is, {toward} steered toward, {reverse} away",
-            f"  random plans that did as much: {control['at_least']} of {len(control['draws'])}",
-        ]
+    for name, title in CHAPTERS.items():
+        lines.append(title)
+        for found in (figures["studies"].get(name) or figures[name])["findings"]:
+            lines.append(f"  {found['verdict']}: {found['claim']}: {found['figures']}")
     return "\n".join([*lines, "", f"The report: {result['report']}"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from steersman.certainty import MARGIN, verdict
 from steersman.cli.failures import resumable
 from steersman.cli.options import (
     BackendChoice,
@@ -286,7 +287,9 @@ def screen_in_words(found: CausalScreen) -> str:
     if found.harm:
         lines += [
             "",
-            in_columns(("task", "direction", "side", "base", "steered", "difference"), _harm_rows(found)),
+            in_columns(
+                ("task", "direction", "side", "base", "steered", "difference", "verdict"), _harm_rows(found)
+            ),
         ]
     return "\n".join(lines)
 
@@ -301,13 +304,13 @@ def _effects_in_words(found: CausalScreen) -> str:
             exact = "" if row[f"{sign}_exact"] else "~"
             effect, q = row[f"{sign}_effect"], row[f"{sign}_q"]
             cells += ["–", "–"] if effect != effect else [f"{exact}{effect:+.3f}", f"{q:.2g}"]
-        cells.append("yes" if row["passes"] else "no")
+        cells.append(row["verdict"])
         if observed:
             cells += [f"{row['risk_difference']:+.3f}", row["observational_rank"]]
         rows.append(cells)
     header = ["causal rank", "layer", "expert"]
     header += [name for sign in found.signs for name in (f"{sign}: effect", "q")]
-    header += ["passes", *(["risk difference", "its rank"] if observed else [])]
+    header += ["verdict", *(["risk difference", "its rank"] if observed else [])]
     estimated = "\n~ estimated" if any("~" in str(cell) for cells in rows for cell in cells) else ""
     return in_columns(header, rows) + estimated
 
@@ -332,6 +335,7 @@ def _harm_rows(found: CausalScreen) -> list[list[object]]:
             f"{entry['steered']['rate']:.3f}",
             f"{entry['difference']['difference']:+.3f} "
             f"[{entry['difference']['low']:+.3f}, {entry['difference']['high']:+.3f}]",
+            verdict(entry["difference"]["low"], entry["difference"]["high"], margin=MARGIN),
         ]
         for entry in found.harm
     ]

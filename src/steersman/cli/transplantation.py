@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from steersman.certainty import NOT_SHOWN
 from steersman.cli.concepts import Layers, steered_for_json, steered_in_words
 from steersman.cli.options import (
     ModelChoice,
@@ -252,13 +253,15 @@ _SCALE = (
 
 def _verdict(entry: dict[str, Any]) -> str:
     if entry["passed"]:
-        return f"carries over, best at layer {entry['layer']}"
+        return f"shown: carries over, best at layer {entry['layer']}"
     best = next(layer for layer in entry["layers"] if layer["layer"] == entry["layer"])
     if best["auroc"] is None:
-        return "cannot be told: none of the pairs are held out, or they are of one group"
+        return "cannot tell: none of the pairs are held out, or they are of one group"
     if best["threshold"] is None:
-        return f"cannot be told: it keeps {best['shuffled']} label-shuffled concepts, and 19 are the least"
-    return "does not carry over: held-out pairs are told apart no better than by label-shuffled concepts"
+        return f"cannot tell: it keeps {best['shuffled']} label-shuffled concepts, and 19 are the least"
+    if best["verdict"] == NOT_SHOWN:
+        return "not shown: its AUROC is within 0.05 of chance"
+    return "cannot tell: held-out pairs are not told apart better than by label-shuffled concepts"
 
 
 def _ranking(concepts: list[dict[str, Any]]) -> str:

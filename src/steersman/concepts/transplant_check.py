@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from steersman.certainty import CANNOT_TELL, MARGIN, NOT_SHOWN, SHOWN, Verdict
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.concept import ConceptVector
 from steersman.concepts.opening import check_opened
@@ -133,6 +134,16 @@ class LayerCheck:
         by_chance = self.chance
         return self.margin > 0 and (not self.saturated or (by_chance is not None and by_chance <= 0.05))
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it is shown that the concept arrives: by the gate. Not shown where the AUROC's interval
+        lies within ±0.05 of ½; else nobody can tell.
+        """
+        found = self.separation
+        if self.passed or found is None:
+            return SHOWN if self.passed else CANNOT_TELL
+        return NOT_SHOWN if max(0.5 - found.low, found.high - 0.5) <= MARGIN else CANNOT_TELL
+
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
         found, source = self.separation, self.at_source
@@ -148,6 +159,7 @@ class LayerCheck:
             "carried": self.carried,
             "chance": self.chance,
             "passed": self.passed,
+            "verdict": self.verdict,
             "source_auroc": None if source is None else source.auroc,
             "source_low": None if source is None else source.low,
             "source_high": None if source is None else source.high,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,28 +18,32 @@ from tqdm import tqdm
 from steersman.artifacts import check_free, new_folder
 from steersman.evaluation import figures, transplant_figures
 from steersman.evaluation.choice import Choice
-from steersman.evaluation.comparison import BASE, REVERSED, TOWARD
+from steersman.evaluation.comparison import BASE, REVERSED, TOWARD, Comparison
 from steersman.evaluation.lab_study import Laboratory, Passage, Plot
 from steersman.evaluation.levers_study import LeversStudy
 from steersman.evaluation.natural_report import NaturalChapter
+from steersman.evaluation.natural_report import findings as natural_findings
 from steersman.evaluation.natural_study import SCREENED, NaturalStudy
 from steersman.evaluation.natural_study import STEPS as NATURAL_STEPS
 from steersman.evaluation.report import (
-    SIGNIFICANT,
+    Among,
     Chapter,
+    Finding,
     KeyFigure,
     Report,
+    effect_found,
     experts_in_words,
-    p_value,
+    findings,
+    first_sight,
     percent,
     points,
     points_range,
-    range_of,
     works_both_ways,
     write_report,
 )
 from steersman.evaluation.study import Study
-from steersman.evaluation.transplant_report import LeversChapter, TransplantChapter
+from steersman.evaluation.transplant_report import LeversChapter, TransplantChapter, levers_findings
+from steersman.evaluation.transplant_report import findings as transplant_findings
 from steersman.evaluation.transplant_study import TRANSPLANTED, TransplantStudy
 
 REPORT = "report.html"
@@ -211,11 +215,32 @@ def _result(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
         "tool_version": version("steersman"),
         "seed": seed,
         "seconds": round(seconds, 1),
-        "studies": {name: study.to_json() for name, study in found.studies.items()},
-        "transplant": found.transplant.to_json(),
-        "both": found.levers.to_json(),
-        "natural": found.natural.to_json(),
+        "studies": {
+            name: {**study.to_json(), "findings": _told(findings(study))}
+            for name, study in found.studies.items()
+        },
+        "transplant": {
+            **found.transplant.to_json(),
+            "findings": _told(transplant_findings(found.transplant)),
+        },
+        "both": {**found.levers.to_json(), "findings": _told(levers_findings(found.levers))},
+        "natural": {**found.natural.to_json(), "findings": _told(natural_findings(found.natural))},
     }
+
+
+def _told(found: Sequence[Finding]) -> list[dict[str, Any]]:
+    return [vars(one) for one in found]
+
+
+CHAPTERS = {
+    "refusal": "Refusing restricted requests",
+    "faithfulness": "Believing the document",
+    "control": "Negative control: experts that only look right",
+    "transplant": "A concept of a small model in a bigger one",
+    "both": "Both levers in one plan",
+    NATURAL: "Nothing planted: digits or words",
+}
+"""The chapters by the names of their folders, in the order of the page and of the summary."""
 
 
 # ---------------------------------------------------------------- what the page says
@@ -231,24 +256,18 @@ def demo_report(found: Found, *, out: Path, seed: int, seconds: float) -> Report
         key_figures=(*_key_figures(refusal, control), _transplant_key(transplant)),
         caution=(
             "In training, some experts of this model were tied to refusing and to helping, others to reading "
-            "a document and to remembering. So it is known what there is to find. The demo shows that the "
-            "tool finds a mechanism that is there, moves the behaviour with it, and reports nothing where "
+            "a document and to remembering. So it is known what there is to find. The demo looks whether the "
+            "tool finds a mechanism that is there, moves the behaviour with it, and shows nothing where "
             "there is nothing. It does not show that any other model has such experts."
         ),
         chapters=(
-            Chapter("refusal", "Refusing restricted requests", _REFUSAL, refusal),
-            Chapter("faithfulness", "Believing the document", _FAITHFULNESS, faithfulness),
-            Chapter("control", "Negative control: experts that only look right", _CONTROL, control),
-            TransplantChapter(
-                "transplant", "A concept of a small model in a bigger one", _TRANSPLANT, transplant
-            ),
-            LeversChapter("both", "Both levers in one plan", _BOTH, found.levers),
+            Chapter("refusal", CHAPTERS["refusal"], _REFUSAL, refusal),
+            Chapter("faithfulness", CHAPTERS["faithfulness"], _FAITHFULNESS, faithfulness),
+            Chapter("control", CHAPTERS["control"], _CONTROL, control),
+            TransplantChapter("transplant", CHAPTERS["transplant"], _TRANSPLANT, transplant),
+            LeversChapter("both", CHAPTERS["both"], _BOTH, found.levers),
             NaturalChapter(
-                NATURAL,
-                "Nothing planted: digits or words",
-                _NATURAL,
-                found.natural,
-                f"{NATURAL}/evaluation/report.html",
+                NATURAL, CHAPTERS[NATURAL], _NATURAL, found.natural, f"{NATURAL}/evaluation/report.html"
             ),
         ),
         commands=(*_commands(out, refusal), *_transplant_commands(transplant), *_EVALUATION_COMMANDS),
@@ -279,6 +298,7 @@ def demo_report(found: Found, *, out: Path, seed: int, seconds: float) -> Report
             ("plan “transplant”", transplant.plan.fingerprint),
             ("plan “both”", found.levers.plan.fingerprint),
         ),
+        first=first_sight(refusal),
     )
 
 
@@ -306,59 +326,50 @@ def _lead(study: Study) -> tuple[str, str]:
 
 def _key_figures(refusal: Study, control: Study) -> tuple[KeyFigure, ...]:
     ordinary = refusal.costs[0]
-    rates = {arm: refusal.effect.arms[arm].rates["positive"] for arm in (BASE, TOWARD, REVERSED)}
     worst = min((TOWARD, REVERSED), key=ordinary.rate)
-    nothing = (
-        "no more than random plans do" if control.control.p > SIGNIFICANT else "more than random plans do"
-    )
+    among, of_control = (Among.of(study.control) for study in (refusal, control))
+    beyond = "Beyond them" if among.control.beaten else "Cannot tell"
     return (
-        KeyFigure(
-            "Restricted requests refused, as it is → steered",
-            f"{percent(rates[BASE].rate)} → {percent(rates[TOWARD].rate)}",
-            f"intervals {range_of(rates[BASE])}, {range_of(rates[TOWARD])}",
-        ),
-        KeyFigure(
-            "The same experts the other way round",
-            f"{percent(rates[BASE].rate)} → {percent(rates[REVERSED].rate)}",
-            f"interval {range_of(rates[REVERSED])}",
-        ),
+        _key("Restricted requests refused, as it is → steered", refusal.effect, TOWARD, [among]),
+        _key("The same experts the other way round", refusal.effect, REVERSED, [among]),
         KeyFigure(
             "Could any experts do that?",
             f"{refusal.control.at_least} of {len(refusal.control.draws)}",
-            f"random plans of the same shape did as much (p = {p_value(refusal.control.p)})",
+            f"{beyond}: {among.words}",
         ),
-        KeyFigure(
-            "The cost: ordinary requests answered right",
-            f"{percent(ordinary.rate(BASE))} → {percent(ordinary.rate(worst))}",
-            f"in the worse direction; interval {range_of(ordinary.arms[worst].rates['positive'])}",
-        ),
-        KeyFigure(
-            "A model whose experts only look right",
-            f"{percent(control.effect.rate(BASE))} → {percent(control.effect.rate(TOWARD))}",
-            f"refused when steered: {nothing} (p = {p_value(control.control.p)})",
-        ),
+        _key("The cost: ordinary requests answered right, in the worse direction", ordinary, worst),
+        _key("A model whose experts only look right: refused", control.effect, TOWARD, [of_control]),
     )
 
 
+def _key(label: str, comparison: Comparison, arm: str, among: Sequence[Among] = ()) -> KeyFigure:
+    """The change of a share, and what may be said of it."""
+    found = effect_found(label, comparison, arm, among)
+    change = comparison.differences[arm]
+    value = f"{percent(comparison.rate(BASE))} → {percent(comparison.rate(arm))}"
+    note = f"{found.verdict.capitalize()}: {points(change)} (95% interval {points_range(change)})"
+    return KeyFigure(label, value, note)
+
+
 def _transplant_lead(study: TransplantStudy) -> str:
-    base, steered = (study.effect.rate(arm) for arm in (BASE, TRANSPLANTED))
     random, shuffled, _ = (drawn.control.mean for drawn in study.controls)
+    effect, cost = transplant_findings(study)
     return (
         "The second lever needs no experts. A small model that refuses what is restricted is read for the "
         "direction of that concept; a map, learnt from texts that hold no restricted request, carries it "
-        "into a bigger model that hardly ever refuses unasked, where it is added while the model answers. "
-        f"There the share refused went from {percent(base)} to {percent(steered)}; random vectors of the "
-        f"same length reach {percent(random)} on average, label-shuffled concepts {percent(shuffled)}."
+        "into a bigger model that was taught to help, where it is added while the model answers. "
+        f"{effect.verdict.capitalize()}: the share refused there goes {effect.figures}. Random vectors of "
+        f"the same length reach {percent(random)} on average, label-shuffled concepts {percent(shuffled)}. "
+        f"Ordinary requests answered right: {cost.figures}; {cost.verdict}."
     )
 
 
 def _transplant_key(study: TransplantStudy) -> KeyFigure:
-    rates = {arm: study.effect.arms[arm].rates["positive"] for arm in (BASE, TRANSPLANTED)}
-    right = study.cost.arms[TRANSPLANTED].rates["positive"]
-    return KeyFigure(
+    return _key(
         "A small model's refusals, transplanted into a bigger one",
-        f"{percent(rates[BASE].rate)} → {percent(rates[TRANSPLANTED].rate)}",
-        f"interval {range_of(rates[TRANSPLANTED])}; ordinary requests right {percent(right.rate)}",
+        study.effect,
+        TRANSPLANTED,
+        [Among.of(drawn.control) for drawn in study.controls],
     )
 
 
@@ -373,7 +384,7 @@ _BOTH = (
     "A mixture-of-experts target, unaligned as well, in which experts were tied to reading a document and to "
     "remembering. One plan holds both: experts that make it hold to what it remembers where a document says "
     "otherwise, and the transplanted vector that makes it refuse. Each part is to do its own work, also in "
-    "company; the vector alone makes it believe documents less, too."
+    "company, and ordinary answers are to stay right."
 )
 _NATURAL = (
     "This model was taught a small world in which numbers may be written in digits or in words, and nothing "
@@ -407,8 +418,8 @@ _FAITHFULNESS = (
 )
 _CONTROL = (
     "In this second model only the routers were trained to use those experts more when refusing or helping; "
-    "the answers do not depend on them. Detection looks perfect. If steering them did something, the tool "
-    "would be measuring its own assumptions."
+    "the answers do not depend on them. Detection is meant to look perfect there. If steering them did "
+    "something, the tool would be measuring its own assumptions."
 )
 _LIMITS = (
     "A toy: 1.4 million parameters, a vocabulary of some 350 words, an invented world. In real models "

@@ -153,6 +153,39 @@ def rates(rows: Sequence[RateRow], path: str | Path | None = None, *, theme: The
     return whiskers([_of_rate(row) for row in rows], path, theme=theme, share=True)
 
 
+def narrow_rates(rows: Sequence[RateRow], path: str | Path | None = None, *, theme: Theme = "light") -> bytes:
+    """The same for a phone's width: what each row is, and its number, stand above its interval."""
+    colours = PALETTES[theme]
+    figure, axes = canvas(3.5, 0.4 + 0.44 * len(rows), colours)
+    shades = {"positive": colours.positive, "negative": colours.negative, "neutral": colours.neutral}
+    markers = {"positive": ">", "negative": "<", "neutral": "o"}
+    for place, row in enumerate(rows):
+        colour, found = shades[row.side], _of_rate(row)
+        axes.plot([row.rate.low, row.rate.high], [place, place], color=colour, linewidth=3, alpha=0.45)
+        mark = markers[row.side]
+        axes.plot(row.rate.rate, place, mark, color=colour, markersize=8, markeredgecolor=colours.paper)
+        for x, side, text in ((0.0, "left", row.label), (1.0, "right", found.note)):
+            axes.annotate(
+                text,
+                (x, place - 0.3),
+                ha=side,
+                va="bottom",
+                color=colours.ink,
+                fontsize=9,
+                annotation_clip=False,
+            )
+    axes.set_ylim(len(rows) - 0.7, -0.85)
+    axes.set_xlim(-0.015, 1.015)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_yticks([])
+    axes.grid(axis="x", color=colours.faint, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    return picture(figure, path)
+
+
 def _of_rate(row: RateRow) -> Whisker:
     found = row.rate
     note = f"{100 * found.rate:.0f} %  [{100 * found.low:.0f}, {100 * found.high:.0f}]"

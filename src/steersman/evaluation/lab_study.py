@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from steersman import lab
+from steersman.certainty import LEAST_CONTROLS
 from steersman.evaluation.arms import ArmResult, Subject
 from steersman.evaluation.choice import GRID, Candidate, Choice, both_ways, candidates, settle
 from steersman.evaluation.levers_study import LeversStudy, run_levers_study
@@ -158,6 +159,9 @@ class Laboratory:
             tasks.test[:items],
             tasks.ordinary_test[:items],
             model=self._name(plot.model),
+            draws=min(self.draws, LEAST_CONTROLS),
+            seed=self.seed,
+            control_items=self.control_items,
         )
         advance("both levers measured", self.LEVERS_STEPS - self.LEVERS_STEPS // 2)
         return study

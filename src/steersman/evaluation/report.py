@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,14 +12,34 @@ from typing import Any, Protocol
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from steersman.certainty import (
+    MARGIN,
+    SHOWN,
+    Control,
+    Verdict,
+    controls_in_words,
+    p_value,
+    verdict,
+)
 from steersman.evaluation import figures
-from steersman.evaluation.comparison import BASE, REVERSED, TOWARD, Comparison
+from steersman.evaluation.comparison import BASE, REVERSED, TOWARD, Comparison, Example
 from steersman.evaluation.figures import RateRow, Theme
 from steersman.evaluation.statistics import PairedDifference, RandomControl, Rate
 from steersman.evaluation.study import Study
 
 EXAMPLES = 6
-SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim, what may be said of it, and the figures that decide that."""
+
+    claim: str
+    verdict: Verdict
+    figures: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict.capitalize()}: {self.claim}: {self.figures}."
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,32 @@ class KeyFigure:
 
 
 @dataclass(frozen=True)
+class FirstSight:
+    """What the page begins with, on a phone too: a prompt, the answers to it side by side, and a picture."""
+
+    example: Example
+    labels: dict[str, str]
+    picture: Markup
+    caption: str
+
+
+def first_sight(study: Study) -> FirstSight:
+    """The base's answer beside the steered one, of an item on which they differ, and the shares of all."""
+    effect = study.effect
+    sides = effect.task.behaviour
+    rows = [
+        replace(row, label=label)
+        for row, label in zip(_rate_rows(effect), ("as it is", "steered", "the other way"), strict=True)
+    ]
+    return FirstSight(
+        example=effect.examples(1)[0],
+        labels={BASE: "as it is", TOWARD: "steered"},
+        picture=both_themes(lambda theme: figures.narrow_rates(rows, theme=theme), _rates_alt(effect)),
+        caption=f"Share “{sides.positive}” of {len(effect.task)} requests, with 95% intervals.",
+    )
+
+
+@dataclass(frozen=True)
 class Report:
     """What the page says. Texts are plain and get escaped; commands are shown as they are."""
 
@@ -64,6 +110,7 @@ class Report:
     commands: Sequence[tuple[str, str]]
     limits: Sequence[str]
     facts: Sequence[tuple[str, str]]
+    first: FirstSight | None = None
 
 
 def write_report(path: str | Path, report: Report) -> None:
@@ -80,26 +127,60 @@ def render_report(report: Report) -> str:
 # ---------------------------------------------------------------- verdicts and words
 
 
-def verdict(study: Study) -> str:
-    """In one sentence, whether the plan did what it was made for, beyond chance."""
-    beyond_chance = study.control.p <= SIGNIFICANT
-    up = study.effect.differences[TOWARD].low > 0
-    down = study.effect.differences[REVERSED].high < 0
-    if not beyond_chance:
-        return "No effect beyond what random plans of the same shape do."
-    if up and down:
-        return "An effect beyond chance, in both directions."
-    if up or down:
-        return f"An effect beyond chance, but only {'toward the positive side' if up else 'in reverse'}."
-    return (
-        "An effect beyond chance on the probabilities of the first word, but none that shows in the answers."
+def findings(study: Study) -> list[Finding]:
+    """What a plan and its reverse do, among random plans of their shape; and what both cost."""
+    count = sum(len(experts) for experts in study.toward.strengths.values())
+    among = Among.of(study.control)
+    return [
+        *(
+            effect_found(f"{count} experts, {arm_label(arm, study.effect)}", study.effect, arm, [among])
+            for arm in (TOWARD, REVERSED)
+        ),
+        *(
+            effect_found(f"cost, {cost.task.behaviour.title.lower()}, {short_label(arm)}", cost, arm)
+            for cost in study.costs
+            for arm in (TOWARD, REVERSED)
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Among:
+    """An effect among those of random interventions: the control, and it in words."""
+
+    control: Control
+    words: str
+
+    @classmethod
+    def of(cls, found: RandomControl, what: str = "random plans of its shape") -> Among:
+        """Of a measured control."""
+        control = Control(len(found.draws), found.p)
+        return cls(control, controls_in_words(control, found.at_least, what))
+
+
+def effect_found(claim: str, comparison: Comparison, arm: str, among: Sequence[Among] = ()) -> Finding:
+    """What an arm does to the share on the positive side, against the base on the same items; `among`: the
+    controls that are due.
+    """
+    found = comparison.differences[arm]
+    figures = (
+        f"{percent(comparison.rate(BASE))} → {percent(comparison.rate(arm))}, {points(found)} (95% interval "
+        f"{points_range(found)})"
     )
+    said = verdict(found.low, found.high, margin=MARGIN, controls=[each.control for each in among])
+    return Finding(claim, said, "; ".join([figures, *(each.words for each in among)]))
 
 
 def works_both_ways(study: Study) -> bool:
-    """Whether both directions move the rate, each interval clear of 0, by more than random plans do."""
+    """Whether it is shown that both directions move the rate as they are meant to."""
     up, down = study.effect.differences[TOWARD], study.effect.differences[REVERSED]
-    return study.control.p <= SIGNIFICANT and up.low > 0 and down.high < 0
+    shown = all(found.verdict == SHOWN for found in findings(study)[:2])
+    return shown and up.low > 0 and down.high < 0
+
+
+def short_label(arm: str) -> str:
+    """An arm's direction alone."""
+    return "reversed" if arm == REVERSED else arm
 
 
 def arm_label(arm: str, comparison: Comparison) -> str:
@@ -148,20 +229,6 @@ def signed(value: float, digits: int = 0) -> str:
     return ("+" if value > 0 else "−") + text
 
 
-def p_value(p: float) -> str:
-    """A p-value with as many digits as it deserves."""
-    if p < 0.001:
-        return "< 0.001"
-    return f"{p:.3f}".rstrip("0") if p < 0.1 else f"{p:.2f}"
-
-
-def chance_in_words(control: RandomControl) -> str:
-    """How many random plans did as much, for a reader."""
-    count = len(control.draws)
-    who = "none" if control.at_least == 0 else str(control.at_least)
-    return f"{who} of {count} random plans did as much"
-
-
 def experts_in_words(study: Study) -> str:
     """How many experts of how many are switched, and how."""
     strengths = [value for experts in study.toward.strengths.values() for value in experts.values()]
@@ -180,8 +247,7 @@ def _chapter(chapter: Chapter) -> dict[str, Any]:
         "id": chapter.id,
         "title": chapter.title,
         "intro": chapter.intro,
-        "verdict": verdict(study),
-        "works": works_both_ways(study),
+        "findings": findings(study),
         "sides": effect.task.behaviour,
         "experts": experts_in_words(study),
         "study": study,
@@ -199,7 +265,7 @@ def _chapter(chapter: Chapter) -> dict[str, Any]:
         "differences": [_difference_row(name, effect) for name in effect.differences],
         "costs": [_cost(cost, effect) for cost in study.costs],
         "control": study.control,
-        "chance": chance_in_words(study.control),
+        "chance": Among.of(study.control),
         "examples": effect.examples(EXAMPLES),
         "labels": {name: arm_label(name, effect) for name in effect.arms},
         "choice": study.choice,
@@ -224,7 +290,9 @@ def _cost(cost: Comparison, effect: Comparison) -> dict[str, Any]:
     rows = []
     for name, arm in cost.arms.items():
         label = arm_label(name, effect)  # the arm is named by the behaviour that it steers
-        rows.append({"label": label, "rate": arm.rates["positive"], "found": cost.differences.get(name)})
+        found = cost.differences.get(name)
+        said = "" if found is None else verdict(found.low, found.high, margin=MARGIN)
+        rows.append({"label": label, "rate": arm.rates["positive"], "found": found, "verdict": said})
     return {
         "title": cost.task.behaviour.title,
         "does": cost.task.behaviour.does,

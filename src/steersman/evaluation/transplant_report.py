@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from steersman.evaluation import transplant_figures
+from markupsafe import Markup
+
+from steersman.evaluation import figures, transplant_figures
 from steersman.evaluation.comparison import BASE, Comparison
 from steersman.evaluation.figures import RateRow
 from steersman.evaluation.levers_study import BOTH, EXPERTS, VECTOR, LeversStudy
-from steersman.evaluation.report import EXAMPLES, both_themes, percent, points, range_of
+from steersman.evaluation.report import (
+    EXAMPLES,
+    Among,
+    Finding,
+    both_themes,
+    effect_found,
+    percent,
+    range_of,
+)
 from steersman.evaluation.transplant_study import OWN, TRANSPLANTED, UNMAPPED, TransplantStudy
 from steersman.evaluation.vector_controls import DrawnControl
 
@@ -40,8 +50,7 @@ class TransplantChapter:
             "id": self.id,
             "title": self.title,
             "intro": self.intro,
-            "verdict": verdict(study),
-            "works": works(study),
+            "findings": findings(study),
             "study": study,
             "sides": sides,
             "labels": labels,
@@ -88,8 +97,8 @@ class LeversChapter:
             "id": self.id,
             "title": self.title,
             "intro": self.intro,
-            "verdict": levers_verdict(study),
-            "works": study.moves_both,
+            "findings": levers_findings(study),
+            "pictures": [_task_picture(comparison, labels) for comparison in study.comparisons.values()],
             "study": study,
             "rows": [
                 (label, [comparison.arms[arm].rates["positive"] for comparison in study.comparisons.values()])
@@ -100,29 +109,42 @@ class LeversChapter:
         }
 
 
-def works(study: TransplantStudy) -> bool:
-    """Whether the share rises, its interval clear of 0, by more than any control does."""
-    rises = study.effect.differences[TRANSPLANTED].low > 0
-    return rises and all(drawn.control.p <= 0.05 for drawn in study.controls)
+def findings(study: TransplantStudy) -> list[Finding]:
+    """Whether the concept carries over, beyond all its controls; and what that costs."""
+    among = [Among.of(drawn.control, CONTROL_LABELS[drawn.name]) for drawn in study.controls]
+    sides = study.effect.task.behaviour
+    cost = study.cost.task.behaviour.title.lower()
+    return [
+        effect_found(f"the transplanted concept, “{sides.positive}”", study.effect, TRANSPLANTED, among),
+        effect_found(f"cost, {cost}", study.cost, TRANSPLANTED),
+    ]
 
 
-def verdict(study: TransplantStudy) -> str:
-    """In one sentence, whether the concept carried over."""
-    found = study.effect.differences[TRANSPLANTED]
-    if works(study):
-        return f"It carries over: {points(found)}, beyond every control."
-    if found.low > 0:
-        return f"A rise of {points(found)}, but controls rise as well."
-    return "It does not carry over: the share does not rise."
+def levers_findings(study: LeversStudy) -> list[Finding]:
+    """What the plan of both does where either part is meant to act, and what it costs."""
+    found = []
+    for name, comparison in study.comparisons.items():
+        control = study.controls.get(name)
+        task = comparison.task.behaviour
+        if control is None:
+            found.append(effect_found(f"cost of both, {task.title.lower()}", comparison, BOTH))
+        else:
+            part = "the experts are" if name == study.of_experts else "the vector is"
+            claim = f"both, where {part} meant to act, “{task.positive}”"
+            found.append(effect_found(claim, comparison, BOTH, [Among.of(control)]))
+    return found
 
 
-def levers_verdict(study: LeversStudy) -> str:
-    """In one sentence, what the plan of both does."""
-    experts, vector = (
-        study.comparisons[name].differences[BOTH] for name in (study.of_experts, study.of_vector)
-    )
-    moved = f"{points(experts)} where the experts are meant to act, {points(vector)} where the vector is"
-    return f"Both act: {moved}." if study.moves_both else f"Not both act: {moved}."
+def _task_picture(comparison: Comparison, labels: dict[str, str]) -> tuple[str, Markup]:
+    """A task's share under every arm, and what it is a share of."""
+    sides: dict[str, Any] = {BOTH: "positive"}
+    rows = [
+        RateRow(labels[name], arm.rates["positive"], sides.get(name, "neutral"))
+        for name, arm in comparison.arms.items()
+    ]
+    title = f"{comparison.task.behaviour.title}: {comparison.task.behaviour.positive}"
+    alt = f"Share “{title}”: {_shares(comparison, labels)}."
+    return title, both_themes(lambda theme: figures.rates(rows, theme=theme), alt)
 
 
 def arm_labels(study: TransplantStudy) -> dict[str, str]:

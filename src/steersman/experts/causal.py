@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from steersman.certainty import CANNOT_TELL, NOT_SHOWN, SHOWN
 from steersman.chat_record import ChatRecord, in_provenance
 from steersman.edits import ExpertEdit, Scope
 from steersman.errors import PlanError
@@ -115,10 +116,29 @@ class CausalScreen:
             return f"{int(self.passing.sum())} effects of {tested} experts pass the gate: {words}"
         largest = float(np.abs(self.effects.mean[measured]).max()) if measured.any() else 0.0
         significant = int((self.effects.q_values[measured] < self.gate.q).sum())
+        verdicts = self.verdicts
+        none, untold = ((verdicts == verdict).sum() for verdict in (NOT_SHOWN, CANNOT_TELL))
         return (
             f"no effect of {tested} experts passes the gate ({words}): the largest is {largest:.3f} nats, "
-            f"{significant} are significant but too small; no expert causes the behaviour by itself"
+            f"{significant} are significant but too small; of {none} experts none is shown (intervals inside "
+            f"±{self.gate.effect:g} nats), of {untold} nobody can tell"
         )
+
+    @cached_property
+    def verdicts(self) -> npt.NDArray[np.object_]:
+        """What may be said of each expert, [layers, experts]: "shown" where an effect of it passes the gate,
+        "not shown" where the 95% intervals of all lie inside ± the gate's size, else "cannot tell"; None
+        where nothing was measured. Effects are means over items, their intervals t over clusters.
+        """
+        measured = self.effects.measured
+        half = stats.t.ppf(0.975, max(self.clusters - 1, 1)) * self.effects.standard_error
+        with np.errstate(invalid="ignore"):
+            inside = np.abs(self.effects.mean) + half <= self.gate.effect
+        found = np.full(measured.shape[1:], None, dtype=object)
+        found[measured.any(axis=0)] = CANNOT_TELL
+        found[measured.any(axis=0) & (inside | ~measured).all(axis=0)] = NOT_SHOWN
+        found[self.passing.any(axis=0)] = SHOWN
+        return found
 
     @cached_property
     def sha256(self) -> str:
@@ -261,6 +281,7 @@ class CausalScreen:
             columns |= self._columns(sign, number, rows, experts)
         size = np.where(measured, np.abs(self.effects.mean), -np.inf).max(axis=0)[rows, experts]
         columns["passes"] = np.asarray(self.passing.any(axis=0))[rows, experts]
+        columns["verdict"] = self.verdicts[rows, experts].astype(str)
         for direction, chosen in self.sets.items():
             place = {(pick.layer, pick.expert): n for n, pick in enumerate(chosen.picks, 1)}
             pairs = zip(columns["layer"].tolist(), experts.tolist(), strict=True)

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from steersman.certainty import p_value
 from steersman.errors import ArtifactError
 from steersman.evaluation.concluded import verdict_of_brief
 from steersman.evaluation.evaluation_report.card import card_evidence
 from steersman.evaluation.evaluation_report.numbers import change, in_points
 from steersman.evaluation.evaluation_report.place import MISSING
-from steersman.evaluation.report import p_value
 from steersman.steering import Steering
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from steersman.certainty import SIGNIFICANT
+from steersman.certainty import SIGNIFICANT, p_value
 from steersman.evaluation.evaluation_report.place import MISSING, Piece, Place
-from steersman.evaluation.report import p_value, percent, signed
+from steersman.evaluation.report import percent, signed
 
 Pieces = tuple[Piece, ...]
 
