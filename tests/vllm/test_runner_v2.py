@@ -50,7 +50,10 @@ def test_answers_are_those_of_transformers(family: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}"},
+        env={
+            **os.environ,
+            "PYTHONPATH": ":".join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        },
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     result = json.loads(ran.stdout.rpartition("RESULT ")[2])

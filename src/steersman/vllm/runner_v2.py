@@ -96,8 +96,8 @@ _EXTENDED: dict[str, tuple[tuple[str, ...], Any]] = {
 }
 
 
-def dummy_states(runner: Any, tokens: int) -> Tensor:
-    """What the model gives for a dummy step of so many tokens, run as requests are: through captured graphs.
+def dummy_states(runner: Any, ids: Tensor) -> Tensor:
+    """What the model gives for a dummy step of these tokens, run as requests are: through captured graphs.
 
     Dummy tokens are padding, which goes to no expert, and a worker that does not hold the last layers keeps
     its states to itself; here neither.
@@ -107,6 +107,7 @@ def dummy_states(runner: Any, tokens: int) -> Tensor:
 
     def prepare_real(input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         input_batch.is_padding.fill_(False)
+        input_batch.input_ids[: len(ids)].copy_(ids)
         return prepare(input_batch, *args, **kwargs)
 
     def execute_kept(*args: Any, **kwargs: Any) -> Any:
@@ -115,7 +116,7 @@ def dummy_states(runner: Any, tokens: int) -> Tensor:
 
     runner.prepare_dummy_attn, runner.execute_model = prepare_real, execute_kept
     try:
-        states, _ = runner._dummy_run(tokens)
+        states, _ = runner._dummy_run(len(ids))
     finally:
         del runner.prepare_dummy_attn, runner.execute_model
     found: Tensor = states if states is not None else given[-1]["hidden_states"]

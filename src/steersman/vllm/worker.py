@@ -66,11 +66,12 @@ def _execute_dummy_batch(original: Any, self: Any) -> Any:
 def _forward(runner: Any, tokens: int) -> Any:
     if not get_pp_group().is_first_rank:
         _fill_states_given(runner, tokens)
+    # Token 0 may be padding, whose embedding is often zero: nothing changes zeros.
+    ids = torch.arange(7, 7 + tokens) % runner.model_config.get_vocab_size()
     if is_v2(runner):
-        return dummy_states(runner, tokens)
+        return dummy_states(runner, ids)
     buffer = getattr(runner, "input_ids", None)
-    if buffer is not None:  # token 0 may be padding, whose embedding is often zero: nothing changes zeros
-        ids = torch.arange(7, 7 + tokens) % runner.model_config.get_vocab_size()
+    if buffer is not None:
         buffer.gpu[:tokens] = ids.to(buffer.gpu)
     # With attention: without it, what follows an attention layer is whatever was in memory.
     output = runner._dummy_run(tokens, force_attention=True)
