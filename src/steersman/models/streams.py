@@ -32,7 +32,8 @@ def why_no_stream(model: nn.Module, layers: Iterable[int]) -> str | None:
     streams = max(int(getattr(config, name, None) or 1) for name in _COUNTS)
     if streams > 1:
         return f"each token has {streams} residual streams between its layers, and a vector is for one"
-    return next((f"layer {each}: {why}" for each in layers if (why := why_looped(config, each))), None)
+    reasons = ((each, why_looped(config, each)) for each in layers)
+    return next((f"layer {each}: {why}; name other layers" for each, why in reasons if why), None)
 
 
 def check_stream(model: nn.Module, layers: Iterable[int]) -> None:
