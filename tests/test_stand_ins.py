@@ -25,6 +25,7 @@ from steersman import (
     load_pairs,
     load_task,
 )
+from steersman.evaluation.judges import load_judge
 from steersman.evaluation.judges.endpoint import endpoint_judge
 from steersman.models.loading import load_structure, load_tokenizer
 from steersman.stand_ins import stand_in
@@ -121,6 +122,20 @@ def test_files_of_a_checkpoint(name: str, what: str, checkpoint: Path, tmp_path:
     for opened in (load_model, load_structure if of_structure else load_tokenizer):
         with pytest.raises(SteersmanError, match=rf"{name}: {message}"):
             opened(str(folder))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_files_of_a_judge(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "judge"))
+    (folder / name).write_bytes(POINTER)
+    with pytest.raises(SteersmanError, match=rf"{name}: a Git LFS pointer"):
+        load_judge(f"classifier:{folder}#toxic").record()
+
+
+def test_a_chat_template(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "template.jinja").write_bytes(POINTER)
+    with pytest.raises(SteersmanError, match=r"template\.jinja: a Git LFS pointer"):
+        load_tokenizer(str(checkpoint), chat_template=tmp_path / "template.jinja")
 
 
 def test_an_index_and_one_of_its_files(tmp_path: Path) -> None:

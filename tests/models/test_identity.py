@@ -327,6 +327,18 @@ def test_an_id_by_sample_is_recomputed_and_taken_with_a_warning() -> None:
             model(torch.ones(1, 4, dtype=torch.long))
 
 
+def test_an_old_plan_of_vectors_steers_as_it_did() -> None:
+    model, _ = load_model("lab:source")
+    plan = Steering.from_pretrained(OLD / "sampled-id-vector")
+    tokens = torch.ones(1, 4, dtype=torch.long)
+    plain = model(tokens).logits
+    with ExitStack() as block:
+        with pytest.warns(UserWarning, match="by a sample"):
+            receipt = block.enter_context(plan.apply(model))
+        assert not torch.equal(model(tokens).logits, plain)
+    assert receipt.fingerprint == plan.fingerprint
+
+
 def test_an_id_by_sample_of_other_weights_is_refused() -> None:
     plan = Steering.from_pretrained(OLD / "sampled-id-plan")
     model, _ = load_model("lab:moe")

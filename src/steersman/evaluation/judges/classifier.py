@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steersman.errors import JudgeError
@@ -106,7 +107,10 @@ def _opened(place: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from steersman.models.stored_tensors import check_folder
+
     try:
+        check_folder(Path(place))
         tokenizer = AutoTokenizer.from_pretrained(place)
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             place, use_safetensors=True, output_loading_info=True
