@@ -62,15 +62,25 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, content: Content) -> tuple
 
 def encode_fork(tokenizer: PreTrainedTokenizerBase, item: Item) -> Fork:
     """Token ids up to where the item's two answers part. Raises PairsError where they never do."""
-    text, add_special = render(tokenizer, item.content)
-    prompt = _ids(tokenizer, text, add_special)
-    answers = [item.positive, item.negative or ""]
-    glue = _glue(text, item.content)
-    positive, negative = (_ids(tokenizer, text + glue + answer, add_special) for answer in answers)
+    prompt, positive, negative = _with_answers(tokenizer, item)
     shared = shared_length(positive, negative)
     if shared >= min(len(positive), len(negative)):
         raise PairsError(f"{item.id}: the answers of the two sides begin the same and one of them ends there")
     return Fork(positive[:shared], min(len(prompt), shared), positive[shared], negative[shared])
+
+
+def same_answers(tokenizer: PreTrainedTokenizerBase, item: Item) -> bool:
+    """Whether an item's two answers are the same tokens, whatever their texts."""
+    _, positive, negative = _with_answers(tokenizer, item)
+    return positive == negative
+
+
+def _with_answers(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[tuple[int, ...]]:
+    """Token ids of an item's prompt, and of the prompt with either answer."""
+    text, add_special = render(tokenizer, item.content)
+    glue = _glue(text, item.content)
+    ends = ("", glue + item.positive, glue + (item.negative or ""))
+    return [_ids(tokenizer, text + end, add_special) for end in ends]
 
 
 def encode_answer(

@@ -276,6 +276,27 @@ def test_files_of_items_and_of_pairs(tmp_path: Path) -> None:
     sides = {s: [*chat, {"role": "assistant", "content": s}] for s in ("positive", "negative")}
     pairs.write_text(json.dumps(sides) + "\n")
     assert open_items(pairs)[0].positive == "positive"
+    pairs.write_text(json.dumps({"prompt": chat, "chosen": "yes", "rejected": "no"}) + "\n")
+    assert open_items(pairs)[0].positive == "yes"
+    pairs.write_text(json.dumps([sides], indent=1))
+    assert open_items(pairs)[0].positive == "positive"
+
+
+@pytest.mark.parametrize("whole_answers", [False, True])
+def test_items_whose_answers_are_the_same_tokens_are_left_out(subject: Subject, whole_answers: bool) -> None:
+    items = list(load_task(TASK, limit=90))
+    same = [replace(item, positive="the  river", negative="the river") for item in items[:7]]
+    options = {**QUICK, "whole_answers": whole_answers, "signs": "activate"}
+    task = Task("spaced", [*same, *items[7:30]], BEHAVIOURS["faithfulness"])
+    with (
+        pytest.warns(UserWarning, match=r"spaced: 7 items are left out: both answers .* and 2 more\)"),
+        pytest.raises(PairsError, match="too few"),
+    ):
+        screen_experts(subject.model, subject.tokenizer, task, **options)
+    with pytest.raises(PairsError, match=r"spaced: no item is a contrast: both answers are the same tokens"):
+        screen_experts(
+            subject.model, subject.tokenizer, Task("spaced", same, BEHAVIOURS["faithfulness"]), **options
+        )
 
 
 def test_a_model_without_numbers() -> None:

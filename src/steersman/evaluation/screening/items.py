@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from steersman.errors import PairsError
 from steersman.evaluation.judges import PhraseJudge, judge_answer
+from steersman.evaluation.prompts import same_answers
 from steersman.evaluation.tasks import Behaviour, Item, Task, load_task
 from steersman.experts.estimate import LEAST_CLUSTERS
 from steersman.pairs import ContrastPair, ContrastPairs, load_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Items = Task | ContrastPairs | str | Path
 
@@ -38,6 +43,29 @@ def open_items(source: Items) -> Task:
     return load_task(source)
 
 
+def told_apart(task: Task, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """The items whose two answers differ as tokens; a warning names the others, whose d would be exactly 0.
+
+    Raises PairsError where the answers of none do.
+    """
+    alike = [n for n, item in enumerate(task) if item.negative and same_answers(tokenizer, item)]
+    if not alike:
+        return task
+    named = ", ".join(task[number].id for number in alike[:_NAMED])
+    named += f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+    if len(alike) == len(task):
+        raise PairsError(f"{task.name}: no item is a contrast: both answers are the same tokens ({named})")
+    warnings.warn(
+        f"{task.name}: {len(alike)} items are left out: both answers are the same tokens ({named})",
+        stacklevel=2,
+    )
+    return picked(task, sorted({*range(len(task))} - {*alike}))
+
+
+_NAMED = 5
+"""Items that a message names at most."""
+
+
 def require_answers(task: Task) -> Task:
     """The task itself. Raises PairsError where an item has no answer whose probability could be kept."""
     if any(not item.positive.strip() for item in task):
@@ -59,7 +87,9 @@ def _is_task(path: Path) -> bool:
             first = json.loads(next((line for line in stream if line.strip()), "null"))
     except (OSError, ValueError):
         return False
-    return isinstance(first, dict) and bool(first.keys() & {"prompt", "messages", "text", "scorer"})
+    if not isinstance(first, dict) or "chosen" in first:  # preferences have a prompt too
+        return False
+    return bool(first.keys() & {"prompt", "messages", "text", "scorer"})
 
 
 def task_of_pairs(pairs: ContrastPairs) -> Task:

@@ -32,6 +32,7 @@ from steersman.evaluation.screening.items import (
     require_clusters,
     require_judged,
     some_of,
+    told_apart,
 )
 from steersman.evaluation.screening.ledger import Ledger
 from steersman.evaluation.screening.options import Options
@@ -123,7 +124,8 @@ def screen_experts(
     Raises:
         ModelError: the model has no routers, gives no finite d, or (method `estimate`) its experts cannot be
             called one by one.
-        PairsError: the items have no d, or too few groups.
+        PairsError: the items have no d, too few groups, or both answers of each are the same tokens (where
+            only some are, a warning names them, and they are left out).
         PlanError: an option is unknown or out of range.
         WeightsMismatch, ArchitectureMismatch: the contrast is another model's.
         ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
@@ -131,7 +133,7 @@ def screen_experts(
     given = Options(**options)
     refuse_steered(model, "screening")
     opened = partial(_opened, tokenizer=tokenizer)
-    task = some_of(opened(items), given.limit, given.seed)
+    task = some_of(told_apart(opened(items), tokenizer), given.limit, given.seed)
     kept = [some_of(require_answers(opened(each)), min(KEPT_ITEMS, given.limit), given.seed) for each in keep]
     most = min(given.harm_limit, given.limit)
     harmed = [some_of(require_judged(opened(each)), most, given.seed) for each in harm]
