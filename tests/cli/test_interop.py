@@ -56,6 +56,42 @@ def test_a_ranking_in_words(tiny: Path, published: Path, tmp_path: Path) -> None
     assert "an imported ranking, 3 layers" in shown
 
 
+@pytest.fixture
+def configuration(tiny: Path, tmp_path: Path) -> Path:
+    """A folder with the model's configuration and nothing else: no weights, no tokenizer."""
+    folder = tmp_path / "configuration"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    return folder
+
+
+def test_a_configuration_is_enough_to_import(
+    tiny: Path, configuration: Path, published: Path, steering: Path, tmp_path: Path
+) -> None:
+    """What only the structure is used of needs neither weights nor a tokenizer: they are then not named."""
+    words = run("import", published, "--model", configuration, "-o", tmp_path / "ranking").words
+    assert "it applies with --match architecture" in words
+    run("select", tmp_path / "ranking", "-o", tmp_path / "chosen", "--top", 2)
+    assert run("export", steering, "--format", "easysteer", "-o", tmp_path / "plan.json").status == 0
+    for plan, made in (("plan.json", "plan"), ("chosen", "")):
+        folder = tmp_path / (made or plan)
+        if made:
+            given = ("import", tmp_path / plan, "--model", configuration, "-o", folder)
+            assert run(*given, "--json").json["weights"] == "unknown:"
+        asked = ("generate", tiny, "--steering", folder, "--prompt", "who", "--max-new-tokens", 2)
+        assert "does not say which weights it is for" in run(*asked).error
+        assert run(*asked, "--match", "architecture").status == 0
+
+
+def test_a_configuration_is_enough_to_describe(tiny: Path, configuration: Path) -> None:
+    whole, alone = run("describe", tiny, "--json").json, run("describe", configuration, "--json").json
+    assert alone["weights"] == "unknown:"
+    same = {"architecture", "layers", "hidden_size", "routers", "model_type"}
+    assert {key: alone[key] for key in same} == {key: whole[key] for key in same}
+    (configuration / "config.json").write_text("{}")
+    assert "its configuration cannot be read" in run("describe", configuration).error
+
+
 def test_there_and_back_through_easysteer(tiny: Path, steering: Path, tmp_path: Path) -> None:
     file, back = tmp_path / "plan.json", tmp_path / "back"
     result = run("export", steering, "--format", "easysteer", "-o", file, "--json").json

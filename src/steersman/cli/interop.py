@@ -93,19 +93,32 @@ def import_(
             raise ArtifactError(f"{error}; {_RIGHT}") from None
         raise
     quiet_libraries()
-    opened = load_structure(model, revision=revision)
+    opened = load_structure(model, revision=revision, weights=False)
     if form == "steermoe":
         from steersman.interop.steermoe import import_steermoe
 
         contrast = import_steermoe(file, opened)
         contrast.save_pretrained(output, force=force)
         result = {"output": str(output), "format": form, "kind": "routing_contrast", **_ranking(contrast)}
-        put_out(result, as_json, lambda: _ranking_in_words(file, result))
+        result["weights"] = contrast.weights_id
+        put_out(result, as_json, lambda: _ranking_in_words(file, result) + _without_weights(result))
     else:
         steering = _importer(form)(file, opened, scope=scope or "all", **placed)
         steering.save_pretrained(output, force=force)
         result = {"output": str(output), "format": form, "kind": "steering", **chosen(steering)}
-        put_out(result, as_json, lambda: _plan_in_words(file, result))
+        result["weights"] = steering.weights_id
+        put_out(result, as_json, lambda: _plan_in_words(file, result) + _without_weights(result))
+
+
+def _without_weights(result: dict[str, Any]) -> str:
+    from steersman.models.weights_ids import UNKNOWN
+
+    if result["weights"] != UNKNOWN:
+        return ""
+    return (
+        "\nthe model's weights are not at hand, so it does not say which it is for: "
+        "it applies with --match architecture"
+    )
 
 
 def _reader(form: str) -> Callable[..., object]:
@@ -218,7 +231,7 @@ def _export_lm_eval(plan: Steering, output: Path, model: str | None, force: bool
             "the steering does not say its model's name: give --model", click.get_current_context()
         )
     quiet_libraries()
-    opened = load_structure(model or plan.model, revision=None if model else plan.revision)
+    opened = load_structure(model or plan.model, revision=None if model else plan.revision, weights=False)
     export_lm_eval(plan, output, opened, force=force)
 
 

@@ -66,8 +66,9 @@ def describe(
     from steersman.models.architecture import read_architecture, routers_beside
     from steersman.models.gguf_models import dequantised
     from steersman.models.identity import weights_id
+    from steersman.models.loading import is_without_weights, load_structure
 
-    opened, _ = model.open()
+    opened = load_structure(model.name, weights=False) if is_without_weights(model.name) else model.open()[0]
     architecture = read_architecture(opened)
     result = {
         "model": model.name,

@@ -18,7 +18,7 @@ from steersman.models.attachment import Attachment
 from steersman.models.identity import has_weights, weights_id
 from steersman.models.program import Site
 from steersman.models.receipt import Receipt
-from steersman.models.weights_ids import of_gguf
+from steersman.models.weights_ids import UNKNOWN, of_gguf
 from steersman.steering import Architecture, Steering
 
 Match = Literal["weights", "architecture"]
@@ -193,6 +193,11 @@ def check_model(steering: Steering, model: nn.Module, match: Match) -> None:
         adapters = active_adapters(model)
         under = f" (the model runs with the adapter {', '.join(adapters)})" if adapters else ""
         file = " (a GGUF file's are others than those that it was quantised from)"
+        if steering.weights_id == UNKNOWN:
+            raise WeightsMismatch(
+                f"this steering does not say which weights it is for{made_for}: they were not at hand when "
+                'it was made; apply it with match="architecture" (--match architecture)'
+            )
         raise WeightsMismatch(
             f"this steering was made for other weights{made_for}{under}"
             f"{file if of_gguf(weights_id(model)) != of_gguf(steering.weights_id) else ''}; "

@@ -29,7 +29,7 @@ from steersman.models.digests import TensorBytes, id_by_bytes, id_by_sample, win
 from steersman.models.gguf_models import GGUF
 from steersman.models.stored_tensors import StoredTensor, checkpoint_files, stored_tensors
 from steersman.models.weights import first_index, is_sharded, local, own_tensors, tied_names
-from steersman.models.weights_ids import is_by_sample
+from steersman.models.weights_ids import UNKNOWN, is_by_sample
 
 NAME = "steersman_name"
 """Attribute of a model that its configuration does not name: what opens it (`lab:…`, `FOLDER#FILE.gguf`)."""
@@ -52,6 +52,10 @@ _CODES = {
 _DTYPES = {code: dtype for dtype, code in _CODES.items() if code in ("F64", "F32", "F16", "BF16")}
 
 
+WEIGHTLESS = "steersman_weightless"
+"""Attribute of a model of which only the structure is known: no weights are at hand."""
+
+
 def weights_id(model: nn.Module) -> str:
     """Text that tells one set of weights from another, whatever dtype or device they were loaded to: the name
     of a scheme, a colon, and hex sha256 over every byte of every tensor.
@@ -63,6 +67,8 @@ def weights_id(model: nn.Module) -> str:
     Raises:
         ModelError: the checkpoint's files are damaged, or the weights are neither in files nor in memory.
     """
+    if WEIGHTLESS in model.__dict__:
+        return UNKNOWN
     return _identity(model, id_by_bytes)
 
 
@@ -74,7 +80,7 @@ def has_weights(model: nn.Module, identity: str, what: str = "this steering") ->
         ModelError: as of `weights_id`.
     """
     if not is_by_sample(identity):
-        return weights_id(model) == identity
+        return identity != UNKNOWN and weights_id(model) == identity
     if _identity(model, id_by_sample) != identity:
         return False
     warnings.warn(

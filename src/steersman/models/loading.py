@@ -23,7 +23,7 @@ from transformers import (
 
 from steersman.chats.setting import set_chat_format
 from steersman.errors import ModelError
-from steersman.models.identity import NAME, identify_by_files
+from steersman.models.identity import NAME, WEIGHTLESS, identify_by_files
 from steersman.models.source import Source, exists
 
 DTYPES: dict[str, str | torch.dtype] = {
@@ -110,7 +110,7 @@ def load_model(
     return model.train(False), tokenizer
 
 
-def load_structure(name: str, *, revision: str | None = None) -> PreTrainedModel:
+def load_structure(name: str, *, revision: str | None = None, weights: bool = True) -> PreTrainedModel:
     """Open a model for what it is, not for running it: its layers and its identity, without its weights.
 
     Weights stay on disk where the checkpoint's safetensors files are at hand, which is all that its identity
@@ -119,12 +119,19 @@ def load_structure(name: str, *, revision: str | None = None) -> PreTrainedModel
     Args:
         name: As for `load_model`.
         revision: Branch, tag or commit on the Hub.
+        weights: Whether they are needed: without, a folder of nothing but a configuration will do, whose
+            weights id is unknown.
 
     Raises:
         ModelError: it does not exist or cannot be opened.
     """
     if name.startswith("lab:"):
         return load_model(name, device="cpu")[0]
+    if not weights and is_without_weights(name):
+        try:
+            return _structure(name, revision=revision, weights=False)
+        except Exception as error:
+            raise ModelError(f"{name}: its configuration cannot be read ({_first_line(error)})") from error
     try:
         return _structure(name, revision=revision)
     except Exception:  # whatever keeps it from being read this way, opening it whole says best
@@ -145,12 +152,21 @@ def load_local_structure(name: str, *, revision: str | None = None) -> PreTraine
         raise ModelError(f"{name}: is not at hand ({_first_line(error)})") from None
 
 
-def _structure(name: str, *, revision: str | None, **options: Any) -> PreTrainedModel:
+def is_without_weights(name: str) -> bool:
+    """Whether a name is a folder with a model's configuration and no weights that could be opened."""
+    folder = Path(name)
+    return (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*"))
+
+
+def _structure(name: str, *, revision: str | None, weights: bool = True, **options: Any) -> PreTrainedModel:
     source = Source.of(name, revision)
     config = source.config(**options)
     with torch.device("meta"):
         model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=False)
     model.train(False)
+    if not weights:
+        setattr(model, WEIGHTLESS, True)
+        return model
     source.mark(model)
     identify_by_files(model)
     return model

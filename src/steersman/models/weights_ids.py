@@ -9,6 +9,9 @@ from __future__ import annotations
 SCHEME = "bytes-sha256"
 GGUF_SCHEME = "gguf-sha256"
 
+UNKNOWN = "unknown:"
+"""Of a model that was opened for its structure alone, because its weights are not at hand."""
+
 
 def is_by_sample(identity: str) -> bool:
     """Whether an id is over a sample of the bytes."""
