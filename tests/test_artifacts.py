@@ -30,6 +30,7 @@ from safetensors.numpy import load, save
 
 import contrasts
 import steersman.artifacts
+from hub_server import LocalHub, local_hub
 from steersman import (
     AffineMap,
     ArtifactError,
@@ -1064,55 +1065,61 @@ def test_random_manifests_and_tensors_with_fitting_hashes_never_crash(kind: str,
 # The Hub ----------------------------------------------------------------------------------------------------
 
 
-class Hub:
-    """What HfApi would have sent: only its two network methods are replaced."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.created: list[tuple[str, dict[str, Any]]] = []
-        self.uploads: list[dict[str, Any]] = []
-        self.tokens: list[Any] = []
-
-    def create_repo(self, api: huggingface_hub.HfApi, repo_id: str, **options: Any) -> str:
-        self.tokens.append(api.token)
-        self.created.append((repo_id, options))
-        return f"https://hub/{repo_id}"
-
-    def upload_folder(
-        self, api: huggingface_hub.HfApi, *, repo_id: str, folder_path: Path, **options: Any
-    ) -> str:
-        shutil.copytree(folder_path, self.place / repo_id)
-        self.uploads.append({"repo_id": repo_id, **options})
-        return f"https://hub/{repo_id}/commit/1"
-
-
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    stub = Hub(tmp_path / "hub")
-    for name in ("create_repo", "upload_folder"):
-        method = getattr(stub, name)
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """The Hub's own client, and a server of its protocol on this machine."""
+    with local_hub() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(
-            huggingface_hub.HfApi,
-            name,
-            lambda api, *args, method=method, **options: method(api, *args, **options),
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            server.address + "/{repo_id}/resolve/{revision}/{filename}",
         )
-    return stub
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
 
 
-def test_push_to_hub_uploads_the_two_files(kind: str, hub: Hub) -> None:
-    address = artifact(kind).push_to_hub("someone/thing", commit_message="first")
-    assert address == "https://hub/someone/thing/commit/1"
-    assert hub.created == [("someone/thing", {"private": None, "exist_ok": True})]
-    assert hub.uploads == [{"repo_id": "someone/thing", "commit_message": "first"}]
-    assert sorted(path.name for path in (hub.place / "someone/thing").iterdir()) == [MANIFEST, TENSORS]
-    assert_equal(reader(kind)(hub.place / "someone/thing"), artifact(kind))
+def test_push_to_hub_uploads_the_artifact_and_its_card(kind: str, hub: LocalHub, tmp_path: Path) -> None:
+    address = artifact(kind).push_to_hub(
+        "someone/thing", license="mit", commit_message="first", token="hf_secret"
+    )
+    (commit,) = hub.commits
+    assert address == f"{hub.address}/someone/thing/commit/{commit.sha}"
+    assert (commit.branch, commit.message, commit.token) == ("main", "first", "hf_secret")
+    assert sorted(commit.files) == ["README.md", MANIFEST, TENSORS]
+    card = huggingface_hub.ModelCard(commit.files["README.md"].decode())
+    assert card.data.license == "mit"
+    assert card.data.library_name == "steersman"
+    assert card.data.tags == ["steersman", json.loads(commit.files[MANIFEST])["kind"].replace("_", "-")]
+    assert reader(kind).__qualname__.removesuffix(".from_pretrained") in card.text
+    assert_equal(reader(kind)("someone/thing"), artifact(kind))  # and from there again
+    assert hub.repositories == {"someone/thing": False}
 
 
-def test_push_to_hub_passes_token_and_privacy(hub: Hub) -> None:
-    rich_steering().push_to_hub("someone/thing", token="secret", private=True)
-    assert hub.tokens == ["secret"]
-    assert hub.created == [("someone/thing", {"private": True, "exist_ok": True})]
-    assert hub.uploads == [{"repo_id": "someone/thing"}]
+def test_a_branch_and_privacy(hub: LocalHub) -> None:
+    rich_steering().push_to_hub("someone/thing", license="mit", private=True, revision="trial")
+    assert hub.repositories == {"someone/thing": True}
+    assert [commit.branch for commit in hub.commits] == ["trial"]
+    assert Steering.from_pretrained("someone/thing", revision="trial") == rich_steering()
+    with pytest.raises(ArtifactError, match="neither a folder here nor an artifact that can be had"):
+        Steering.from_pretrained("someone/thing")
+
+
+@pytest.mark.parametrize("said", [None, "", "Apache License 2.0", "mit\nlicense"])
+def test_a_licence_is_asked_for(kind: str, said: str | None, hub: LocalHub) -> None:
+    with pytest.raises(ArtifactError, match="licence") as caught:
+        artifact(kind).push_to_hub("someone/thing", license=said)
+    assert "\n" not in str(caught.value)
+    assert not hub.repositories
+
+
+def test_what_the_hub_refuses_is_one_line(hub: LocalHub) -> None:
+    hub.refuses = True
+    with pytest.raises(ArtifactError, match="someone/thing: cannot be uploaded to the Hub") as caught:
+        rich_steering().push_to_hub("someone/thing", license="mit")
+    assert "\n" not in str(caught.value)
 
 
 def test_from_pretrained_reads_what_the_hub_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1132,7 +1139,7 @@ def test_from_pretrained_reads_what_the_hub_gave(tmp_path: Path, monkeypatch: py
 def test_push_to_hub_without_a_hub_is_one_line() -> None:
     """The tests run offline: the Hub's own client refuses."""
     with pytest.raises(ArtifactError, match="someone/thing: cannot be uploaded to the Hub") as caught:
-        rich_steering().push_to_hub("someone/thing")
+        rich_steering().push_to_hub("someone/thing", license="mit")
     assert "\n" not in str(caught.value)
 
 

@@ -49,6 +49,7 @@ HANDED_OVER = {
     ("steering", "artifacts"),
     ("experts", "artifacts"),
     ("concepts", "artifacts"),
+    ("artifacts", "evaluation"),
     ("pairs", "lab"),
     ("texts", "lab"),
     ("models", "lab"),

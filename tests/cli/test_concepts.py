@@ -77,7 +77,7 @@ def test_refine_in_words_and_in_a_picture(place: Path, tmp_path: Path) -> None:
     concept = ConceptVector.from_pretrained(tmp_path / "c")
     assert (concept.layers, concept.position, concept.method) == ((0, 2), "target_mean", "pca")
     assert len(concept.shuffled) == 5
-    assert run("show", tmp_path / "c").words.splitlines()[-3:] == words.splitlines()[-4:-1]
+    assert run("show", tmp_path / "c").words.splitlines()[-3:] == words.splitlines()[-8:-5]
     assert run("show", tmp_path / "c", "--json").json["layers"][0]["layer"] == 0
 
 

@@ -5,7 +5,7 @@ from steersman.artifacts.causal_screen import load_screen, save_screen
 from steersman.artifacts.concept import load_concept, save_concept
 from steersman.artifacts.contrast import load_contrast, save_contrast
 from steersman.artifacts.folder import MANIFEST, TENSORS, check_free, new_folder
-from steersman.artifacts.hub import push_folder
+from steersman.artifacts.hub import push_folder, save_with_card
 from steersman.artifacts.manifest import read_manifest
 from steersman.artifacts.profile import load_profile, save_profile
 from steersman.artifacts.steering import load_steering, save_steering
@@ -29,4 +29,5 @@ __all__ = [
     "save_profile",
     "save_screen",
     "save_steering",
+    "save_with_card",
 ]

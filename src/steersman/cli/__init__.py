@@ -27,6 +27,7 @@ from steersman.cli import (
     lab,
     maps,
     models,
+    pushing,
     reporting,
     screening,
     serving,
@@ -79,7 +80,7 @@ WORKFLOW: dict[str, tuple[click.Command, ...]] = {
     "Steer by concepts": (concepts.refine, concepts.steer, maps.map_, transplantation.transplant),
     "Use a steering": (composition.compose, generation.generate, chatting.chat, serving.serve),
     "Measure it": (evaluation.evaluate, reporting.report, judging.judge, benching.bench),
-    "Keep and share": (artifacts.show, interop.import_, interop.export),
+    "Keep and share": (artifacts.show, pushing.push, interop.import_, interop.export),
     "The shell": (completing.completion,),
 }
 

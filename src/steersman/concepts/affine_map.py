@@ -249,8 +249,12 @@ class AffineMap:
 
         return load_affine_map(source, revision=revision)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the map to the Hub; returns the commit's address. Raises ArtifactError where it fails."""
+    def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
+        """Upload the map to the Hugging Face Hub with a model card; returns the commit's address.
+
+        `license` is asked for, as the Hub names it ("apache-2.0"); options are `private`, `revision`,
+        `token`, and those of `HfApi.upload_folder`. Raises `ArtifactError` where it fails.
+        """
         from steersman.artifacts import push_folder
 
-        return push_folder(self.save_pretrained, repo_id, **options)
+        return push_folder(self.save_pretrained, repo_id, license=license, **options)

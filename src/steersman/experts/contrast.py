@@ -510,11 +510,15 @@ class RoutingContrast:
 
         return load_contrast(source, revision=revision)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the contrast to the Hugging Face Hub; returns the commit's address."""
+    def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
+        """Upload the contrast to the Hugging Face Hub with a model card; returns the commit's address.
+
+        `license` is asked for, as the Hub names it ("apache-2.0"); options are `private`, `revision`,
+        `token`, and those of `HfApi.upload_folder`. Raises `ArtifactError` where it fails.
+        """
         from steersman.artifacts import push_folder
 
-        return push_folder(self.save_pretrained, repo_id, **options)
+        return push_folder(self.save_pretrained, repo_id, license=license, **options)
 
 
 def merge_contrasts(contrasts: Iterable[RoutingContrast]) -> RoutingContrast:
