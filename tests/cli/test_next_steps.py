@@ -34,10 +34,11 @@ def test_from_a_mixture_of_experts_to_a_conversation(tiny: Path) -> None:
 
 
 def test_from_a_dense_model_to_a_conversation(dense: Path) -> None:
-    described = run("describe", dense, "--dtype", "float32")
+    asked = ["--dtype", "float32", "--chat-date", "2026-01-02", "--chat-template-arg", 'who="us all"']
+    described = run("describe", dense, *asked)
     assert "Vectors steer it." in described.words
     (refine,) = following(described)
-    assert refine == ["refine", str(dense), "--dtype", "float32", "pairs.jsonl", "-o", "concept"]
+    assert refine == ["refine", str(dense), *asked, "pairs.jsonl", "-o", "concept"]
     steer, chat = following(run(*refine, "--shuffles", 0))
     assert run(*steer).status == 0
     assert "receipt  states changed at" in run(*chat, "--max-new-tokens", 2, stdin="hi").words

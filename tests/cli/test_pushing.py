@@ -148,7 +148,7 @@ def test_names_in_a_card_are_no_markup(steering: Path, tmp_path: Path) -> None:
     replace(plan, provenance=made, model="x\n---\nlicense: mit").save_pretrained(tmp_path / "plan")
     card = card_of(tmp_path / "plan", tmp_path / "card")
     assert card.data.license == "apache-2.0"
-    assert "<script" not in card.text
+    assert "<script" not in card.text.replace("\\<", "")
     assert "\n# [" not in card.text
     assert "\u202e" not in card.text
 

@@ -182,8 +182,8 @@ def map_(
     result = {"output": str(output), **map_for_json(found)}
     if heatmap is not None:
         result["heatmap"] = str(heatmap)
-    of_source = ModelChoice(source, source_device or device, dtype, source_revision)
-    of_target = ModelChoice(target, target_device or device, dtype, target_revision)
+    of_source = ModelChoice(source, source_device or device, dtype, source_revision, source_chat)
+    of_target = ModelChoice(target, target_device or device, dtype, target_revision, target_chat)
     following = "" if shard else _transplant_next(of_source, of_target, output, concept)
     put_out(result, as_json, lambda: map_in_words(found) + following)
 

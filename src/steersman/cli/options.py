@@ -56,8 +56,19 @@ class ModelChoice:
 
     def typed(self) -> list[str]:
         """The arguments that name it to another command."""
-        given = {"--device": self.device, "--dtype": self.dtype, "--revision": self.revision}
-        return [self.name, *(word for name, of in given.items() if of is not None for word in (name, of))]
+        chat = self.chat
+        given = [
+            ("--device", self.device),
+            ("--dtype", self.dtype),
+            ("--revision", self.revision),
+            ("--chat-template", chat.get("chat_template")),
+            ("--chat-date", chat.get("chat_date")),
+            *(
+                ("--chat-template-arg", f"{key}={json.dumps(value)}")
+                for key, value in chat.get("chat_template_arguments", {}).items()
+            ),
+        ]
+        return [self.name, *(word for name, of in given if of is not None for word in (name, str(of)))]
 
     def pairs(self) -> str:
         """Pairs to try it with: the lab's own for its models, else a file that is yet to be written."""

@@ -60,11 +60,12 @@ def model_card(folder: Path, repo_id: str, licence: str) -> str:
         ArtifactError: the folder holds no artifact.
     """
     manifest = read_manifest(folder)
+    models = base_models(manifest)
     data = ModelCardData(
         license=licence,
         library_name="steersman",
         tags=["steersman", manifest["kind"].replace("_", "-")],
-        base_model=base_models(manifest) or None,
+        base_model=models[0] if len(models) == 1 else models or None,
     )
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(harmless(_lines(folder, manifest, repo_id))) + "\n"
 
