@@ -114,7 +114,7 @@ def test_the_card_says_what_was_found_with_intervals(steering: Path, tmp_path: P
     plan = Steering.from_pretrained(steering)
     replace(plan, evidence=(EVIDENCE,)).save_pretrained(tmp_path / "plan")
     text = card_of(tmp_path / "plan", tmp_path / "card").text
-    assert "lab:refusal, safer: refused +41.0 points (95% interval +36.0 to +47.0)" in text
+    assert "shown: lab:refusal, safer: refused +41 points (95% interval +36 to +47)" in text
     assert "300 items" in text
     assert "no other task was run, so none are known" in text
     assert "Not evaluated" not in text
