@@ -73,7 +73,7 @@ test-portable: $(READY) ## The tests that compare numbers as other processors co
 	[ -z "$$failed" ] || { echo "error: failed under$$failed" >&2; exit 1; }
 
 test-harness: $(HARNESS_READY) ## A steered model inside lm-evaluation-harness and Inspect AI (85 packages more)
-	@$(RUN) $(HARNESS)/bin/python -m pytest -n $(WORKERS) tests/harnesses \
+	@$(RUN) $(HARNESS)/bin/python -m pytest -n $(WORKERS) tests/harnesses tests/test_pairs.py \
 	    "tests/test_docs.py::test_code_blocks_run[docs/harnesses.md]" $(PYTEST_ARGS)
 
 test-engine: python ## A steered model inside vLLM on the CPU (an environment of 4 GB more)

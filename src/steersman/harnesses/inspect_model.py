@@ -161,9 +161,9 @@ class SteersmanAPI(ModelAPI):
             raise PairsError("the chat does not end with a user's message, so there is nothing to answer")
         for message in messages:
             _check_message(message)
-        if len(messages) == 1 and not getattr(self.tokenizer, "chat_template", None):
-            return str(messages[0].text)
         content: Content = [{"role": message.role, "content": message.text} for message in messages]
+        if len(messages) == 1 and not getattr(self.tokenizer, "chat_template", None):
+            content = str(messages[0].text)
         check_content(content, "the chat")
         return content
 
