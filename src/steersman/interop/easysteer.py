@@ -27,9 +27,9 @@ from steersman.errors import ArtifactError, PlanError
 from steersman.interop.easysteer_vectors import parse_vectors
 from steersman.interop.foreign_files import read_bytes, read_json, write_bytes
 from steersman.interop.foreign_vectors import check_scope, steering_of
-from steersman.interop.gguf import MAGIC
 from steersman.limits import Router
 from steersman.models.architecture import read_architecture
+from steersman.models.gguf_header import MAGIC
 from steersman.models.identity import model_name, weights_id
 from steersman.steering import Steering
 

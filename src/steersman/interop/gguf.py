@@ -17,6 +17,7 @@ what no control vector needs ends the reading.
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import tempfile
@@ -32,25 +33,21 @@ from steersman.edits import Scope
 from steersman.errors import ArtifactError
 from steersman.interop.foreign_files import read_bytes, write_bytes
 from steersman.interop.foreign_vectors import MOST_LAYERS, Array, edits_by_layer, steering_of, sum_of
+from steersman.models import gguf_header
+from steersman.models.gguf_header import ALIGNMENT, MAGIC
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-MAGIC = b"GGUF"
 ARCHITECTURE = "controlvector"
 MODEL_HINT = f"{ARCHITECTURE}.model_hint"
 LAYER_COUNT = f"{ARCHITECTURE}.layer_count"
 
-_ALIGNMENT = "general.alignment"
 METHOD = f"{ARCHITECTURE}.method"
 """A key of EasySteer's alone."""
 
 _MOST_ENTRIES = 16_384
-_STRING, _ARRAY = 8, 9
-# GGUF's types of single values, by their numbers there: unsigned and signed 8, 16 and 32 bits, float, bool,
-# unsigned and signed 64 bits, double.
-_SINGLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT32 = 0
 _NAME = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
 
@@ -140,41 +137,20 @@ def _metadata(content: bytes, path: Path) -> dict[str, Any]:
     """{key: value} of the file's metadata, in which no array is."""
     if not content.startswith(MAGIC):
         raise ArtifactError(f"{path}: not a GGUF file: it does not begin with {MAGIC.decode()}")
-    version, tensors, entries = struct.unpack_from("<IQQ", content, len(MAGIC))
-    if version not in (2, 3):
+    stream = io.BytesIO(content)
+    version, tensors, entries = gguf_header.start(stream)
+    if version not in gguf_header.VERSIONS:
         raise ArtifactError(f"{path}: GGUF version {version} is not read: right is 2 or 3, little-endian")
     if entries > _MOST_ENTRIES:
         raise ArtifactError(f"{path}: claims {entries} entries of metadata: a control vector has a few")
     if not 0 < tensors <= MOST_LAYERS:
         raise ArtifactError(f"{path}: claims {tensors} tensors: a control vector has one a layer")
-    found: dict[str, Any] = {}
-    place = len(MAGIC) + struct.calcsize("<IQQ")
-    for _ in range(entries):
-        key, place = _string(content, place)
-        (kind,) = struct.unpack_from("<I", content, place)
-        value, place = _value(content, place + 4, kind, f"{path}: {key[:80]!r}")
-        if key in found:
-            raise ArtifactError(f"{path}: {key[:80]!r} is given twice")
-        found[key] = value
-    return found
 
+    def refused(key: str, kind: int) -> None:
+        what = "an array" if kind == gguf_header.ARRAY else f"of the unknown type {kind}"
+        raise ArtifactError(f"{path}: {key[:80]!r} is {what}, which no control vector has")
 
-def _value(content: bytes, place: int, kind: int, where: str) -> tuple[Any, int]:
-    if kind == _STRING:
-        return _string(content, place)
-    if kind not in _SINGLE:
-        what = "an array" if kind == _ARRAY else f"of the unknown type {kind}"
-        raise ArtifactError(f"{where} is {what}, which no control vector has")
-    form = f"<{_SINGLE[kind]}"
-    return struct.unpack_from(form, content, place)[0], place + struct.calcsize(form)
-
-
-def _string(content: bytes, place: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<Q", content, place)
-    place += 8
-    if length > len(content) - place:
-        raise ValueError("a text that is longer than the file")
-    return content[place : place + length].decode(), place + length
+    return gguf_header.metadata(stream, entries, refused)
 
 
 def _check_metadata(metadata: Mapping[str, Any], path: Path, knows: Callable[[str], bool]) -> dict[str, Any]:
@@ -186,9 +162,9 @@ def _check_metadata(metadata: Mapping[str, Any], path: Path, knows: Callable[[st
     for key, kind in ((MODEL_HINT, str), (LAYER_COUNT, int)):
         if type(metadata.get(key, kind())) is not kind:
             raise ArtifactError(f"{path}: {key} is not {'text' if kind is str else 'a whole number'}")
-    alignment = metadata.get(_ALIGNMENT, 32)
+    alignment = metadata.get(ALIGNMENT, 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise ArtifactError(f"{path}: {_ALIGNMENT} is {str(alignment)[:20]!r} and not a power of two")
+        raise ArtifactError(f"{path}: {ALIGNMENT} is {str(alignment)[:20]!r} and not a power of two")
     # What describes the file changes nothing (general.name, general.author …). Anything else may say that the
     # vectors are not simply added: there are files of this kind whose vectors are projected out.
     more = {

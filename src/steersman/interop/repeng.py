@@ -21,10 +21,11 @@ from steersman.edits import Scope
 from steersman.errors import ArtifactError
 from steersman.interop.foreign_files import read_bytes
 from steersman.interop.foreign_vectors import MOST_LAYERS, exact_float32, steering_of
-from steersman.interop.gguf import MAGIC, ControlVector, parse_gguf
+from steersman.interop.gguf import ControlVector, parse_gguf
 from steersman.interop.inert_pickle import HostilePickle, read_inert
 from steersman.interop.pickled_arrays import KNOWN_ARRAYS, ArrayReader, Unexpected, record, unexpected
 from steersman.models.architecture import decoder_config
+from steersman.models.gguf_header import MAGIC
 from steersman.steering import Steering
 
 KNOWN = {

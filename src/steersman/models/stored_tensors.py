@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from huggingface_hub import try_to_load_from_cache
 
 from steersman.errors import ModelError
+from steersman.models import gguf_header
 from steersman.stand_ins import stand_in_at
 
 SINGLE_FILE = "model.safetensors"
@@ -143,14 +144,6 @@ def _of_safetensors(stream: BinaryIO, path: Path) -> list[StoredTensor]:
 
 # ---------------------------------------------------------------- GGUF
 
-_STRING = 8
-# GGUF's types of single values, by their numbers there: unsigned and signed 8, 16 and 32 bits, float, bool,
-# unsigned and signed 64 bits, double.
-_SINGLE = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_ALIGNMENT = "general.alignment"
-_MOST = 1 << 24
-"""Far above the entries, tensors, dimensions or tokens of any file."""
-
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -174,19 +167,19 @@ def _of_gguf(stream: BinaryIO, path: Path) -> GgufFile:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
-        magic, version, tensors, entries = struct.unpack("<4sIQQ", stream.read(24))
-        if magic != b"GGUF" or version not in (2, 3) or max(tensors, entries) > _MOST:
-            raise ModelError(f"{path}: not a GGUF file of version 2 or 3, little-endian")
-        metadata = _metadata(stream, entries)
-        alignment = metadata.get(_ALIGNMENT, 32)
+        version, tensors, entries = gguf_header.start(stream)
+        if version not in gguf_header.VERSIONS or max(tensors, entries) > gguf_header.MOST:
+            raise ValueError("it is not of version 2 or 3, little-endian")
+        metadata = gguf_header.metadata(stream, entries)
+        alignment = metadata.get(gguf_header.ALIGNMENT, 32)
         if type(alignment) is not int or alignment < 1:
-            raise ValueError
+            raise ValueError("an alignment that is no number above 0")
         found = []
         for _ in range(tensors):
-            name = _string(stream)
+            name = gguf_header.text(stream)
             (dimensions,) = struct.unpack("<I", stream.read(4))
             if dimensions > 8:
-                raise ValueError
+                raise ValueError(f"a tensor of {dimensions} dimensions")
             *shape, kind, offset = struct.unpack(f"<{dimensions}QIQ", stream.read(8 * dimensions + 12))
             count = 1
             for extent in shape:
@@ -195,53 +188,11 @@ def _of_gguf(stream: BinaryIO, path: Path) -> GgufFile:
             dtype = GGMLQuantizationType(kind).name
             found.append((name, dtype, tuple(shape), offset, count // block * size))
     except (struct.error, ValueError, LookupError, OverflowError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{path}: the GGUF header is damaged") from None
+        why = " ".join(str(error).split())[:120]
+        raise ModelError(f"{path}: damaged, or not a GGUF file ({why})") from None
     begin = -(-stream.tell() // alignment) * alignment
     stored = [
         StoredTensor(name, dtype, shape, path, begin + offset, size)
         for name, dtype, shape, offset, size in found
     ]
     return GgufFile(path, metadata, stored)
-
-
-def _metadata(stream: BinaryIO, entries: int) -> dict[str, Any]:
-    """{key: value}, read past arrays (the tokens)."""
-    found: dict[str, Any] = {}
-    for _ in range(entries):
-        key = _string(stream)
-        (kind,) = struct.unpack("<I", stream.read(4))
-        if kind == _STRING:
-            found[key] = _string(stream)
-        elif kind in _SINGLE:
-            form = f"<{_SINGLE[kind]}"
-            (found[key],) = struct.unpack(form, stream.read(struct.calcsize(form)))
-        else:
-            _skip_array(stream)
-    return found
-
-
-def _skip_array(stream: BinaryIO, depth: int = 0) -> None:
-    kind, count = struct.unpack("<IQ", stream.read(12))
-    if count > _MOST or depth > 4:
-        raise ValueError
-    if kind in _SINGLE:
-        stream.seek(struct.calcsize(f"<{_SINGLE[kind]}") * count, 1)
-        return
-    for _ in range(count):
-        if kind == _STRING:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            stream.seek(min(length, 1 << 40), 1)
-        else:
-            _skip_array(stream, depth + 1)
-
-
-def _string(stream: BinaryIO) -> str:
-    (length,) = struct.unpack("<Q", stream.read(8))
-    if length > _MOST:
-        raise ValueError
-    content = stream.read(length)
-    if len(content) < length:
-        raise ValueError
-    return content.decode()
