@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from steersman import Steering
+from cli.command_line import save_tiny
+from steersman import Steering, load_model
 from steersman.errors import PairsError, SteeringNotApplied
 from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.condition import Condition
@@ -51,6 +52,18 @@ def test_why_an_answer_ends(lab_moe: tuple[Any, Any], prompts: Any) -> None:
     stopped = answerer.answer(prompts, Settings(12, stop=(words[2],), likelihoods=1))[-1]
     assert (stopped.text.split(), stopped.stop) == (words[:2], "stop")
     assert len(stopped.likelihoods or ()) == stopped.new_tokens == 3
+
+
+def test_a_checkpoints_own_stop_string_ends_an_answer(tmp_path: Path) -> None:
+    model, tokenizer = load_model(str(save_tiny(tmp_path / "m")))
+    asked = [tokenizer(text)["input_ids"] for text in ("The river is long", "who wrote the book?")]
+    answerer = Answerer(model, tokenizer, None, "weights")
+    (word,) = tokenizer("e")["input_ids"]
+    settings = Settings(6, logit_bias=((word, 1000.0),))
+    assert [answer.text for answer in answerer.answer(asked, settings)] == ["eeeeee"] * 2
+    model.generation_config.stop_strings = ["eee"]
+    for answer in answerer.answer(asked, settings):
+        assert (answer.text, answer.stop, answer.new_tokens) == ("eee", "stop", 3)
 
 
 def test_the_models_window_ends_an_answer(lab_moe: tuple[Any, Any], prompts: Any) -> None:

@@ -124,7 +124,9 @@ class Answerer:
         for place, index in enumerate(batch.indices):
             ids = output.sequences[place, batch.input_ids.shape[1] :].tolist()
             ids, ended = self._until_end(ids)
-            text, cut = _before_stop(self.text_of(ids), settings.stop)
+            whole = self.text_of(ids)
+            text, cut = _before_stop(whole, settings.stop)
+            cut = cut or _before_stop(whole, self._own_stops())[1]  # which stays in the text
             if cut and not ended:
                 ids = _without_padding(ids, pad_id(self.tokenizer))
             likelihoods = None
@@ -153,6 +155,11 @@ class Answerer:
         ends = set(end) if isinstance(end, list | tuple) else {end}
         first = next((place for place, token in enumerate(ids) if token in ends), None)
         return (ids, False) if first is None else (ids[: first + 1], True)
+
+    def _own_stops(self) -> Sequence[str]:
+        """Strings at which the checkpoint's own settings end an answer."""
+        own = getattr(self.model.generation_config, "stop_strings", None) or ()
+        return (own,) if isinstance(own, str) else own
 
     def _likelihoods(self, ids: list[int], logits: Tensor, most: int) -> tuple[TokenLikelihood, ...]:
         log_p = functional.log_softmax(logits.float(), dim=-1)
