@@ -167,7 +167,7 @@ def test_a_template_that_changes_the_message_is_refused() -> None:
     tokenizer = byte_level()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
     chat = [{"role": "user", "content": "count"}]
-    with pytest.raises(PairsError, match=r"file:3: message 1, of the role user, .* changes it"):
+    with pytest.raises(PairsError, match=r"file:3: message 1 .* of the role user, .* changes it"):
         encode(tokenizer, chat, None, where="file:3")
     assert render(tokenizer, [{"role": "user", "content": "COUNT"}]) == ("COUNT", False)
 

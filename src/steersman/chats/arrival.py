@@ -145,8 +145,9 @@ def _not_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, place: in
         right.append("a chat that ends with the user")
     chat = ", ".join(message["role"] for message in messages)
     return (
-        f"message {place + 1}, of the role {role}, does not reach the model: {named(tokenizer)} leaves it "
-        f"out of a chat of {chat}; right is {' or '.join([*right, 'a template that shows it'])}"
+        f"message {place + 1} ({_quoted(messages[place])}), of the role {role}, does not reach the model: "
+        f"{named(tokenizer)} leaves it out of a chat of {chat}; "
+        f"right is {' or '.join([*right, 'a template that shows it'])}"
     )
 
 
@@ -156,7 +157,15 @@ def _changed(
     """A message that does not stand in the text as it was written, by the first word that is missing."""
     lost = next((word for word in said.split() if word not in text), said)
     return (
-        f"message {number}, of the role {message['role']}, does not reach the model as it is written: "
-        f"{named(tokenizer)} changes it ({json.dumps(lost[:60], ensure_ascii=False)} is not in the text); "
+        f"message {number} ({_quoted(message)}), of the role {message['role']}, does not reach the model as "
+        f"it is written: {named(tokenizer)} changes it ({_brief(lost)} is not in the text); "
         "right are words that it leaves as they are, or a template that shows them"
     )
+
+
+def _quoted(message: Mapping[str, Any]) -> str:
+    return _brief(next(iter(_words(message)), ""))
+
+
+def _brief(text: str, width: int = 40) -> str:
+    return json.dumps(text if len(text) <= width else f"{text[:width]}…", ensure_ascii=False)

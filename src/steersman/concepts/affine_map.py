@@ -150,6 +150,11 @@ class AffineMap:
         return self.target.revision
 
     @property
+    def chat(self) -> ChatRecord | None:
+        """How the target's chats were rendered."""
+        return self.target.chat
+
+    @property
     def _target(self) -> tuple[nn.Module, PreTrainedTokenizerBase] | None:
         """The target model and its tokenizer, where they were fitted here and are still in memory."""
         return self._alive("target")

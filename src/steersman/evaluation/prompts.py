@@ -77,7 +77,10 @@ def same_answers(tokenizer: PreTrainedTokenizerBase, item: Item) -> bool:
 
 def _with_answers(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[tuple[int, ...]]:
     """Token ids of an item's prompt, and of the prompt with either answer."""
-    text, add_special = render(tokenizer, item.content)
+    try:
+        text, add_special = render(tokenizer, item.content)
+    except PairsError as error:
+        raise PairsError(f"{item.id}: {error}") from error.__cause__
     glue = _glue(text, item.content)
     ends = ("", glue + item.positive, glue + (item.negative or ""))
     return [_ids(tokenizer, text + end, add_special) for end in ends]

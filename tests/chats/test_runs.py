@@ -1,0 +1,137 @@
+"""The date that chats were rendered with is part of a run: kept, told when resumed, refused when merged."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steersman import (
+    ArtifactError,
+    ConceptVector,
+    PlanError,
+    RoutingContrast,
+    describe_experts,
+    detect_experts,
+    evaluate,
+    fit_affine_map,
+    load_model,
+    load_pairs,
+    merge_affine_maps,
+    merge_contrasts,
+    refine_concept,
+    screen_experts,
+)
+from steersman.chat_record import ChatRecord
+from steersman.lab.tokenizer import CHAT_TEMPLATE
+
+DATED = "{{ strftime_now('%d %B %Y') ~ ' ' }}" + CHAT_TEMPLATE
+FIRST, SECOND = "2026-11-29", "2026-11-30"
+PAIRS = load_pairs("lab:refusal/dev")[:24]
+TEXTS = [
+    [{"role": "user", "content": f"{word} {one} {more} ."}]
+    for word in ("where", "who", "what")
+    for one in "abcde"
+    for more in "abcdefghijklm"
+]
+
+
+@functools.cache
+def opened(day: str, name: str = "lab:moe") -> tuple[Any, Any]:
+    return load_model(name, device="cpu", chat_template=DATED, chat_date=day)
+
+
+def detected(day: str, **options: Any) -> RoutingContrast:
+    return detect_experts(*opened(day), PAIRS, batch_size=24, **options)
+
+
+def mapped(day: str, **options: Any) -> Any:
+    sides = opened(day, "lab:source"), opened(SECOND, "lab:source")
+    return fit_affine_map(*sides, TEXTS, source_layers=[1], target_layers=[1], **options)
+
+
+def evaluated(day: str, **options: Any) -> Any:
+    quiet = {"limit": 4, "max_new_tokens": 2, "random": 0, "shown": 0}
+    return evaluate(*opened(day), task="lab:refusal/dev", **quiet, **options)
+
+
+def screened(day: str, **options: Any) -> Any:
+    few = {"limit": 40, "exact_runs": 1, "at_most": 0, "method": "estimate", "batch_size": 64}
+    return screen_experts(*opened(day), "lab:faithfulness/train", **few, **options)
+
+
+RUNS: dict[str, tuple[Callable[..., Any], str]] = {
+    "detect": (detected, "--chat-date"),
+    "map": (mapped, "--source-chat-date"),
+    "evaluate": (evaluated, "--chat-date"),
+    "screen": (screened, "--chat-date"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_another_day_says_which_and_how_to_go_on(name: str, tmp_path: Path) -> None:
+    run, option = RUNS[name]
+    run(FIRST, checkpoint=tmp_path / "partial")
+    with pytest.raises(ArtifactError) as raised:
+        run(SECOND, checkpoint=tmp_path / "partial", resume=True)
+    line = str(raised.value)
+    assert f"({FIRST} there, {SECOND} here): give {option} {FIRST} to go on" in line
+    assert "tokenization" not in line
+    run(FIRST, checkpoint=tmp_path / "partial", resume=True)
+
+
+def test_kept_states_of_another_day_are_not_used(tmp_path: Path) -> None:
+    mapped(FIRST, source_states=tmp_path / "states")
+    with pytest.raises(ArtifactError, match=f"give --source-chat-date {FIRST}"):
+        mapped(SECOND, source_states=tmp_path / "states")
+    mapped(FIRST, source_states=tmp_path / "states")
+
+
+def test_shards_of_two_days_are_not_merged(tmp_path: Path) -> None:
+    parts = [detected(day, shard=f"{number}/2") for number, day in ((1, FIRST), (2, SECOND))]
+    saved = []
+    for number, part in enumerate(parts):
+        part.save_pretrained(tmp_path / str(number))
+        saved.append(RoutingContrast.from_pretrained(tmp_path / str(number)))
+    for of in (parts, saved):
+        with pytest.raises(PlanError) as raised:
+            merge_contrasts(of)
+        assert f"({FIRST} and {SECOND})" in str(raised.value)
+        assert f"--chat-date {FIRST}" in str(raised.value)
+    merged = merge_contrasts([parts[0], detected(FIRST, shard="2/2")])
+    assert merged.chat == parts[0].chat == detected(FIRST).chat
+
+
+def test_parts_of_a_map_of_two_days_are_not_merged() -> None:
+    parts = [mapped(day, shard=f"{number}/2") for number, day in ((1, FIRST), (2, SECOND))]
+    with pytest.raises(ArtifactError) as raised:
+        merge_affine_maps(parts)
+    assert f"({FIRST} and {SECOND})" in str(raised.value)
+    assert f"--source-chat-date {FIRST}" in str(raised.value)
+    merged = merge_affine_maps([parts[0], mapped(FIRST, shard="2/2")])
+    assert (merged.source.chat.date, merged.target.chat.date) == (FIRST, SECOND)
+
+
+def test_artifacts_and_plans_keep_how_chats_were_rendered(tmp_path: Path) -> None:
+    contrast = detected(FIRST)
+    expected = contrast.chat
+    assert isinstance(expected, ChatRecord)
+    assert (expected.date, dict(expected.arguments)) == (FIRST, {})
+    concept = refine_concept(*opened(FIRST), PAIRS, layers=[1], shuffles=0, batch_size=24)
+    profile = describe_experts(*opened(FIRST), TEXTS)
+    assert concept.chat == profile.chat == screened(FIRST).chat == expected
+    assert evaluated(FIRST).to_json()["chats"] == expected.to_json()
+    concept.save_pretrained(tmp_path / "concept")
+    assert ConceptVector.from_pretrained(tmp_path / "concept").chat == expected
+    assert contrast.select(top=2).provenance["chat"] == expected.to_json()
+    assert concept.steering(1.0).provenance["concept"]["chat"] == expected.to_json()
+
+
+def test_texts_alone_were_rendered_by_nothing() -> None:
+    plain = [{"positive": f"{word} is here", "negative": f"{word} is not"} for word in "abcdefgh"]
+    assert detect_experts(*opened(FIRST), plain).chat is None
+    assert describe_experts(*opened(FIRST), ["a text", "another"]).chat is None
+    assert refine_concept(*opened(FIRST), plain, layers=[1], shuffles=0).chat is None
