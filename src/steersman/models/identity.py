@@ -83,12 +83,15 @@ def has_weights(model: nn.Module, identity: str, what: str = "this steering") ->
         return identity != UNKNOWN and weights_id(model) == identity
     if _identity(model, id_by_sample) != identity:
         return False
-    warnings.warn(
-        f"{what} was saved by an earlier version, which names weights by a sample of their bytes: it agrees, "
-        "which does not prove that every byte does; make it again, or save it again with "
-        "weights_id=steersman.weights_id(model), to have the proof from then on",
-        stacklevel=2,
-    )
+    told = _told.setdefault(unwrap(model), set())
+    if identity not in told:  # a run applies a plan many times
+        told.add(identity)
+        warnings.warn(
+            f"{what} was saved by an earlier version, which names weights by a sample of their bytes: it "
+            "agrees, which does not prove that every byte does; make it again, or save it again with "
+            "weights_id=steersman.weights_id(model), to have the proof from then on",
+            stacklevel=2,
+        )
     return True
 
 
@@ -124,6 +127,8 @@ class _Known:
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+_told: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+"""Of which ids by sample it was said that they prove little."""
 
 
 def _identity(model: nn.Module, made: Callable[[Sequence[TensorBytes]], str]) -> str:
