@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cli.command_line import process, run
 from rankings import ranking, reference_choice
@@ -90,6 +93,38 @@ def test_a_configuration_is_enough_to_describe(tiny: Path, configuration: Path) 
     assert {key: alone[key] for key in same} == {key: whole[key] for key in same}
     (configuration / "config.json").write_text("{}")
     assert "its configuration cannot be read" in run("describe", configuration).error
+
+
+@pytest.mark.parametrize(
+    ("what", "write"),
+    [
+        ("an array of numpy", lambda file: np.save(file, np.ones(32, np.float32))),
+        ("a safetensors file", lambda file: save_file({"v": torch.ones(32)}, file)),
+        (
+            "a file of torch.save before PyTorch 1.6",
+            lambda file: torch.save(torch.ones(32), file, _use_new_zipfile_serialization=False),
+        ),
+    ],
+)
+def test_vectors_in_forms_that_are_not_read(
+    what: str, write: Callable[[Any], object], tiny: Path, tmp_path: Path
+) -> None:
+    with (file := tmp_path / "vectors").open("wb") as stream:
+        write(stream if what == "an array of numpy" else file)
+    error = run("import", file, "--model", tiny, "-o", tmp_path / "plan").error
+    assert f"{file}: is {what}" in error
+    assert "which is not read; save its vectors with torch.save(…)" in error
+
+
+def test_bare_tensors_with_their_layers(tiny: Path, tmp_path: Path) -> None:
+    torch.save(torch.ones(2, 32), file := tmp_path / "vectors.pt")
+    command = ("import", file, "--model", tiny, "-o", tmp_path / "plan")
+    assert "does not say of which layers: give them with --layers" in run(*command).error
+    result = run(*command, "--layers", "0,2", "--json").json
+    assert [vector["layer"] for vector in result["vectors"]] == [0, 2]
+    (tmp_path / "plan.json").write_text('{"layer_configs": {"1": {"expert_ids": [1]}}}')
+    wrong = run("import", tmp_path / "plan.json", "--model", tiny, "-o", tmp_path / "other", "--layers", "1")
+    assert "--layers goes with vectors saved by torch.save" in wrong.error
 
 
 def test_there_and_back_through_easysteer(tiny: Path, steering: Path, tmp_path: Path) -> None:

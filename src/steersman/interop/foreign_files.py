@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from steersman.errors import ArtifactError
 from steersman.interop.inert_pickle import MOST_BYTES
 from steersman.stand_ins import HEAD, annex_link, stand_in
+
+_NOT_READ: dict[str, Callable[[bytes], bool]] = {
+    "an array of numpy (.npy)": lambda content: content.startswith(b"\x93NUMPY"),
+    "a safetensors file": lambda content: content[8:9] == b"{" and content[2:8] == bytes(6),
+    "a file of torch.save before PyTorch 1.6": lambda content: content[:24].find(_OLD_TORCH) > 0,
+    "an HDF5 file": lambda content: content.startswith(b"\x89HDF\r\n\x1a\n"),
+}
+"""Files that hold vectors in forms that are not read, by how they begin."""
+_OLD_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
 def read_bytes(path: Path, *, zipped: bool = False) -> bytes:
@@ -40,6 +50,9 @@ def format_of(path: Path) -> str:
     names). Raises `ArtifactError` as `read_bytes`.
     """
     content = read_bytes(path, zipped=True)
+    for what, holds in _NOT_READ.items():
+        if holds(content):
+            raise ArtifactError(f"{path}: is {what}, which is not read; save its vectors with torch.save(…)")
     if content.startswith(b"GGUF"):
         return "easysteer" if b"controlvector.method" in content[:4096] else "gguf"
     if content.startswith(b"PK\x03\x04"):
