@@ -65,7 +65,8 @@ PROCESSES = tests/cli/test_main.py tests/cli/test_detect.py tests/cli/test_evalu
     tests/models/test_parallel.py tests/models/test_threads.py tests/models/test_ways_around.py tests/evaluation/judges
 
 test-portable: $(READY) ## The tests that compare numbers as other processors compute them; those with processes on a busy machine
-	@failed=; for setting in $(PORTABLE); do echo "== $$setting: $(NUMBERS)"; env $(RUN) $$setting \
+	@failed=; for setting in $(PORTABLE); do echo "== $$setting: $(NUMBERS)"; \
+	    env $(RUN) OMP_WAIT_POLICY=passive $$setting \
 	    $(BIN)/python -m pytest -n $(WORKERS) -m "not long" $(NUMBERS) $(PYTEST_ARGS) || failed="$$failed $$setting"; done; \
 	echo "== beside four busy loops: $(PROCESSES)"; \
 	for n in 1 2 3 4; do sh -c 'while :; do :; done' & loops="$$loops $$!"; done; trap "kill $$loops" EXIT; \
