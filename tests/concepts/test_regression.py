@@ -21,6 +21,7 @@ from steersman.concepts.regression import (
     held_out_moments,
     spreads,
 )
+from steersman.concepts.solving import solve
 
 
 def fitting_of(moments: JointMoments, source: int) -> Fitting:
@@ -107,6 +108,15 @@ def test_rounding_does_not_choose_the_ridge() -> None:
         pair = fitting_of(moments_of(replace(of, x=of.x * (1 + 1e-7 * noise))), 0).pair(0)
         chosen.add(pair.ridge)
     assert len(chosen) == 1
+
+
+def test_of_source_layers_that_do_equally_well_the_lowest_is_taken() -> None:
+    of = example(rows=400, sources=1, noise=0.3)
+    for seed in range(6):
+        noise = torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        alike = torch.cat([of.x * (1 + 1e-7 * more) for more in noise], dim=1)
+        maps, _ = solve(moments_of(replace(of, x=alike)))
+        assert {found.source_layer for found in maps.values()} == {0}
 
 
 def test_a_control_explains_nothing_and_a_map_something() -> None:

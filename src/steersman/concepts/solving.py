@@ -17,7 +17,7 @@ from steersman.chat_record import common, rendered_otherwise, to_json
 from steersman.concepts.affine_map import AffineMap, LayerMap, MapTable
 from steersman.concepts.joint_moments import FIT, JointMoments
 from steersman.concepts.norms import NormHistogram
-from steersman.concepts.regression import Fitting, Pair, held_out_moments, spreads
+from steersman.concepts.regression import R2_TIE, Fitting, Pair, held_out_moments, spreads
 from steersman.concepts.separation import AUROC_TIE
 from steersman.errors import ArtifactError, ModelError, PairsError
 from steersman.models.same_weights import same_weights
@@ -34,7 +34,8 @@ Ticking = Callable[[], object]
 def solve(
     moments: JointMoments, chosen_source: int | None = None, tick: Ticking | None = None
 ) -> tuple[dict[int, LayerMap], MapTable]:
-    """Fit every pair of layers; each target layer's map is from the source layer with the best held-out R².
+    """Fit every pair of layers; each target layer's map is from the source layer with the best held-out R²,
+    of equals from the lowest.
 
     Args:
         moments: Of fitted and held-out rows.
@@ -62,7 +63,7 @@ def solve(
             found = fitting.pair(place)
             pairs[-1].append(found)
             wanted = chosen_source in (None, source)
-            if wanted and (target not in best or found.r2 > best[target][0]):
+            if wanted and (target not in best or found.r2 > best[target][0] + R2_TIE):
                 best[target] = found.r2, _layer_map(moments, fitting, source, place, found)
         if tick is not None:
             tick()
