@@ -13,6 +13,7 @@ from steersman.errors import ArtifactError
 from steersman.interop.inert_pickle import MOST_BYTES
 from steersman.stand_ins import HEAD, annex_link, stand_in
 
+_OLD_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _NOT_READ: dict[str, Callable[[bytes], bool]] = {
     "an array of numpy (.npy)": lambda content: content.startswith(b"\x93NUMPY"),
     "a safetensors file": lambda content: content[8:9] == b"{" and content[2:8] == bytes(6),
@@ -20,7 +21,6 @@ _NOT_READ: dict[str, Callable[[bytes], bool]] = {
     "an HDF5 file": lambda content: content.startswith(b"\x89HDF\r\n\x1a\n"),
 }
 """Files that hold vectors in forms that are not read, by how they begin."""
-_OLD_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
 def read_bytes(path: Path, *, zipped: bool = False) -> bytes:
