@@ -19,6 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors",
     "certainty",
+    "showing",
     "stand_ins",
     "cache",
     "ties",
@@ -56,6 +57,7 @@ HANDED_OVER = {
 }
 # Files that are mathematics, and what they may import beyond the standard library.
 PURE = {
+    "showing.py": set(),
     "ties.py": {"numpy"},
     "certainty.py": set(),
     "limits.py": set(),

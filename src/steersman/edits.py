@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from steersman.errors import PlanError
+from steersman.showing import Shown, ranges
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +32,8 @@ SCOPES: dict[str, frozenset[str]] = {
 """The roles that each scope holds. `answer` is every position that produces a token of the answer."""
 
 
-@dataclass(frozen=True)
-class ExpertEdit:
+@dataclass(frozen=True, repr=False)
+class ExpertEdit(Shown):
     """Experts moved toward or out of the routers' top-k.
 
     `strengths` is {layer: {expert: λ}} with λ in [-1, 1]: 1 puts the expert into every token's top-k, -1
@@ -92,6 +93,11 @@ class ExpertEdit:
             "strengths": [list(entry) for entry in self.entries()],
         }
 
+    def in_words(self) -> str:
+        """How many experts it moves, where."""
+        number = len(self.entries())
+        return f"{number} expert{'s' * (number != 1)} at layers {ranges(self.layers)}, scope {self.scope}"
+
 
 class Vectors(Mapping[int, "Tensor"]):
     """{layer: vector} of an edit, to be read: every look gives a copy, so that what is done to one in place
@@ -111,11 +117,11 @@ class Vectors(Mapping[int, "Tensor"]):
         return len(self._own)
 
     def __repr__(self) -> str:
-        return repr(self._own)
+        return f"<Vectors: layers {ranges(tuple(self._own))}>"
 
 
-@dataclass(frozen=True, eq=False)
-class ResidualEdit:
+@dataclass(frozen=True, eq=False, repr=False)
+class ResidualEdit(Shown):
     """Vectors in the residual stream, at the outputs of decoder layers.
 
     `vectors` is {layer: v [width]}, layers from 0. `add`: h ← h + strength · v. `project`: h ← h − strength ·
@@ -180,6 +186,11 @@ class ResidualEdit:
             "strength": self.strength,
             "vectors": digests,
         }
+
+    def in_words(self) -> str:
+        """What it does, where, how strongly."""
+        where = f"layers {ranges(self.layers)}"
+        return f"{self.operation} at {where}, strength {self.strength:g}, scope {self.scope}"
 
 
 Edit = ExpertEdit | ResidualEdit

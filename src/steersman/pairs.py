@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, overload
 from tqdm import tqdm
 
 from steersman.errors import PairsError
+from steersman.showing import SHOWN, Shown, Table, cut
 from steersman.stand_ins import HEAD, annex_link, stand_in
 from steersman.steering import canonical_json, sha256_of
 
@@ -31,8 +32,8 @@ _FORMS = (
 )
 
 
-@dataclass(frozen=True)
-class ContrastPair:
+@dataclass(frozen=True, repr=False)
+class ContrastPair(Shown):
     """Two chats or texts that show the two sides of a behaviour.
 
     ``positive_target`` and ``negative_target`` are the parts whose tokens are compared (None: see `encode`);
@@ -72,8 +73,12 @@ class ContrastPair:
             "negative_target": self.negative_target,
         }
 
+    def in_words(self) -> str:
+        """Where it is from, and how its sides begin."""
+        return f"{cut(self.where)}: {cut(self.positive)} / {cut(self.negative)}"
 
-class ContrastPairs(Sequence[ContrastPair]):
+
+class ContrastPairs(Shown, Sequence[ContrastPair]):
     """Contrast pairs in order, with a name for messages and a hash of what they say.
 
     Raises PairsError where there is none, or an id is given twice.
@@ -111,8 +116,17 @@ class ContrastPairs(Sequence[ContrastPair]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __repr__(self) -> str:
-        return f"ContrastPairs({len(self)} pairs from {self.name})"
+    def in_words(self) -> str:
+        """How many there are, from where."""
+        return f"{len(self)} pairs from {self.name}"
+
+    def as_tables(self) -> list[Table]:
+        """The first pairs, each side from its beginning."""
+        rows = [
+            (pair.id or n, pair.group or "", cut(pair.positive), cut(pair.negative))
+            for n, pair in enumerate(self[:SHOWN], 1)
+        ]
+        return [(("pair", "group", "positive", "negative"), rows)]
 
 
 def _with_unique_ids(pairs: Iterable[ContrastPair]) -> Iterator[ContrastPair]:

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from steersman.edits import (
     ROLES,
@@ -24,9 +25,11 @@ from steersman.edits import (
     clipped,
     effective_strengths,
     expert_edits,
+    residual_edits,
 )
 from steersman.errors import PlanError
 from steersman.limits import Router, broken_limit
+from steersman.showing import Shown, Table, cut, ranges
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,8 +52,8 @@ def sha256_of(value: object) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Architecture:
+@dataclass(frozen=True, repr=False)
+class Architecture(Shown):
     """The structure that a plan is made for: model type, width, and each decoder layer's router (None
     where dense).
     """
@@ -96,9 +99,17 @@ class Architecture:
             raise PlanError(f"the router of layer {layer} cannot be steered: {router.reason}")
         return router
 
+    def in_words(self) -> str:
+        """ "olmoe, width 2048, 16 layers, 16 routers: 64 experts, top-8, softmax-topk"."""
+        facts = sorted(
+            {f"{router.experts} experts, top-{router.top_k}, {router.rule}" for router in self.routers}
+        )
+        routers = f"{len(self.routers)} routers{': ' + ' | '.join(facts) if facts else ''}"
+        return f"{self.model_type} (width {self.hidden_size}, {self.layer_count} layers, {routers})"
 
-@dataclass(frozen=True)
-class Steering:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Steering(Shown):
     """A plan: edits in order, for one architecture and the weights they were made for.
 
     Raises `PlanError` when the plan names what does not exist, contradicts itself or breaks a router's limit.
@@ -243,15 +254,44 @@ class Steering:
     def __add__(self, other: object) -> Steering:
         return compose(self, other) if isinstance(other, Steering) else NotImplemented
 
-    def __mul__(self, factor: object) -> Steering:
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
+    def __radd__(self, other: object) -> Steering:
+        return self if type(other) is int and other == 0 else NotImplemented  # what `sum` begins with
+
+    def __sub__(self, other: object) -> Steering:
+        return compose(self, -other) if isinstance(other, Steering) else NotImplemented
+
+    def __neg__(self) -> Steering:
+        return self.reversed()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both do the same to the same weights: where a plan comes from does not count."""
+        return isinstance(other, Steering) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[str, str, str]:
+        return self.fingerprint, self.weights_id, self.on_conflict
+
+    __array_ufunc__ = None
+    """numpy's numbers leave their products with a plan to the plan."""
+
+    def __truediv__(self, factor: object) -> Steering:
+        if not _is_number(factor):
             return NotImplemented
+        if not factor:
+            raise PlanError("a steering cannot be divided by 0")
+        return self * (1 / float(factor))
+
+    def __mul__(self, factor: object) -> Steering:
+        if not _is_number(factor):
+            return NotImplemented
+        factor = float(factor)
         if not abs(factor) <= sys.float_info.max:
             raise PlanError(f"a steering cannot be scaled by {factor}")
         edits = tuple(edit * factor for edit in self.edits)
-        return replace(
-            self, edits=edits, provenance=_derived("scaled", [self], factor=float(factor)), evidence=()
-        )
+        return replace(self, edits=edits, provenance=_derived("scaled", [self], factor=factor), evidence=())
 
     __rmul__ = __mul__
 
@@ -272,19 +312,26 @@ class Steering:
         self,
         model: nn.Module,
         *,
+        strength: float = 1.0,
         match: Literal["weights", "architecture"] = "weights",
         prompt_lengths: Sequence[int] | None = None,
         threads: Literal["own", "all"] = "own",
         receipt: Literal["tokens", "changes"] = "tokens",
     ) -> AbstractContextManager[Receipt]:
-        """Steer `model` inside a `with` block.
+        """Steer `model` inside a `with` block, with `strength` times the plan.
 
         See `steersman.apply_rows` for the arguments and what is raised.
         """
         from steersman.models.apply import apply
 
         return apply(
-            model, self, match=match, prompt_lengths=prompt_lengths, threads=threads, receipt=receipt
+            model,
+            self,
+            strength=strength,
+            match=match,
+            prompt_lengths=prompt_lengths,
+            threads=threads,
+            receipt=receipt,
         )
 
     def save_pretrained(self, folder: str | Path, *, force: bool = False) -> None:
@@ -313,6 +360,43 @@ class Steering:
 
         return push_folder(self.save_pretrained, repo_id, license=license, **options)
 
+    def in_words(self) -> str:
+        """What the plan does, for which model."""
+        of = {"activated": 1, "deactivated": -1}
+        signs = [strength for experts in self.strengths.values() for strength in experts.values()]
+        words = [f"{n} experts {way}" for way, sign in of.items() if (n := sum(s * sign > 0 for s in signs))]
+        vectors = residual_edits(self.edits)
+        if layers := sorted({layer for edit in vectors for layer in edit.layers}):
+            done = "/".join(sorted({edit.operation for edit in vectors}))
+            words.append(f"vectors ({done}) at layer{'s' * (len(layers) > 1)} {ranges(layers)}")
+        scopes = "/".join(sorted({edit.scope for edit in self.edits}))
+        what = ", ".join(words) or "changes nothing"
+        where = f"{self.model or 'a model'}, {self.architecture.in_words()}"
+        return (
+            f"{what}{f'; scope {scopes}' if scopes else ''}; for {cut(where, 120)}; {self.fingerprint[:8]}…"
+        )
+
+    def as_tables(self) -> list[Table]:
+        """Experts and vectors, as `steersman show` prints them."""
+        experts = [
+            (layer, expert, "in" if strength > 0 else "out", f"{strength:+g}", edit.scope)
+            for edit in expert_edits(self.edits)
+            for layer, expert, strength in edit.entries()
+            if strength
+        ]
+        vectors = [
+            (layer, edit.operation, f"{edit.strength:+g}", f"{float(vector.norm()):.4g}", edit.scope)
+            for edit in residual_edits(self.edits)
+            for layer, vector in edit.vectors.items()
+        ]
+        found: list[Table] = []
+        if experts:
+            found.append((("layer", "expert", "top-k", "strength", "tokens"), experts))
+        if vectors:
+            header = ("layer", "residual stream", "strength", "norm of the vector", "tokens")
+            found.append((header, vectors))
+        return found
+
 
 def compose(*steerings: Steering, on_conflict: OnConflict = "error") -> Steering:
     """One plan of several, edits in order.
@@ -327,7 +411,10 @@ def compose(*steerings: Steering, on_conflict: OnConflict = "error") -> Steering
     first = steerings[0]
     for other in steerings[1:]:
         if other.architecture_id != first.architecture_id:
-            raise PlanError("these steerings are for different architectures and cannot be composed")
+            raise PlanError(
+                "these steerings are for different architectures and cannot be composed: "
+                f"{first.architecture.in_words()}, and {other.architecture.in_words()}"
+            )
         if not same_weights(first, other):
             raise PlanError("these steerings were made for different weights and cannot be composed")
         first = with_stronger_id(first, other)
@@ -395,6 +482,10 @@ def _check_conflicts(edits: Sequence[ExpertEdit]) -> None:
                     f"layer {layer}, expert {expert}: one edit activates it and another deactivates it; "
                     'compose with on_conflict="sum" to add them up'
                 )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _derived(made: str, sources: Sequence[Steering], **facts: object) -> dict[str, Any]:

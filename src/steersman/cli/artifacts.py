@@ -19,7 +19,6 @@ from steersman.cli.output import in_columns, put_out, whole_file
 from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
 from steersman.cli.screening import draw_screen, screen_for_json, screen_in_words
 from steersman.cli.shards import shards_in_words
-from steersman.edits import expert_edits, residual_edits
 from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
 from steersman.models.weights_ids import in_brief
 
@@ -157,9 +156,10 @@ def _show_map(
 def _show_concept(artifact: str, manifest: dict[str, Any], as_json: bool) -> None:
     from steersman import ConceptVector
 
-    result = {"manifest": manifest, **concept_for_json(ConceptVector.from_pretrained(artifact))}
+    concept = ConceptVector.from_pretrained(artifact)
+    result = {"manifest": manifest, **concept_for_json(concept)}
     words = [f"{artifact}: a concept vector", *_origin(manifest)]
-    put_out(result, as_json, lambda: "\n".join([*words, *concept_in_words(result)]))
+    put_out(result, as_json, lambda: "\n".join([*words, *concept_in_words(concept, result)]))
 
 
 def _show_steering(artifact: str, manifest: dict[str, Any], as_json: bool) -> None:
@@ -272,30 +272,15 @@ def _in_words(artifact: str, manifest: dict[str, Any], steering: Steering) -> st
 
 
 def _steering_in_words(artifact: str, manifest: dict[str, Any], steering: Steering) -> str:
-    rows = [
-        (layer, expert, "in" if strength > 0 else "out", f"{strength:+g}", edit.scope)
-        for edit in expert_edits(steering.edits)
-        for layer, expert, strength in edit.entries()
-        if strength
-    ]
-    vectors = [
-        (layer, edit.operation, f"{edit.strength:+g}", f"{float(vector.norm()):.4g}", edit.scope)
-        for edit in residual_edits(steering.edits)
-        for layer, vector in edit.vectors.items()
-    ]
+    tables = [in_columns(*table) for table in steering.as_tables()]
     skipped = steering.provenance.get("skipped", [])
     lines = [
         f"{artifact}: a steering, {plan_in_words(steering)}",
         *_origin(manifest),
         f"fingerprint {steering.fingerprint}",
     ]
-    if rows:
-        lines += ["", in_columns(("layer", "expert", "top-k", "strength", "tokens"), rows)]
-    if vectors:
-        header = ("layer", "residual stream", "strength", "norm of the vector", "tokens")
-        lines += ["", in_columns(header, vectors)]
-    if not rows and not vectors:
-        lines += ["", "No edits: it changes nothing."]
+    for table in tables or ["No edits: it changes nothing."]:
+        lines += ["", table]
     lines += [f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}" for entry in skipped]
     if steering.evidence:
         from steersman.evaluation.evaluation_report import evidence_in_words

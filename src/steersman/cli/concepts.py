@@ -235,7 +235,7 @@ def interval_for_json(found: Separation | None) -> dict[str, float | None]:
     return {"auroc": found.auroc, "low": found.low, "high": found.high}
 
 
-def concept_in_words(result: dict[str, Any]) -> list[str]:
+def concept_in_words(concept: ConceptVector, result: dict[str, Any]) -> list[str]:
     """What was refined, as lines with a table by layer."""
     read = {"last": "at the last token", "target_mean": "as the mean over the target"}[result["position"]]
     how = {"mean_difference": "mean difference", "pca": "top direction of the differences"}[result["method"]]
@@ -244,18 +244,7 @@ def concept_in_words(result: dict[str, Any]) -> list[str]:
         lines.append(f"{result['skipped']} pairs left out: longer than the model's context")
     if result["alike"]:
         lines.append(f"{result['alike']} pairs left out: both sides are the same tokens")
-    rows = [
-        (
-            entry["layer"],
-            "–" if entry["auroc"] is None else f"{entry['auroc']:.3f}",
-            "–" if entry["low"] is None else f"[{entry['low']:.3f}, {entry['high']:.3f}]",
-            f"{entry['norm']:.3g}",
-            f"{entry['length']:.2f}",
-            "best" if entry["layer"] == result["best"] else "",
-        )
-        for entry in result["layers"]
-    ]
-    lines += ["", in_columns(("layer", "AUROC", "95 % interval", "norm", "dose at 1", ""), rows), ""]
+    lines += ["", *(in_columns(*table) for table in concept.as_tables()), ""]
     if result["best"] is None:
         lines.append("no AUROC: its pairs are of one group, so none could be held out")
     else:
@@ -264,7 +253,7 @@ def concept_in_words(result: dict[str, Any]) -> list[str]:
 
 
 def _refined_in_words(result: dict[str, Any], concept: ConceptVector) -> str:
-    lines = [f"{result['output']}: a concept vector", *concept_in_words(result)]
+    lines = [f"{result['output']}: a concept vector", *concept_in_words(concept, result)]
     return "\n".join([*lines, *written(result, ["plot"])])
 
 

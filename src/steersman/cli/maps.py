@@ -282,23 +282,7 @@ def map_in_words(found: AffineMap) -> str:
         lines.append(f"{found.skipped} texts left out: too long, or without a row that both models share")
     if found.table is None:
         return "\n".join([*lines, f"part {found.shard}: merge all parts for the map"])
-    ranks = dict(zip(found.table.source_layers, found.table.source_rank.tolist(), strict=True))
-    conditions = dict(zip(found.table.source_layers, found.table.condition.tolist(), strict=True))
-    rows = [
-        (
-            layer,
-            of.source_layer,
-            f"{of.r2:.3f}",
-            f"{of.r2_control:+.3f} ± {of.control_sd:.3f}",
-            f"{of.ridge:.1g}",
-            f"{of.effective_rank:.1f}",
-            f"{ranks[of.source_layer]:.1f}",
-            f"{conditions[of.source_layer]:.1e}",
-        )
-        for layer, of in sorted(found.maps.items())
-    ]
-    header = ("target", "source", "R²", "control", "ridge", "rank of map", "rank of source", "condition")
     caveat = (
         "R² is of states in general, on held-out texts: whether a concept arrives, transplant --check says"
     )
-    return "\n".join([*lines, "", in_columns(header, rows), "", caveat])
+    return "\n".join([*lines, "", *(in_columns(*table) for table in found.as_tables()), "", caveat])

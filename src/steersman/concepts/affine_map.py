@@ -20,6 +20,7 @@ from steersman.concepts.joint_moments import JointMoments
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.regression import HeldOut
 from steersman.errors import ArtifactError, PlanError
+from steersman.showing import Shown, Table, cut, ranges
 from steersman.steering import Architecture
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from steersman.steering import Steering
 
 
-@dataclass(frozen=True)
-class MappedModel:
+@dataclass(frozen=True, repr=False)
+class MappedModel(Shown):
     """One of the two models: what it is called, and which it is."""
 
     model: str
@@ -44,9 +45,13 @@ class MappedModel:
         """What it is called."""
         return self.model
 
+    def in_words(self) -> str:
+        """What it is called, and what it is."""
+        return f"{self.model or 'a model'}, {self.architecture.in_words()}"
 
-@dataclass(frozen=True)
-class LayerMap:
+
+@dataclass(frozen=True, repr=False)
+class LayerMap(Shown):
     """x ↦ W x + b from a source layer's states to a target layer's.
 
     Attributes:
@@ -71,9 +76,15 @@ class LayerMap:
     effective_rank: float
     held_out: HeldOut
 
+    def in_words(self) -> str:
+        """Where it comes from, how large it is, how well it does."""
+        rows, columns = self.weight.shape
+        size = f"{columns} → {rows} numbers"
+        return f"from layer {self.source_layer}, {size}, R² {self.r2:.3f}, ridge {self.ridge:.1g}"
 
-@dataclass(frozen=True)
-class MapTable:
+
+@dataclass(frozen=True, repr=False)
+class MapTable(Shown):
     """Every pair of layers: float64 [source layers, target layers] `r2`, `r2_control`, `control_sd` and
     `ridge`; [source layers] `source_rank` (exp of the entropy of the eigenvalues of the states' correlations)
     and `condition` (their largest over their smallest).
@@ -88,9 +99,13 @@ class MapTable:
     source_rank: Tensor
     condition: Tensor
 
+    def in_words(self) -> str:
+        """Which layers it pairs."""
+        return f"source layers {ranges(self.source_layers)} × target layers {ranges(self.target_layers)}"
 
-@dataclass(frozen=True, eq=False)
-class AffineMap:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AffineMap(Shown):
     """Maps of decoder layers' outputs, from a source model to a target model.
 
     Attributes:
@@ -263,3 +278,32 @@ class AffineMap:
         from steersman.artifacts import push_folder
 
         return push_folder(self.save_pretrained, repo_id, license=license, **options)
+
+    def in_words(self) -> str:
+        """Which models and layers, of how many rows."""
+        part = f", part {self.shard}" if self.shard else ""
+        layers = f"target layers {ranges(self.layers)}" if self.maps else "no layers yet"
+        models = f"{cut(self.source.name or 'a model')} → {cut(self.target.name or 'a model')}"
+        return f"{models}, {layers}; {self.rows} rows of {self.texts} texts{part}"
+
+    def as_tables(self) -> list[Table]:
+        """Target layer by target layer: where it comes from, and how well."""
+        if self.table is None:
+            return []
+        ranks = dict(zip(self.table.source_layers, self.table.source_rank.tolist(), strict=True))
+        conditions = dict(zip(self.table.source_layers, self.table.condition.tolist(), strict=True))
+        rows = [
+            (
+                layer,
+                of.source_layer,
+                f"{of.r2:.3f}",
+                f"{of.r2_control:+.3f} ± {of.control_sd:.3f}",
+                f"{of.ridge:.1g}",
+                f"{of.effective_rank:.1f}",
+                f"{ranks[of.source_layer]:.1f}",
+                f"{conditions[of.source_layer]:.1e}",
+            )
+            for layer, of in sorted(self.maps.items())
+        ]
+        header = ("target", "source", "R²", "control", "ridge", "rank of map", "rank of source", "condition")
+        return [(header, rows)]

@@ -30,12 +30,13 @@ from steersman.concepts.regression import R2_TIE, RIDGES, HeldOut, effective_ran
 from steersman.concepts.rows import states_of_texts
 from steersman.concepts.states import check_layers
 from steersman.errors import ModelError, PairsError
+from steersman.showing import Shown, cut, ranges
 from steersman.texts import load_texts
 from steersman.ties import largest
 
 
-@dataclass(frozen=True, eq=False)
-class AnchorEncoder:
+@dataclass(frozen=True, eq=False, repr=False)
+class AnchorEncoder(Shown):
     """A model's states of the anchors.
 
     Attributes:
@@ -51,6 +52,11 @@ class AnchorEncoder:
     held_out: Tensor
     norms: Mapping[int, NormHistogram]
     made_from: Mapping[str, Any]
+
+    def in_words(self) -> str:
+        """Whose states, at how many anchors."""
+        layers = ranges(tuple(sorted(self.states)))
+        return f"{len(self.held_out)} anchors at layers {layers} of {cut(self.of.name or 'a model', 100)}"
 
 
 def encode_anchors(

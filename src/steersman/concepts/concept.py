@@ -20,6 +20,7 @@ from steersman.concepts.separation import AUROC_TIE, Separation
 from steersman.edits import Operation, Scope
 from steersman.errors import PlanError
 from steersman.pairs import ContrastPairs
+from steersman.showing import Shown, Table, cut, ranges
 from steersman.steering import Architecture, Steering
 from steersman.ties import largest
 
@@ -27,8 +28,8 @@ Method = Literal["mean_difference", "pca"]
 METHODS: tuple[Method, ...] = ("mean_difference", "pca")
 
 
-@dataclass(frozen=True, eq=False)
-class ConceptVector:
+@dataclass(frozen=True, eq=False, repr=False)
+class ConceptVector(Shown):
     """A concept in the residual stream of one model.
 
     Attributes:
@@ -195,3 +196,32 @@ class ConceptVector:
         from steersman.artifacts import push_folder
 
         return push_folder(self.save_pretrained, repo_id, license=license, **options)
+
+    def in_words(self) -> str:
+        """What was refined, from what, and where it separates best."""
+        known = [found for found in self.separation.values() if found is not None]
+        best = (
+            f", AUROC {max(found.auroc for found in known):.3f} at layer {self.best_layer}" if known else ""
+        )
+        where = f"layers {ranges(self.layers)}{best}; {self.pairs} pairs in {self.clusters} clusters"
+        return f"{where}; {self.method}, {self.position}; for {cut(self.model or 'a model', 100)}"
+
+    def as_tables(self) -> list[Table]:
+        """Layer by layer: how well the direction separates held-out pairs, and how long it is."""
+        best = self.best_layer if any(self.separation.values()) else None
+        rows = []
+        for layer in self.layers:
+            found = self.separation[layer]
+            rows.append(
+                (
+                    layer,
+                    "–" if found is None else f"{found.auroc:.3f}",
+                    "–"
+                    if found is None or found.low != found.low
+                    else f"[{found.low:.3f}, {found.high:.3f}]",
+                    f"{float(self.vectors[layer].norm()):.3g}",
+                    f"{self.length(layer):.2f}",
+                    "best" if layer == best else "",
+                )
+            )
+        return [(("layer", "AUROC", "95 % interval", "norm", "dose at 1", ""), rows)]

@@ -42,6 +42,7 @@ from steersman.models.identity import has_weights, model_name
 from steersman.models.loading import load_model
 from steersman.models.same_weights import same_weights
 from steersman.pairs import ContrastPairs, Rows, load_pairs
+from steersman.showing import Shown, Table, ranges
 from steersman.ties import largest
 
 Target = tuple[nn.Module, PreTrainedTokenizerBase] | str
@@ -57,8 +58,8 @@ _SCORES_BYTES = 1 << 24
 """Scores along shuffled concepts that are in memory at once."""
 
 
-@dataclass(frozen=True)
-class LayerCheck:
+@dataclass(frozen=True, repr=False)
+class LayerCheck(Shown):
     """What was found at one target layer.
 
     Attributes:
@@ -168,9 +169,15 @@ class LayerCheck:
             "gap": self.gap,
         }
 
+    def in_words(self) -> str:
+        """What arrives, and whether it passes."""
+        auroc = "no AUROC" if self.separation is None else f"AUROC {self.separation.auroc:.3f}"
+        verdict = "passed" if self.passed else "not passed"
+        return f"layer {self.layer} from {self.source_layer}, {auroc}, {verdict}"
 
-@dataclass(frozen=True)
-class TransplantCheck:
+
+@dataclass(frozen=True, repr=False)
+class TransplantCheck(Shown):
     """Whether a concept carries over, at each mapped target layer that it can be taken to.
 
     Attributes:
@@ -222,6 +229,22 @@ class TransplantCheck:
             "skipped": self.skipped,
             "alike": self.alike,
         }
+
+    def in_words(self) -> str:
+        """Whether the concept carries over, and where best."""
+        verdict = "carries over" if self.passed else "not shown to carry over"
+        layers = ranges(tuple(sorted(self.layers)))
+        return f"{verdict}; best at layer {self.best.layer} of layers {layers}; {self.held_out} pairs"
+
+    def as_tables(self) -> list[Table]:
+        """Layer by layer."""
+        rows = []
+        for layer, check in sorted(self.layers.items()):
+            auroc = "–" if check.separation is None else f"{check.separation.auroc:.3f}"
+            threshold = "–" if check.threshold is None else f"{check.threshold:.3f}"
+            passed = "yes" if check.passed else "no"
+            rows.append((layer, check.source_layer, auroc, threshold, f"{check.carried:.3g}", passed))
+        return [(("target", "source", "AUROC", "noise's", "carried", "passed"), rows)]
 
 
 def _best(entries: Iterable[LayerCheck]) -> LayerCheck:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from steersman.artifacts.folder import new_folder
 from steersman.evaluation.measures.measure import Measured
 from steersman.evaluation.tasks import Task
+from steersman.showing import Shown, Table, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +21,8 @@ EVALUATION, ITEMS = "evaluation.json", "items.jsonl"
 FILES = {EVALUATION, ITEMS, "report.html", "report.md", "card.md"}
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """What was measured. `noted` holds what was noted of every item: task → arm → items."""
 
     _json: Mapping[str, Any]
@@ -114,6 +115,15 @@ class Evaluation:
                         "why": one.why,
                         **({"more": list(one.more)} if one.more else {}),
                     }
+
+    def in_words(self) -> str:
+        """What was measured under which arms."""
+        tasks = ", ".join(f"{task['name']} ({'/'.join(task['results'])})" for task in self._json["tasks"])
+        return f"{tasks}; {self.batches_run} batches run"
+
+    def as_tables(self) -> list[Table]:
+        """Value, interval and difference, by task, arm and metric."""
+        return [first_rows(self.table().drop(columns=["role", "title"]))]
 
 
 def number(value: float) -> float | None:

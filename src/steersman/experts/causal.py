@@ -29,6 +29,7 @@ from steersman.experts.causal_effects import (
 from steersman.experts.estimate import Floats
 from steersman.experts.selection import Choice, choose
 from steersman.limits import Router
+from steersman.showing import Shown, Table, cut, first_rows, ranges
 from steersman.steering import Architecture, Steering, sha256_of
 from steersman.ties import MEASURED, ranks
 
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True, eq=False)
-class CausalScreen:
+@dataclass(frozen=True, eq=False, repr=False)
+class CausalScreen(Shown):
     """Effects of single experts on d = log p(positive answer) − log p(negative answer), and the sets chosen.
 
     Rows of arrays are the layers that have a steerable router (`layers`, true indices).
@@ -338,6 +339,17 @@ class CausalScreen:
         from steersman.artifacts import push_folder
 
         return push_folder(self.save_pretrained, repo_id, license=license, **options)
+
+    def in_words(self) -> str:
+        """What was screened, and how many experts pass."""
+        where = f"layers {ranges(self.layers)}; {int(self.passing.any(axis=0).sum())} experts pass the gate"
+        return (
+            f"{self.items} items in {self.clusters} groups; {where}; of {cut(self.model or 'a model', 100)}"
+        )
+
+    def as_tables(self) -> list[Table]:
+        """The experts with the largest effects."""
+        return [first_rows(self.table())]
 
 
 def _ranks(size: Floats, layers: Any, experts: Any) -> npt.NDArray[np.int64]:

@@ -30,6 +30,7 @@ from steersman.experts.tally import Counted, Weighting
 from steersman.limits import Router
 from steersman.models.same_weights import same_weights, with_stronger_id
 from steersman.progress import differences
+from steersman.showing import Shown, Table, cut, first_rows, ranges
 from steersman.steering import Architecture, Steering, canonical_json
 from steersman.ties import COMPUTED, ranks
 
@@ -57,8 +58,8 @@ BY: dict[str, tuple[Kind, bool]] = {
 """What ranks experts: which difference, and whether less the reach of its interval."""
 
 
-@dataclass(frozen=True, eq=False)
-class RoutingContrast:
+@dataclass(frozen=True, eq=False, repr=False)
+class RoutingContrast(Shown):
     """Activations of every expert over the target tokens of contrast pairs; index 0 is the positive side, 1
     the negative.
 
@@ -519,6 +520,19 @@ class RoutingContrast:
         from steersman.artifacts import push_folder
 
         return push_folder(self.save_pretrained, repo_id, license=license, **options)
+
+    def in_words(self) -> str:
+        """What was counted, in which layers, of which model."""
+        counted = "imported ranking" if self.imported else f"{self.pairs} pairs in {self.clusters} clusters"
+        tokens = f"{int(self.tokens[0])} / {int(self.tokens[1])} tokens"
+        where = f"{int(self.valid.sum())} experts in layers {ranges(self.layers)}"
+        return f"{counted}, {tokens}; {where}; of {cut(self.model or 'a model', 100)}"
+
+    def as_tables(self) -> list[Table]:
+        """The strongest experts."""
+        table = self.table()
+        others = [name for name in ("stratified", "adjusted") if name in table]
+        return [first_rows(table[["layer", "expert", "risk_difference", "low", "high", "q", *others]])]
 
 
 def merge_contrasts(contrasts: Iterable[RoutingContrast]) -> RoutingContrast:

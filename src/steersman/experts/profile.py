@@ -23,6 +23,7 @@ from steersman.errors import PlanError
 from steersman.experts.estimate import Floats
 from steersman.experts.moments import Integers
 from steersman.limits import Router
+from steersman.showing import Shown, Table, cut, first_rows, ranges
 from steersman.steering import Architecture
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ class ExpertUse:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class ExpertProfile:
+@dataclass(frozen=True, eq=False, repr=False)
+class ExpertProfile(Shown):
     """What each expert of a model was used for in some text.
 
     Arrays are [layers, experts, …], their rows the layers with a router that can be steered, as in a
@@ -223,6 +224,15 @@ class ExpertProfile:
         from steersman.artifacts import push_folder
 
         return push_folder(self.save_pretrained, repo_id, license=license, **options)
+
+    def in_words(self) -> str:
+        """What was read, of which model."""
+        read = f"{self.tokens} tokens of {self.texts} texts; layers {ranges(self.layers)}"
+        return f"{read}; of {cut(self.model or 'a model', 100)}"
+
+    def as_tables(self) -> list[Table]:
+        """The tokens that stand out most."""
+        return [first_rows(self.table().sort_values("lift", ascending=False, kind="stable"))]
 
 
 def wilson_low(uses: np.ndarray[Any, Any], seen: np.ndarray[Any, Any]) -> Floats:

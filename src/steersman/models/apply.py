@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from numbers import Real
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,22 +20,25 @@ from steersman.models.identity import has_weights, weights_id
 from steersman.models.program import Site
 from steersman.models.receipt import Receipt
 from steersman.models.weights_ids import UNKNOWN, of_gguf
-from steersman.steering import Architecture, Steering
+from steersman.steering import Steering
 
 Match = Literal["weights", "architecture"]
 Threads = Literal["own", "all"]
 ReceiptKind = Literal["tokens", "changes"]
 
 
-def apply(model: nn.Module, steering: Steering, **options: Any) -> AbstractContextManager[Receipt]:
+def apply(
+    model: nn.Module, steering: Steering, *, strength: float = 1.0, **options: Any
+) -> AbstractContextManager[Receipt]:
     """Steer every row of a model with one plan. Options as of `apply_rows`."""
-    return Context(model, (steering,), broadcast=True, **options)
+    return Context(model, _dialled([steering], strength), broadcast=True, **options)
 
 
 def apply_rows(
     model: nn.Module,
     steerings: Sequence[Steering | None],
     *,
+    strength: float | Sequence[float] = 1.0,
     match: Match = "weights",
     prompt_lengths: Sequence[int] | None = None,
     threads: Threads = "own",
@@ -45,6 +49,8 @@ def apply_rows(
     Args:
         model: Any transformers decoder model, also PEFT-wrapped or placed by accelerate.
         steerings: One plan (or None) for each row given to the model. Beams follow their row.
+        strength: Multiplied into the plans for this block, of every row or row by row; the receipt's
+            fingerprint is that of the plan as it ran.
         match: `weights` takes only the weights a plan was made for, `architecture` any of the same structure.
         prompt_lengths: Real tokens of each row's prompt, for forwards outside `generate`.
         threads: `own` steers the thread that enters the block; `all` also others, such as a streamer's.
@@ -62,13 +68,31 @@ def apply_rows(
     """
     return Context(
         model,
-        tuple(steerings),
+        _dialled(steerings, strength),
         broadcast=False,
         match=match,
         prompt_lengths=prompt_lengths,
         threads=threads,
         receipt=receipt,
     )
+
+
+def _dialled(
+    steerings: Sequence[Steering | None], strength: float | Sequence[float]
+) -> tuple[Steering | None, ...]:
+    """Plans by row with their strengths multiplied in; rows alike share one."""
+    dials = list(strength) if isinstance(strength, Sequence) else [strength] * len(steerings)
+    if len(dials) != len(steerings):
+        raise PlanError(f"strength has {len(dials)} entries for {len(steerings)} rows")
+    for dial in dials:
+        if isinstance(dial, bool) or not isinstance(dial, Real):
+            raise PlanError(f"strength={dial!r} is not a number")
+    known: dict[tuple[int, float], Steering | None] = {}
+    for plan, dial in zip(steerings, dials, strict=True):
+        key = id(plan), float(dial)
+        if key not in known:
+            known[key] = plan if plan is None or dial == 1 else plan * dial
+    return tuple(known[id(plan), float(dial)] for plan, dial in zip(steerings, dials, strict=True))
 
 
 class Context(AbstractContextManager[Receipt]):
@@ -186,7 +210,7 @@ def check_model(steering: Steering, model: nn.Module, match: Match) -> None:
     architecture = read_architecture(model)
     if architecture.id != steering.architecture_id:
         raise ArchitectureMismatch(
-            f"this steering is for {_in_words(steering.architecture)}, the model is {_in_words(architecture)}"
+            f"this steering is for {steering.architecture.in_words()}, the model is {architecture.in_words()}"
         )
     if match == "weights" and not has_weights(model, steering.weights_id):
         made_for = f" ({steering.model})" if steering.model else ""
@@ -203,12 +227,3 @@ def check_model(steering: Steering, model: nn.Module, match: Match) -> None:
             f"{file if of_gguf(weights_id(model)) != of_gguf(steering.weights_id) else ''}; "
             'apply it with match="architecture" (--match architecture) if that is meant'
         )
-
-
-def _in_words(architecture: Architecture) -> str:
-    routers = architecture.routers
-    facts = sorted({f"{router.experts} experts, top-{router.top_k}, {router.rule}" for router in routers})
-    return (
-        f"{architecture.model_type} (width {architecture.hidden_size}, {architecture.layer_count} layers, "
-        f"{len(routers)} routers{': ' + ' | '.join(facts) if facts else ''})"
-    )

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from steersman.models.program import Histogram, Program, Site, site_name
+from steersman.showing import Shown, Table, cut
 
 if TYPE_CHECKING:
     from steersman.models.apply import Context
 
 
-class Receipt:
+class Receipt(Shown):
     """What was in fact applied in a block: `tokens` and `changed` count each token once a site."""
 
     def __init__(self, context: Context) -> None:
@@ -61,5 +62,25 @@ class Receipt:
             "changed": self.changed,
         }
 
-    def __repr__(self) -> str:
-        return f"Receipt(fingerprint={self.fingerprint!r}, tokens={self.tokens}, changed={self.changed})"
+    def in_words(self) -> str:
+        """How many sites edited how many tokens, of which plan."""
+        plans = (
+            self.fingerprint
+            if isinstance(self.fingerprint, str)
+            else ", ".join("none" if plan is None else plan[:8] for plan in self.fingerprint)
+        )
+        tokens = sorted(set(self.tokens.values()))
+        each = f"{tokens[0]}" if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]}" if tokens else "no"
+        sites = len(self.tokens)
+        where = f"{sites} site{'s' * (sites != 1)} ({cut(', '.join(self.tokens))})"
+        return f"{each} tokens at {where}, plan {cut(plans)}"
+
+    def as_tables(self) -> list[Table]:
+        """Tokens by site, and those whose experts changed."""
+        changed = self.changed
+        header = ("site", "tokens", *(["changed"] if changed is not None else []))
+        rows = [
+            (site, count, *([changed[site]] if changed is not None else []))
+            for site, count in self.tokens.items()
+        ]
+        return [(header, rows)]

@@ -16,6 +16,7 @@ from steersman.errors import JudgeError, PairsError
 from steersman.evaluation.judges.phrases import words_of
 from steersman.evaluation.judges.verdict import Verdict
 from steersman.pairs import read_text
+from steersman.showing import Shown
 from steersman.steering import sha256_of
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ WINDOW = 40
 INCLUDE = "include:"
 
 
-@dataclass(frozen=True)
-class PhraseList:
+@dataclass(frozen=True, repr=False)
+class PhraseList(Shown):
     """Phrases in the words of `words_of`: those that must begin an answer, and those of its first words."""
 
     name: str
@@ -51,6 +52,10 @@ class PhraseList:
             if any(first[at : at + len(phrase)] == phrase for at in range(len(first) - len(phrase) + 1)):
                 return " ".join(phrase)
         return None
+
+    def in_words(self) -> str:
+        """Its name and size."""
+        return f"{self.name}, {len(self.beginnings)} beginnings and {len(self.phrases)} phrases"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from steersman.evaluation.measures.answers import Answers
 from steersman.evaluation.measures.measure import Measure
 from steersman.evaluation.tasks.asking import as_text
 from steersman.pairs import Content
+from steersman.showing import SHOWN, Shown, Table, cut
 from steersman.steering import sha256_of
 
 
@@ -60,7 +61,7 @@ class Behaviour:
     measure: Measure | None = None
 
 
-class Task(Sequence[Item]):
+class Task(Shown, Sequence[Item]):
     """Items of one behaviour, with the judge that says which side a generated text is on.
 
     Raises PairsError where there is none, or an id is given twice.
@@ -90,6 +91,15 @@ class Task(Sequence[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self._items)
+
+    def in_words(self) -> str:
+        """What it measures, by how many items."""
+        return f"{self.name}, {len(self)} items: {self.behaviour.title}"
+
+    def as_tables(self) -> list[Table]:
+        """The first items."""
+        rows = [(item.id, item.group or "", cut(item.content)) for item in self._items[:SHOWN]]
+        return [(("item", "group", "prompt"), rows)]
 
     @property
     def groups(self) -> list[str]:

@@ -1,0 +1,70 @@
+"""How objects show themselves: in one line; in a notebook with the tables that `show` prints."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+LONGEST = 240
+"""Signs of a line."""
+
+SHOWN = 20
+"""Rows of a table that has very many."""
+
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]
+"""(header, rows)"""
+
+
+def cut(text: object, longest: int = 60) -> str:
+    """The beginning of a text, in one line."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers with runs drawn together: "0–11, 14"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+def first_rows(frame: Any) -> Table:
+    """The first rows of a pandas.DataFrame, numbers to three digits."""
+    rows = [
+        [f"{cell:.3g}" if isinstance(cell, float) else cell for cell in row]
+        for row in frame.head(SHOWN).itertuples(index=False)
+    ]
+    return list(frame.columns), rows
+
+
+class Shown:
+    """An object that says in one line what it is."""
+
+    def in_words(self) -> str:
+        """What it is, in one line."""
+        raise NotImplementedError
+
+    def as_tables(self) -> Sequence[Table]:
+        """What is in it, for people: (header, rows) of each table."""
+        return ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {cut(self.in_words(), LONGEST)}>"
+
+    def _repr_html_(self) -> str:
+        return "".join([f"<p>{html.escape(repr(self))}</p>", *map(_in_html, self.as_tables())])
+
+
+def _in_html(table: Table) -> str:
+    header, rows = table
+    lines = [_row(header, "th"), *(_row(row, "td") for row in rows)]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _row(cells: Sequence[object], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells)}</tr>"
