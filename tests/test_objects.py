@@ -1,8 +1,12 @@
-"""Objects in a session: one line each, tables in a notebook, arithmetic of plans, a dial for one block."""
+"""Objects in a session: one line each, tables in notebooks, arithmetic of plans, a dial, models by name."""
 
 from __future__ import annotations
 
+import doctest
 import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-import contrasts
 import families as f
 import steersman
-from concepts.mapped import *  # noqa: F403
-from steersman import ArchitectureMismatch, PlanError, Steering, SteeringNotApplied, apply_rows, compose
+from steersman import ArchitectureMismatch, ModelError, PlanError, Steering, apply_rows
 from steersman.showing import LONGEST, Shown, cut, ranges
+from steersman.texts import load_texts
+
+PAIRS = steersman.load_pairs("lab:refusal/train")[:24]
 
 
 @functools.cache
@@ -29,3 +34,301 @@ def experts() -> Steering:
 
 def vectors(**options: Any) -> Steering:
     return Steering.from_vectors(model(), {1: torch.ones(32), 2: torch.arange(32.0)}, **options)
+
+
+# One line ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def objects() -> dict[str, Any]:
+    """One of every kind that the public functions give, made of models by name."""
+    contrast = steersman.detect_experts("lab:moe", None, PAIRS)
+    concept = steersman.refine_concept("lab:source", None, PAIRS)
+    bridge = steersman.fit_affine_map(
+        "lab:source", "lab:target", [text.content for text in load_texts("lab:texts")][:80]
+    )
+    plan = contrast.select(top=4)
+    opened = steersman.load_model("lab:moe")
+    with plan.apply(opened[0]) as receipt:
+        opened[0](**opened[1]("please", return_tensors="pt"))
+    return {
+        "contrast": contrast,
+        "concept": concept,
+        "map": bridge,
+        "layer map": next(iter(bridge.maps.values())),
+        "table of a map": bridge.table,
+        "check": steersman.check_transplant(bridge, concept, "lab:target", PAIRS),
+        "profile": steersman.describe_experts("lab:moe", None, ["please give me the badge", "no"] * 3),
+        "evaluation": steersman.evaluate("lab:moe", None, plan, task="lab:refusal", limit=8, random=0),
+        "screen": steersman.screen_experts("lab:moe", None, "lab:refusal/dev", limit=24, at_most=0),
+        "anchors": steersman.encode_anchors("lab:source", None, [f"please {n}" for n in range(40)]),
+        "experts": plan,
+        "vectors": concept.steering("dose:0.5"),
+        "edit": plan.edits[0],
+        "edit of states": concept.steering(1.0).edits[0],
+        "architecture": plan.architecture,
+        "router": plan.architecture.routers[0],
+        "receipt": receipt,
+        "pairs": PAIRS,
+        "pair": PAIRS[0],
+        "task": steersman.load_task("lab:refusal"),
+        "rows": receipt_of_rows(opened, plan),
+    }
+
+
+def receipt_of_rows(opened: Any, plan: Steering) -> Any:
+    with apply_rows(opened[0], [plan, None]) as receipt:
+        opened[0](**opened[1](["please", "please"], return_tensors="pt"))
+    return receipt
+
+
+def test_every_object_is_one_line(objects: dict[str, Any]) -> None:
+    for name, thing in objects.items():
+        line = repr(thing)
+        assert "\n" not in line, name
+        assert len(line) <= LONGEST + 40, (name, line)
+        assert str(thing) == line
+    classes = {type(thing) for thing in objects.values()}
+    public = {thing for name in steersman.__all__ if isinstance(thing := getattr(steersman, name), type)} - {
+        thing for thing in vars(steersman.errors).values() if isinstance(thing, type)
+    }
+    assert public - classes == {steersman.Separation, steersman.LayerCheck}
+    assert "\n" not in repr(objects["check"].best)
+
+
+def test_notebooks_show_the_table(objects: dict[str, Any]) -> None:
+    for name, thing in objects.items():
+        if not isinstance(thing, Shown):
+            continue
+        page = thing._repr_html_()
+        assert len(page) < 40_000, name
+        for header, rows in thing.as_tables():
+            assert rows, name
+            assert page.count("<tr>") >= 1 + len(rows)
+            assert all(len(row) == len(header) for row in rows)
+    with_tables = (
+        "contrast",
+        "concept",
+        "map",
+        "check",
+        "profile",
+        "evaluation",
+        "screen",
+        "experts",
+        "vectors",
+    )
+    assert all("<table>" in objects[name]._repr_html_() for name in with_tables)
+
+
+def test_what_a_name_holds_is_no_markup() -> None:
+    class Named(Shown):
+        def in_words(self) -> str:
+            return "<script>alert(1)</script> & more\nlines"
+
+        def as_tables(self) -> list[Any]:
+            return [(("a<b",), [("<img src=x>",)])]
+
+    page = Named()._repr_html_()
+    assert "<script" not in page
+    assert "<img" not in page
+    assert repr(Named()) == "<Named: <script>alert(1)</script> & more lines>"
+
+
+def test_a_plan_for_many_layers_stays_short() -> None:
+    architecture = steersman.Architecture("made_up", 4096, (None,) * 40)
+    edit = steersman.ResidualEdit({layer: torch.ones(4096) for layer in range(40)})
+    plan = Steering((edit,), architecture, "w" * 64, model="an/organisation-with-a-name-" + "x" * 300)
+    assert "layers 0–39" in repr(plan)
+    for thing in (plan, edit, edit.vectors, [plan]):
+        assert len(repr(thing)) <= LONGEST + 40
+    assert ranges((0, 1, 2, 5, 7, 8)) == "0–2, 5, 7–8"
+    assert cut("a\n b", 3) == "a b"
+    assert cut("abcd", 3) == "ab…"
+
+
+# Arithmetic -------------------------------------------------------------------------------------------------
+
+
+def test_plans_are_negated_divided_subtracted_summed() -> None:
+    one, two = experts(), vectors()
+    assert -two == two.reversed() == two * -1
+    assert one / 2 == one * 0.5 == 0.5 * one
+    assert two - 2 * one == two + (-2 * one)
+    assert sum([one, two]) == one + two
+    assert sum([one]) == one
+    assert np.float32(0.5) * two == two * np.float64(0.5) == two / np.int64(2)
+    total = one
+    total += two
+    total /= 2
+    assert total == (one + two) / 2
+
+
+def test_plans_are_compared_by_what_they_do() -> None:
+    one = experts()
+    assert one == experts()
+    assert hash(one) == hash(experts())
+    assert one == 1 * one, "where it comes from does not count"
+    assert one != one / 2
+    assert one != one.with_scope("answer")
+    assert one != "a plan"
+    assert len({one, experts(), vectors(), vectors(), vectors(strength=2.0)}) == 3
+    other = Steering.from_experts(f.tiny("olmoe", seed=1), {0: [5], 1: [2]}, {2: [1, 3]}, strength=0.5)
+    assert one != other, "for other weights"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda plan: plan / 0,
+        lambda plan: plan * float("nan"),
+        lambda plan: -vectors(operation="project"),
+        lambda plan: plan - plan,
+        lambda plan: plan * 3,
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_a_reason(wrong: Callable[[Steering], Any]) -> None:
+    with pytest.raises(PlanError) as caught:
+        wrong(experts())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda plan: plan + 1,
+        lambda plan: 1 + plan,
+        lambda plan: plan - 1,
+        lambda plan: 2 / plan,
+        lambda plan: plan * True,
+        lambda plan: plan / "2",
+    ],
+)
+def test_other_operands_are_no_plans(wrong: Callable[[Steering], Any]) -> None:
+    with pytest.raises(TypeError, match=r"Steering|sequence"):
+        wrong(experts())
+
+
+def test_architectures_that_do_not_fit_are_both_named() -> None:
+    dense = Steering.from_vectors(f.dense(), {1: torch.ones(32)})
+    for mistake in (lambda: vectors() + dense, lambda: sum([vectors(), dense]), lambda: vectors() - dense):
+        with pytest.raises(PlanError, match=r"olmoe \(width 32.*and llama \(width 32, 3 layers, 0 routers"):
+            mistake()
+    with pytest.raises(ArchitectureMismatch, match=r"olmoe \(width.*llama \(width"):
+        vectors().apply(f.dense()).__enter__()
+
+
+# A dial -----------------------------------------------------------------------------------------------------
+
+
+def logits(rows: int = 2) -> torch.Tensor:
+    with torch.no_grad():
+        return model()(f.token_ids(rows, 6)).logits
+
+
+@pytest.mark.parametrize("plan", [experts(), vectors(), experts() + vectors()], ids=["in", "vectors", "both"])
+def test_a_block_is_dialled(plan: Steering) -> None:
+    with (0.5 * plan).apply(model()) as expected:
+        wanted = logits()
+    with plan.apply(model(), strength=0.5) as receipt:
+        assert torch.equal(logits(), wanted)
+    assert receipt.fingerprint == expected.fingerprint == (plan / 2).fingerprint
+    assert receipt.tokens == expected.tokens
+    before = logits()
+    with plan.apply(model(), strength=0):
+        assert torch.equal(logits(), before)
+
+
+def test_rows_are_dialled_together_or_one_by_one() -> None:
+    plan = vectors()
+    for strength, parts in ((0.5, (0.5, 0.5)), ([1, 0.25], (1, 0.25)), ((2.0, -1), (2, -1))):
+        with apply_rows(model(), [part * plan for part in parts]) as expected:
+            wanted = logits()
+        with apply_rows(model(), [plan, plan], strength=strength) as receipt:
+            assert torch.equal(logits(), wanted)
+        assert receipt.fingerprint == expected.fingerprint
+    for wrong in ([1.0], "x", [1.0, None], True):
+        with pytest.raises(PlanError, match="strength"):
+            apply_rows(model(), [plan, None], strength=wrong)
+    with pytest.raises(PlanError, match="project"):
+        vectors(operation="project").apply(model(), strength=2)
+
+
+# Names ------------------------------------------------------------------------------------------------------
+
+
+def test_functions_take_names_where_load_model_does(tmp_path: Path) -> None:
+    """Those that run a model stand in `objects`; these read its structure alone."""
+    opened = steersman.load_model("lab:moe")[0]
+    for by_name, by_model in (
+        (Steering.from_experts("lab:moe", {1: [2]}), Steering.from_experts(opened, {1: [2]})),
+        (Steering.from_vectors("lab:moe", {1: [1.0] * 96}), Steering.from_vectors(opened, {1: [1.0] * 96})),
+    ):
+        assert by_name == by_model
+        assert by_name.model == "lab:moe"
+    plan = Steering.from_vectors("lab:moe", {1: [1.0] * 96, 2: [2.0] * 96}, scope="all")
+    steersman.export_gguf(plan, tmp_path / "plan.gguf")
+    assert steersman.import_gguf(tmp_path / "plan.gguf", "lab:moe") == plan
+    steersman.export_lm_eval(plan, tmp_path / "plan.pt", "lab:moe")
+
+
+def test_a_tokenizer_of_ones_own_beside_a_name() -> None:
+    tokenizer = steersman.load_model("lab:moe")[1]
+    by_name = steersman.detect_experts("lab:moe", tokenizer, PAIRS)
+    assert (by_name.activations == steersman.detect_experts("lab:moe", None, PAIRS).activations).all()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (lambda opened: steersman.detect_experts("lab:nothing", None, PAIRS), "no model 'nothing'"),
+        (lambda opened: steersman.detect_experts(opened[0], None, PAIRS), "a name, and None"),
+        (lambda opened: steersman.refine_concept(opened, None, PAIRS), "a name, and None"),
+        (lambda opened: Steering.from_experts("no/such/folder", {1: [2]}), "no such folder"),
+        (lambda opened: steersman.read_architecture("lab:moe"), r"not 'lab:moe'.*load_model"),
+        (lambda opened: steersman.weights_id("lab:moe"), r"not 'lab:moe'.*load_model"),
+        (lambda opened: experts().apply("lab:moe").__enter__(), r"not 'lab:moe'.*load_model"),
+        (lambda opened: experts().apply(opened).__enter__(), r"not 'tuple'.*load_model"),
+        (lambda opened: Steering.from_experts(opened, {1: [2]}), r"not 'tuple'.*load_model"),
+    ],
+)
+def test_what_is_no_model_is_named(mistake: Callable[[Any], Any], told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        mistake(steersman.load_model("lab:moe"))
+
+
+# The face ---------------------------------------------------------------------------------------------------
+
+
+def test_dir_shows_the_public_names_only() -> None:
+    assert dir(steersman) == sorted(steersman.__all__)
+
+
+EXAMPLES = {
+    name: thing
+    for name in steersman.__all__
+    if inspect.isfunction(thing := getattr(steersman, name)) and ">>>" in (thing.__doc__ or "")
+} | {f"Steering.{name}": getattr(Steering, name) for name in ("from_experts", "from_vectors", "apply")}
+
+
+def test_the_main_functions_have_examples() -> None:
+    main = {
+        "load_model",
+        "load_pairs",
+        "detect_experts",
+        "describe_experts",
+        "refine_concept",
+        "fit_affine_map",
+    }
+    main |= {"transplant", "evaluate", "screen_experts", "compose", "apply_rows"}
+    assert main <= set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_docstrings_run(name: str) -> None:
+    function = EXAMPLES[name]
+    text = inspect.getdoc(function) or ""
+    test = doctest.DocTestParser().get_doctest(text, {"steersman": steersman}, name, None, None)
+    said: list[str] = []
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+    assert result.attempted
+    assert not result.failed, "".join(said)

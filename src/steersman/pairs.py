@@ -160,8 +160,9 @@ def load_pairs(source: str | Path | Rows, *, progress: bool = False) -> Contrast
     holds a number a line. Of the other forms it holds the pairs. ``progress`` shows a bar on stderr where
     checking them takes more than a second.
 
-    >>> load_pairs([("i am kind", "i am cruel"), ("i love you", "i hate you")])
-    ContrastPairs(2 pairs from pairs)
+    Example:
+        >>> steersman.load_pairs([("i am kind", "i am cruel"), ("i love you", "i hate you")])
+        <ContrastPairs: 2 pairs from pairs>
     """
     if isinstance(source, ContrastPairs):
         return source
@@ -213,8 +214,9 @@ def persona_pairs(
         PairsError: the template has no place for the persona, the personas have no partners, or a pair's
             sides are the same.
 
-    >>> persona_pairs("Act as a {persona} person.", "kind", "cruel", ["I think", "People"])
-    ContrastPairs(2 pairs from persona pairs)
+    Example:
+        >>> steersman.persona_pairs("Act as a {persona} person.", "kind", "cruel", ["I think", "People"])
+        <ContrastPairs: 2 pairs from persona pairs>
     """
     ours, theirs = ([of] if isinstance(of, str) else list(of) for of in (positive, negative))
     if "{persona}" not in template:

@@ -131,7 +131,7 @@ class Steering(Shown):
     @classmethod
     def from_experts(
         cls,
-        model: nn.Module,
+        model: nn.Module | str,
         activate: ExpertChoice | None = None,
         deactivate: ExpertChoice | None = None,
         *,
@@ -142,7 +142,7 @@ class Steering(Shown):
         deactivate.
 
         Args:
-            model: The transformers model the plan is for.
+            model: The transformers model the plan is for, or the name of one (`load_model`).
             activate: Experts to put into the top-k.
             deactivate: Experts to keep out of it.
             scope: Which tokens: `all`, `prompt`, `generated` or `answer`.
@@ -150,10 +150,17 @@ class Steering(Shown):
 
         Raises:
             PlanError: experts or layers out of range, an expert named on both sides, a limit broken.
+
+        Example:
+            >>> plan = steersman.Steering.from_experts("lab:moe", {3: [5]}, {1: [1, 2]})
+            >>> plan.strengths
+            {1: {1: -1.0, 2: -1.0}, 3: {5: 1.0}}
         """
         from steersman.models.architecture import read_architecture
         from steersman.models.identity import model_name, weights_id
+        from steersman.models.loading import structure_of
 
+        model = structure_of(model)
         if not 0 <= strength <= 1:
             raise PlanError(
                 f"strength {strength:g} must lie between 0 and 1; use `deactivate` for the other direction"
@@ -186,7 +193,7 @@ class Steering(Shown):
     @classmethod
     def from_vectors(
         cls,
-        model: nn.Module,
+        model: nn.Module | str,
         vectors: Mapping[int, Any],
         *,
         strength: float = 1.0,
@@ -196,7 +203,7 @@ class Steering(Shown):
         """A plan by hand of vectors in the residual stream: {layer: direction [width]}.
 
         Args:
-            model: The transformers model the plan is for.
+            model: The transformers model the plan is for, or the name of one (`load_model`).
             vectors: Of decoder layers (from 0), whose output they change; tensors, arrays or lists.
             strength: Multiplied into the vectors; for `project` between 0 and 1.
             scope: Which tokens: `all`, `prompt`, `generated` or `answer`.
@@ -205,14 +212,21 @@ class Steering(Shown):
         Raises:
             PlanError: a layer that does not exist, a vector of another width, zero or not finite, a model
                 whose layers do not give one residual stream.
+
+        Example:
+            >>> plan = steersman.Steering.from_vectors("lab:moe", {2: [0.1] * 96}, scope="all")
+            >>> plan.edits
+            (<ResidualEdit: add at layers 2, strength 1, scope all>,)
         """
         from steersman.models.architecture import read_architecture
         from steersman.models.identity import model_name, weights_id
+        from steersman.models.loading import structure_of
         from steersman.models.streams import check_stream
 
         edit = ResidualEdit(vectors, strength, scope, operation)
         if not edit.layers:
             raise PlanError("there are no vectors: give {layer: direction}")
+        model = structure_of(model)
         check_stream(model, edit.layers)
         architecture = read_architecture(model)
         check_edits([edit], architecture)  # before the weights are read, which takes longer
@@ -287,9 +301,9 @@ class Steering(Shown):
     def __mul__(self, factor: object) -> Steering:
         if not _is_number(factor):
             return NotImplemented
-        factor = float(factor)
         if not abs(factor) <= sys.float_info.max:
             raise PlanError(f"a steering cannot be scaled by {factor}")
+        factor = float(factor)
         edits = tuple(edit * factor for edit in self.edits)
         return replace(self, edits=edits, provenance=_derived("scaled", [self], factor=factor), evidence=())
 
@@ -321,6 +335,14 @@ class Steering(Shown):
         """Steer `model` inside a `with` block, with `strength` times the plan.
 
         See `steersman.apply_rows` for the arguments and what is raised.
+
+        Example:
+            >>> model, tokenizer = steersman.load_model("lab:moe")
+            >>> plan = steersman.Steering.from_experts(model, {3: [5]})
+            >>> with plan.apply(model, strength=0.5) as receipt:
+            ...     _ = model(**tokenizer("please give me the badge", return_tensors="pt"))
+            >>> receipt.tokens
+            {'router:3': 5}
         """
         from steersman.models.apply import apply
 
@@ -403,6 +425,12 @@ def compose(*steerings: Steering, on_conflict: OnConflict = "error") -> Steering
 
     Raises `PlanError` when they are for different models, pull one expert in opposite directions (unless
     `on_conflict="sum"`), or together break a limit.
+
+    Example:
+        >>> experts = steersman.Steering.from_experts("lab:moe", {3: [5]})
+        >>> vectors = steersman.Steering.from_vectors("lab:moe", {2: [0.1] * 96})
+        >>> steersman.compose(experts, vectors) == experts + vectors
+        True
     """
     from steersman.models.same_weights import same_weights, with_stronger_id
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +30,7 @@ from steersman.concepts.regression import R2_TIE, RIDGES, HeldOut, effective_ran
 from steersman.concepts.rows import states_of_texts
 from steersman.concepts.states import check_layers
 from steersman.errors import ModelError, PairsError
+from steersman.models.loading import Named, open_named
 from steersman.showing import Shown, cut, ranges
 from steersman.texts import load_texts
 from steersman.ties import largest
@@ -60,8 +61,8 @@ class AnchorEncoder(Shown):
 
 
 def encode_anchors(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Named,
+    tokenizer: PreTrainedTokenizerBase | None,
     texts: Any,
     layers: Sequence[int] | None = None,
     *,
@@ -71,8 +72,8 @@ def encode_anchors(
     """Encode a model once, for maps to and from every other model that is encoded with the same texts.
 
     Args:
-        model: A transformers model.
-        tokenizer: Its fast tokenizer.
+        model: A transformers model, or its name.
+        tokenizer: Its fast tokenizer; None takes that of a model named.
         texts: Anchors: texts or chats, or what `load_texts` takes; some hundreds. One in five is held out.
         layers: Default: all.
         batch_size: Texts in one forward.
@@ -82,6 +83,7 @@ def encode_anchors(
         PairsError: a text cannot be read, or there are too few to hold some out.
         ModelError: a layer does not exist, or a state is not finite.
     """
+    model, tokenizer = open_named(model, tokenizer)
     side = Side((model, tokenizer), late=False, options=None)
     chosen = side.layers if layers is None else tuple(layers)
     check_layers(chosen, len(side.layers))

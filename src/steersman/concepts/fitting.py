@@ -92,6 +92,11 @@ def fit_affine_map(
         WeightsMismatch: the concept is of other weights than the source.
         ArtifactError: saved progress or states are damaged, not wanted, or of another run.
         PlanError: what is given as the concept is none.
+
+    Example:
+        >>> texts = [f"please give me the {thing}" for thing in ("badge", "key", "book")] * 20
+        >>> steersman.fit_affine_map("lab:source", "lab:target", texts)
+        <AffineMap: lab:source → lab:target, target layers 0–3; 180 rows of 60 texts>
     """
     _check_options(rows, batch_size, seed, concept)
     part = None if shard is None else Shard.parse(shard)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +32,7 @@ from steersman.concepts.states import check_layers
 from steersman.errors import PairsError
 from steersman.models.architecture import decoder_layers, read_architecture
 from steersman.models.identity import model_name, weights_id
+from steersman.models.loading import Named, open_named
 from steersman.pairs import ContrastPairs, Rows, load_pairs
 
 MOST_SHUFFLES = 10_000
@@ -40,8 +40,8 @@ MOST_SHUFFLES = 10_000
 
 
 def refine_concept(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Named,
+    tokenizer: PreTrainedTokenizerBase | None,
     pairs: ContrastPairs | str | Path | Rows,
     *,
     layers: Sequence[int] | Literal["all"] | None = None,
@@ -59,8 +59,8 @@ def refine_concept(
     not grow with the number of pairs but for a few numbers a pair: states go to a temporary file.
 
     Args:
-        model: A transformers decoder model, dense or Mixture-of-Experts.
-        tokenizer: Its (fast) tokenizer.
+        model: A transformers decoder model, dense or Mixture-of-Experts, or its name.
+        tokenizer: Its (fast) tokenizer; None takes that of a model named.
         pairs: Contrast pairs, or what `load_pairs` takes.
         layers: Decoder layers, from 0; all of them by default.
         position: `last`: the last target token where a side ends with the assistant's words (or is a text),
@@ -80,7 +80,14 @@ def refine_concept(
         PairsError: a pair cannot be encoded, both sides of every pair are the same tokens up to the last one
             that is read (where only some are, they are left out and counted in `alike`), or at every layer
             both sides of all pairs have the same state.
+
+    Example:
+        >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
+        >>> concept = steersman.refine_concept("lab:source", None, pairs)
+        >>> concept.steering("dose:0.5", layers=1)
+        <Steering: vectors (add) at layer 1; scope answer; for lab:source, ...>
     """
+    model, tokenizer = open_named(model, tokenizer)
     _check_options(position, method, shuffles, batch_size, seed)
     source = pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)
     count = len(decoder_layers(model))

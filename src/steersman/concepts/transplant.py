@@ -64,6 +64,14 @@ def transplant(
         PlanError: the gate refuses it; a layer that concept or map lacks; a strength that is no number.
         WeightsMismatch, ArchitectureMismatch: a concept of another model, or another target.
         ModelError, PairsError: target or pairs cannot be had.
+
+    Example:
+        >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
+        >>> concept = steersman.refine_concept("lab:source", None, pairs)
+        >>> texts = [f"please give me the {thing}" for thing in ("badge", "key", "book")] * 20
+        >>> bridge = steersman.fit_affine_map("lab:source", "lab:target", texts)
+        >>> steersman.transplant(bridge, concept, "dose:0.3", layers=2, force=True)
+        <Steering: vectors (add) at layer 2; scope answer; for lab:target, ...>
     """
     dial = Strength.parse(strength)
     check_source(bridge, concept)

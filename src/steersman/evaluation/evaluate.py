@@ -25,6 +25,7 @@ from steersman.evaluation.tasks import Task, load_task
 from steersman.evaluation.told import told_arm, told_model, told_steering
 from steersman.models.attachment import refuse_steered
 from steersman.models.decoding import own_settings, require_repeatable
+from steersman.models.loading import Named, open_named
 from steersman.models.reading import evaluating
 from steersman.steering import Steering
 
@@ -38,8 +39,8 @@ Tasks = str | Task | Sequence[str | Task]
 
 
 def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Named,
+    tokenizer: PreTrainedTokenizerBase | None,
     steering: Steering | Mapping[str, Steering] | None = None,
     *,
     task: Tasks,
@@ -72,7 +73,7 @@ def evaluate(
     """Measure what steering does to a model, under several arms over the same items.
 
     Args:
-        model: A transformers model, and its tokenizer.
+        model: A transformers model, and its tokenizer, or its name.
         steering: A plan (its arm is called `steered`), or several by name.
         task: What the plan is for: a name such as `lab:refusal` or `truthfulqa:FILE` (`evaluation.tasks`), a
             `Task`, or several.
@@ -112,7 +113,13 @@ def evaluate(
         PlanError: plans that are called alike, cannot be reversed, or contradict each other.
         ArchitectureMismatch, WeightsMismatch: a plan for another model.
         JudgeError: a judge that cannot be had; what is finished is in `checkpoint`.
+
+    Example:
+        >>> plan = steersman.Steering.from_experts("lab:moe", {1: [4]})
+        >>> steersman.evaluate("lab:moe", None, plan, task="lab:refusal", limit=8, random=0)
+        <Evaluation: lab:refusal (base/steered); ... batches run>
     """
+    model, tokenizer = open_named(model, tokenizer)
     if isinstance(judge, str):
         raise JudgeError(f"judge is the text {judge!r}: right is load_judge({judge!r})")
     steerings = _named(steering)

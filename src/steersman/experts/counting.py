@@ -22,6 +22,7 @@ from steersman.experts.recording import countable_routers
 from steersman.experts.strata import stratum_of
 from steersman.experts.tally import Weighting
 from steersman.models.encoding import EncodedPair
+from steersman.models.loading import Named, open_named
 from steersman.models.reading import evaluating
 from steersman.rendering import Part
 
@@ -30,8 +31,8 @@ WINDOW_BATCHES = 16
 
 
 def detect_experts(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Named,
+    tokenizer: PreTrainedTokenizerBase | None,
     pairs: Pairs,
     *,
     weighting: Weighting = "token",
@@ -53,8 +54,8 @@ def detect_experts(
     numbers a pair.
 
     Args:
-        model: A transformers Mixture-of-Experts model.
-        tokenizer: Its (fast) tokenizer.
+        model: A transformers Mixture-of-Experts model, or its name.
+        tokenizer: Its (fast) tokenizer; None takes that of a model named.
         pairs: Contrast pairs, or what `load_pairs` takes.
         weighting: `token`: every token counts the same (the paper); `pair`: every pair does.
         tokens: Which are counted: of the `target`; of the final `answer` of the chats; or of the `prompt`,
@@ -81,7 +82,14 @@ def detect_experts(
             context; both sides of every pair are the same tokens up to the last that is counted (where only
             some are, they are left out and counted in `alike`); or an option is unknown.
         ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
+
+    Example:
+        >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
+        >>> contrast = steersman.detect_experts("lab:moe", None, pairs)
+        >>> contrast.select(top=2).strengths
+        {0: {5: 1.0}, 1: {4: 1.0}}
     """
+    model, tokenizer = open_named(model, tokenizer)
     options = options_of(
         weighting, tokens, generate, stratify, bootstrap, shard, batch_size=batch_size, truncate=truncate
     )

@@ -38,6 +38,7 @@ from steersman.models.architecture import (
     read_architecture,
 )
 from steersman.models.identity import model_name, weights_id
+from steersman.models.loading import Named, open_named
 from steersman.models.reading import evaluating
 from steersman.rendering import render, special_ids
 from steersman.texts import Text, Texts, load_texts
@@ -58,8 +59,8 @@ WINDOW_BATCHES = 16
 
 
 def describe_experts(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Named,
+    tokenizer: PreTrainedTokenizerBase | None,
     texts: Texts | str | Path | Iterable[str | Mapping[str, Any] | list[dict[str, str]]],
     *,
     batch_size: int = 16,
@@ -69,8 +70,8 @@ def describe_experts(
     against that rate, and the contexts where its mixture weight is largest.
 
     Args:
-        model: A transformers Mixture-of-Experts model.
-        tokenizer: Its (fast) tokenizer.
+        model: A transformers Mixture-of-Experts model, or its name.
+        tokenizer: Its (fast) tokenizer; None takes that of a model named.
         texts: Texts or chats, or what `load_texts` takes. Special tokens are read and not counted.
         batch_size: Texts in one forward.
         progress: Show a progress bar on stderr where it takes more than a second.
@@ -78,7 +79,13 @@ def describe_experts(
     Raises:
         ModelError: the model has no routers that can be read, or the tokenizer gives no character offsets.
         PairsError: a text cannot be rendered, or there is none with a token to count.
+
+    Example:
+        >>> texts = ["please give me the badge", "no , i can not"]
+        >>> steersman.describe_experts("lab:moe", None, texts)
+        <ExpertProfile: 7 tokens of 2 texts; layers 0–3; of lab:moe>
     """
+    model, tokenizer = open_named(model, tokenizer)
     if batch_size < 1:
         raise PairsError(f"batch_size is {batch_size}: give 1 or more")
     texts = texts if isinstance(texts, Texts) else load_texts(texts)

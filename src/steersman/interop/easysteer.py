@@ -20,8 +20,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from steersman.edits import ExpertEdit, Scope, residual_edits
 from steersman.errors import ArtifactError, PlanError
 from steersman.interop.easysteer_vectors import parse_vectors
@@ -31,6 +29,7 @@ from steersman.limits import Router
 from steersman.models.architecture import read_architecture
 from steersman.models.gguf_header import MAGIC
 from steersman.models.identity import model_name, weights_id
+from steersman.models.loading import Named, structure_of
 from steersman.steering import Steering
 
 SAME_RULES = ("softmax-topk", "softmax-topk+renormalised", "topk-softmax")
@@ -43,13 +42,13 @@ _LISTS = ("expert_ids", "activate_ids", "deactivate_ids")
 _EPSILON = 0.01
 
 
-def import_easysteer(source: str | Path, model: nn.Module, *, scope: Scope = "all") -> Steering:
+def import_easysteer(source: str | Path, model: Named, *, scope: Scope = "all") -> Steering:
     """Read an EasySteer expert plan, or its GGUF vectors, as a steering of `model`; vectors at strength 1
     (EasySteer's `scale`).
 
     Args:
         source: The JSON file, or the GGUF file.
-        model: The transformers model that the plan is for: layers and experts are checked against it.
+        model: The model (or its name) that the plan is for: layers and experts are checked against it.
         scope: Which tokens to steer: `all`, as EasySteer's own examples do, `prompt`, `generated` or
             `answer`.
 
@@ -58,6 +57,7 @@ def import_easysteer(source: str | Path, model: nn.Module, *, scope: Scope = "al
         PlanError: the plan breaks a limit of the model's routers, or has vectors of layers that the model
             lacks, or of another width.
     """
+    model = structure_of(model)
     path = Path(source)
     if (content := read_bytes(path)).startswith(MAGIC):
         found = parse_vectors(content, path)

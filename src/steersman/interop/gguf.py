@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from steersman.edits import Scope
 from steersman.errors import ArtifactError
@@ -35,6 +34,7 @@ from steersman.interop.foreign_files import read_bytes, write_bytes
 from steersman.interop.foreign_vectors import MOST_LAYERS, Array, edits_by_layer, steering_of, sum_of
 from steersman.models import gguf_header
 from steersman.models.gguf_header import ALIGNMENT, MAGIC
+from steersman.models.loading import Named, structure_of
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
@@ -63,18 +63,19 @@ class ControlVector:
     """Metadata of the keys that the reader knows beside the format's own."""
 
 
-def import_gguf(source: str | Path, model: nn.Module, *, scope: Scope = "all") -> Steering:
+def import_gguf(source: str | Path, model: Named, *, scope: Scope = "all") -> Steering:
     """Read a GGUF control vector as a steering of `model`, at strength 1.
 
     Args:
         source: The file.
-        model: The transformers model that the vectors are for: layers and width are checked against it.
+        model: The model (or its name) that the vectors are for: layers and width are checked against it.
         scope: Which tokens to steer: `all`, as llama.cpp does, `prompt`, `generated` or `answer`.
 
     Raises:
         ArtifactError: the file is damaged, foreign, or has what no control vector has.
         PlanError: it has vectors of layers that the model lacks, or of another width.
     """
+    model = structure_of(model)
     path = Path(source)
     content = read_bytes(path)
     found = parse_gguf(content, path)

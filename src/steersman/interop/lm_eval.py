@@ -26,18 +26,19 @@ from steersman.interop.foreign_files import write_bytes
 from steersman.interop.foreign_vectors import edits_by_layer, sum_of
 from steersman.models.adapters import unwrap
 from steersman.models.architecture import decoder_layers, read_architecture
+from steersman.models.loading import Named, structure_of
 from steersman.steering import Steering
 
 _WHAT = "lm-eval's format"
 
 
-def export_lm_eval(steering: Steering, target: str | Path, model: nn.Module, *, force: bool = False) -> None:
+def export_lm_eval(steering: Steering, target: str | Path, model: Named, *, force: bool = False) -> None:
     """Write the vectors of a steering, for `--model steered --model_args pretrained=…,steer_path=FILE`.
 
     Args:
         steering: The plan.
         target: The file to write; the harness wants its name to end with `.pt`.
-        model: The model of the plan, for the names of its layers; its weights may be on the meta device.
+        model: The model of the plan (or its name), for its layers; its weights may be on the meta device.
         force: Replace a file that is there.
 
     Raises:
@@ -46,6 +47,7 @@ def export_lm_eval(steering: Steering, target: str | Path, model: nn.Module, *, 
             with .pt, or the file cannot be written.
         ArchitectureMismatch: the model is not of the plan's architecture.
     """
+    model = structure_of(model)
     path = Path(target)
     if path.suffix not in (".pt", ".pth"):
         raise ArtifactError(f"{path}: {_WHAT} wants a name that ends with .pt")

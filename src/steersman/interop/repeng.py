@@ -15,8 +15,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from steersman.edits import Scope
 from steersman.errors import ArtifactError
 from steersman.interop.foreign_files import read_bytes
@@ -26,6 +24,7 @@ from steersman.interop.inert_pickle import HostilePickle, read_inert
 from steersman.interop.pickled_arrays import KNOWN_ARRAYS, ArrayReader, Unexpected, record, unexpected
 from steersman.models.architecture import decoder_config
 from steersman.models.gguf_header import MAGIC
+from steersman.models.loading import Named, structure_of
 from steersman.steering import Steering
 
 KNOWN = {
@@ -36,12 +35,12 @@ KNOWN = {
 _FIELDS = {"model_type", "directions"}
 
 
-def import_repeng(source: str | Path, model: nn.Module, *, scope: Scope = "all") -> Steering:
+def import_repeng(source: str | Path, model: Named, *, scope: Scope = "all") -> Steering:
     """Read repeng's control vector as a steering of `model`, at strength 1 (repeng's `coeff`).
 
     Args:
         source: What `export_gguf` wrote, or a pickled `ControlVector`.
-        model: The transformers model that the vector is for: model type, layers and width are checked.
+        model: The model (or its name) that the vector is for: model type, layers and width are checked.
         scope: Which tokens to steer: `all`, as repeng does, `prompt`, `generated` or `answer`.
 
     Raises:
@@ -49,6 +48,7 @@ def import_repeng(source: str | Path, model: nn.Module, *, scope: Scope = "all")
             type, or holds numbers that float32 cannot say.
         PlanError: it has vectors of layers that the model lacks, or of another width.
     """
+    model = structure_of(model)
     path = Path(source)
     content = read_bytes(path)
     found = _parsed(content, path)

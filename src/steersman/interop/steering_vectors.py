@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from steersman.edits import Scope
 from steersman.errors import ArtifactError
 from steersman.interop.foreign_files import read_bytes
@@ -28,6 +26,7 @@ from steersman.interop.foreign_vectors import MOST_LAYERS, Array, exact_float32,
 from steersman.interop.inert_pickle import HostilePickle, Record
 from steersman.interop.pickled_arrays import KNOWN_ARRAYS, ArrayReader, Unexpected, unexpected
 from steersman.interop.pickled_tensors import TensorFile
+from steersman.models.loading import Named, structure_of
 from steersman.steering import Steering
 
 KNOWN = {**KNOWN_ARRAYS, ("steering_vectors.steering_vector", "SteeringVector"): "steering vector"}
@@ -37,14 +36,14 @@ _BLOCK = "decoder_block"
 
 
 def import_steering_vectors(
-    source: str | Path, model: nn.Module, *, scope: Scope = "all", layers: Sequence[int] | None = None
+    source: str | Path, model: Named, *, scope: Scope = "all", layers: Sequence[int] | None = None
 ) -> Steering:
     """Read a saved `SteeringVector`, or bare tensors, as a steering of `model`, at strength 1 (the library's
     `multiplier`).
 
     Args:
         source: The file that `torch.save` wrote.
-        model: The transformers model that the vector is for: layers and width are checked against it.
+        model: The model (or its name) that the vector is for: layers and width are checked against it.
         scope: Which tokens to steer: `all`, as the library does, `prompt`, `generated` or `answer`.
         layers: For a file that does not say it: the layer of each vector, from 0; or several for one vector.
 
@@ -54,6 +53,7 @@ def import_steering_vectors(
             `layers` neither.
         PlanError: it has vectors of layers that the model lacks, or of another width.
     """
+    model = structure_of(model)
     path = Path(source)
     content = read_bytes(path, zipped=True)
     vectors = _parsed(content, path, layers)

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from steersman.errors import ArtifactError
 from steersman.experts.contrast import RoutingContrast
@@ -32,6 +31,7 @@ from steersman.interop.pickled_arrays import Column
 from steersman.interop.pickled_frame import read_frame
 from steersman.models.architecture import read_architecture
 from steersman.models.identity import model_name, weights_id
+from steersman.models.loading import Named, structure_of
 from steersman.steering import Architecture
 
 COUNTS = ("layer", "expert", "a1", "a2", "d1", "d2")
@@ -62,7 +62,7 @@ class Ranking:
         return {layer: int((self.layer == layer).sum()) for layer in self.top_k}
 
 
-def import_steermoe(source: str | Path, model: nn.Module) -> RoutingContrast:
+def import_steermoe(source: str | Path, model: Named) -> RoutingContrast:
     """Read a ranking of the SteerMoE reference as a contrast of `model`, which it must have been made with.
 
     The contrast keeps the file's order, has the file's counts, and no standard errors (NaN): `select` takes
@@ -70,11 +70,12 @@ def import_steermoe(source: str | Path, model: nn.Module) -> RoutingContrast:
 
     Args:
         source: A file that the reference's `DataFrame.to_pickle` wrote.
-        model: The transformers model: layers, experts and k of the ranking are checked against its routers.
+        model: The model, or its name: layers, experts and k of the ranking are checked against its routers.
 
     Raises:
         ArtifactError: the file is damaged, foreign or hostile, contradicts itself, or is of another model.
     """
+    model = structure_of(model)
     ranking = read_ranking(source)
     name, revision = model_name(model)
     contrast = contrast_of(ranking, read_architecture(model), weights_id(model))

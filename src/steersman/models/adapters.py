@@ -9,8 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from steersman.errors import ModelError
+
 _WRAPPED = ("base_layer", "original_module")
 """Attributes by which PEFT's wrappers hold the module that they wrap."""
+
+
+def check_module(model: Any) -> None:
+    """Raise ModelError where something else is given than a model, such as its name."""
+    if not isinstance(model, nn.Module):
+        given = model if isinstance(model, str) else type(model).__name__
+        raise ModelError(f"a model is wanted, not {given!r}: give what load_model(NAME) returns first")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

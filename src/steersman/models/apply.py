@@ -65,6 +65,14 @@ def apply_rows(
             attached.
         PlanError: plans of nested blocks contradict each other.
         SteeringNotApplied: a planned edit did not take place, or the block ended without a forward.
+
+    Example:
+        >>> model, tokenizer = steersman.load_model("lab:moe")
+        >>> plan = steersman.Steering.from_experts(model, {3: [5]})
+        >>> with steersman.apply_rows(model, [plan, None]) as receipt:
+        ...     _ = model(**tokenizer(["please give"] * 2, return_tensors="pt"))
+        >>> receipt.tokens
+        {'router:3': 2}
     """
     return Context(
         model,

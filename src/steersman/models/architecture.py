@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steersman.errors import ModelError
 from steersman.limits import Router
-from steersman.models.adapters import is_adapted, unwrap
+from steersman.models.adapters import check_module, is_adapted, unwrap
 from steersman.models.families import Family, attribute, family_of, has_bias, rule_of, why_looped
 from steersman.models.kernels import kernel_around
 from steersman.models.parallel import HIDDEN, hides_choices
@@ -64,6 +64,7 @@ def find_decoder(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: no module with a list of decoder layers is found.
     """
+    check_module(model)
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else model
     # Some get_decoder stop at the model with the head, or give the head (ModernBERT's is called decoder).

@@ -23,7 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import PreTrainedModel, remove_tied_weights_from_state_dict
 
 from steersman.errors import ModelError
-from steersman.models.adapters import adapter_tensors, unwrap
+from steersman.models.adapters import adapter_tensors, check_module, unwrap
 from steersman.models.digest_cache import stamp
 from steersman.models.digests import TensorBytes, id_by_bytes, id_by_sample, windows
 from steersman.models.gguf_models import GGUF
@@ -67,6 +67,7 @@ def weights_id(model: nn.Module) -> str:
     Raises:
         ModelError: the checkpoint's files are damaged, or the weights are neither in files nor in memory.
     """
+    check_module(model)
     if WEIGHTLESS in model.__dict__:
         return UNKNOWN
     return _identity(model, id_by_bytes)

@@ -6,7 +6,7 @@ import datetime
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -62,6 +62,11 @@ def load_model(
     Raises:
         ModelError: it does not exist or cannot be opened; no remote code is run and no pickle is read. Or the
             template shows no user's words, uses no such argument, or asks for no date.
+
+    Example:
+        >>> model, tokenizer = steersman.load_model("lab:moe")
+        >>> model.config.num_experts_per_tok
+        4
     """
     wanted = _dtype(dtype)
     place = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,6 +113,31 @@ def load_model(
         missing = "" if exists(name) else "; nor is there such a folder"
         raise ModelError(f"{name}: cannot be opened as a model ({_first_line(error)}){missing}") from error
     return model.train(False), tokenizer
+
+
+Named = nn.Module | str | Path
+"""A model as it is, or the name that `load_model` takes."""
+
+
+def open_named(
+    model: Named, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model to be run, with its tokenizer: both as given, or opened where a name is.
+
+    Raises:
+        ModelError: it cannot be opened, or a model is given without its tokenizer.
+    """
+    if isinstance(model, str | Path):
+        found, own = load_model(str(model))
+        return found, own if tokenizer is None else tokenizer
+    if isinstance(model, tuple) or tokenizer is None:
+        raise ModelError("a model and its tokenizer are wanted, one after the other; or a name, and None")
+    return cast("PreTrainedModel", model), tokenizer
+
+
+def structure_of(model: Named) -> nn.Module:
+    """A model that is not to be run: as given, or its structure where a name is. Raises ModelError."""
+    return load_structure(str(model)) if isinstance(model, str | Path) else model
 
 
 def load_structure(name: str, *, revision: str | None = None, weights: bool = True) -> PreTrainedModel:

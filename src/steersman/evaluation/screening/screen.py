@@ -45,6 +45,7 @@ from steersman.experts.causal_effects import DIRECTIONS, SIGNS, ChosenSet, Direc
 from steersman.models.architecture import RouterSite, find_routers, read_architecture
 from steersman.models.attachment import refuse_steered
 from steersman.models.identity import has_weights, model_name, weights_id
+from steersman.models.loading import Named, open_named
 from steersman.ties import ranks
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Runs:
 
 
 def screen_experts(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Named,
+    tokenizer: PreTrainedTokenizerBase | None,
     items: Items,
     *,
     keep: Sequence[Items] = (),
@@ -94,8 +95,8 @@ def screen_experts(
     gains: log p of the answer that is steered toward, and of what is to be kept (`keep`).
 
     Args:
-        model: A transformers Mixture-of-Experts model.
-        tokenizer: Its tokenizer.
+        model: A transformers Mixture-of-Experts model, or its name.
+        tokenizer: Its tokenizer; None takes that of a model named.
         items: A task whose items have both answers, or contrast pairs that differ in the last answer alone.
         keep: Tasks that a set must not harm: right answers, or for tasks with two sides what the unsteered
             model would answer.
@@ -129,7 +130,12 @@ def screen_experts(
         PlanError: an option is unknown or out of range.
         WeightsMismatch, ArchitectureMismatch: the contrast is another model's.
         ArtifactError: `checkpoint` holds progress that is not to be resumed, or another run's.
+
+    Example:
+        >>> steersman.screen_experts("lab:moe", None, "lab:refusal/dev", limit=24, at_most=0)
+        <CausalScreen: 24 items in 22 groups; layers 0–3; ... experts pass the gate; of lab:moe>
     """
+    model, tokenizer = open_named(model, tokenizer)
     given = Options(**options)
     refuse_steered(model, "screening")
     opened = partial(_opened, tokenizer=tokenizer)
