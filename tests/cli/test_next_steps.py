@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.command_line import Run, run, write_pairs
+from cli.command_line import CHAT, Run, run, write_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,9 @@ def test_from_a_mixture_of_experts_to_a_conversation(tiny: Path) -> None:
     assert following(run("describe", tiny)) == [[*detect[:4], "contrast-2"]]  # the place is taken now
 
 
-def test_from_a_dense_model_to_a_conversation(dense: Path) -> None:
-    asked = ["--dtype", "float32", "--chat-date", "2026-01-02", "--chat-template-arg", 'who="us all"']
+def test_from_a_dense_model_to_a_conversation(dense: Path, tmp_path: Path) -> None:
+    (tmp_path / "of us.jinja").write_text("{{ who }}" + CHAT)
+    asked = ["--dtype", "float32", "--chat-template", "of us.jinja", "--chat-template-arg", 'who="us all"']
     described = run("describe", dense, *asked)
     assert "Vectors steer it." in described.words
     (refine,) = following(described)
