@@ -248,6 +248,12 @@ def test_generate_gives_the_same_json(opened: Opened, tmp_path: Path) -> None:
     assert seen == expected
 
 
+@pytest.mark.long
+def test_generate_without_a_steering_is_the_model_itself(opened: Opened) -> None:
+    command = ("generate", opened.folder, "--prompt", "who ?", "--max-new-tokens", 6, "--json")
+    assert object_of(run(*command, "--backend", "vllm")) == run(*command).json
+
+
 def test_detect_writes_the_same_counts(opened: Opened, tmp_path: Path) -> None:
     command = ("detect", opened.folder, "lab:refusal/dev", "--json", "--bootstrap", 5, "--shard", "1/9")
     expected = run(*command, "-o", tmp_path / "ours").json
