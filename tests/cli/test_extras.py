@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cli.command_line import Run, process, run
+from gguf_files import write_gguf
 from steersman.errors import how_to_install
 from waiting import HANGING
 
@@ -75,6 +76,19 @@ def test_without_accelerate(
     before = set(tmp_path.iterdir())
     done = run(command, *given[command], "--device", "auto")
     refused(done, tmp_path, before, "needs the library accelerate: pip install accelerate")
+
+
+@pytest.mark.parametrize("command", ["describe", "refine", "generate"])
+def test_a_gguf_file_without_accelerate(
+    command: str, given: Arguments, without: Callable[..., None], tmp_path: Path
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    without("accelerate")
+    before = set(tmp_path.iterdir())
+    done = run(command, file, *given[command][1:])
+    refused(
+        done, tmp_path, before, f"{file}: a GGUF file needs the library accelerate: pip install accelerate"
+    )
 
 
 def test_without_openai(given: Arguments, without: Callable[..., None], tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from steersman.models.identity import model_name
 from steersman.models.loading import load_structure, load_tokenizer
 from steersman.vllm.serveable import folder_of
 
+pytest.importorskip("accelerate", reason="accelerate is not installed")
+
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:

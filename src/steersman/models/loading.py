@@ -86,6 +86,8 @@ def load_model(
     source = Source.of(name, revision)
     if not exists(source.place) and (name.startswith((".", "/", "~")) or source.place.count("/") > 1):
         raise ModelError(f"{name}: no such folder")
+    if source.gguf is not None and importlib.util.find_spec("accelerate") is None:
+        raise ModelError(f"{name}: a GGUF file needs the library accelerate: pip install accelerate")
     options: dict[str, Any] = {**source.options, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.place, **options)
