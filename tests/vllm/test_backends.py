@@ -255,13 +255,29 @@ def test_generate_without_a_steering_is_the_model_itself(opened: Opened) -> None
 
 
 def test_detect_writes_the_same_counts(opened: Opened, tmp_path: Path) -> None:
-    command = ("detect", opened.folder, "lab:refusal/dev", "--json", "--bootstrap", 5, "--shard", "1/9")
+    template = tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %B %Y') ~ ' ' }}" + str(opened.tokenizer.chat_template))
+    chats = ("--chat-template", template, "--chat-date", "2026-11-29")
+    command = (
+        "detect",
+        opened.folder,
+        "lab:refusal/dev",
+        "--json",
+        "--bootstrap",
+        5,
+        "--shard",
+        "1/9",
+        *chats,
+    )
     expected = run(*command, "-o", tmp_path / "ours").json
     seen = object_of(run(*command, "-o", tmp_path / "theirs", "--backend", "vllm"))
     assert seen.pop("output") != expected.pop("output")
     assert seen == expected
     ours, theirs = (steersman.RoutingContrast.from_pretrained(tmp_path / name) for name in ("ours", "theirs"))
     assert (ours.activations == theirs.activations).all()
+    assert theirs.chat == ours.chat
+    assert theirs.chat is not None
+    assert theirs.chat.date == "2026-11-29"
     assert theirs.made_from == ({**ours.made_from[0], "engine": theirs.made_from[0]["engine"]},)
     assert not (tmp_path / "theirs.partial").exists()
 
@@ -273,6 +289,8 @@ def test_detect_writes_the_same_counts(opened: Opened, tmp_path: Path) -> None:
         (["--engine-option", "dtype=half"], "engine option dtype: this is decided by the command's own"),
         (["--device", "cpu"], "--device cpu: goes with --backend transformers"),
         (["--engine-option", "nonsense"], "right is KEY=VALUE"),
+        (["--chat-template-arg", "enable_thinking=false"], 'never uses the argument "enable_thinking"'),
+        (["--chat-date", "2026-11-29"], "asks for no date"),
     ],
 )
 def test_wrong_options(tmp_path: Path, opened: Opened, options: list[str], reason: str) -> None:
