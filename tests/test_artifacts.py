@@ -654,6 +654,17 @@ def test_what_was_saved_before_is_read_and_saved_anew(name: str, tmp_path: Path)
         refused(kind.from_pretrained, tmp_path / "new", "key 'chat' is missing")
 
 
+def test_a_concept_of_version_1_has_no_method_of_version_2(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "concept-format-1", tmp_path / "old")
+    manifest, _ = opened(tmp_path / "old")
+    seal(tmp_path / "old", {**manifest, "method": "pca_diff"})
+    refused(ConceptVector.from_pretrained, tmp_path / "old", "not one of mean_difference, pca")
+    replace(ConceptVector.from_pretrained(DATA / "concept-format-1"), method="pca_diff").save_pretrained(
+        tmp_path / "new"
+    )
+    assert ConceptVector.from_pretrained(tmp_path / "new").method == "pca_diff"
+
+
 WRONG_CHATS: dict[str, tuple[Any, str]] = {
     "text": ("today", "not an object"),
     "another key": ({**CHAT.to_json(), "clock": 1}, "unknown key 'clock'"),

@@ -226,7 +226,7 @@ def test_forged_tensors_are_refused(concept: ConceptVector, tmp_path: Path, forg
 MANIFEST_FORGERIES: dict[str, tuple[dict[str, Any], str]] = {
     "newer": ({"format_version": 3}, "newer than this tool reads"),
     "unknown key": ({"more": 1}, "unknown key 'more'"),
-    "method": ({"method": "lasso"}, "method is 'lasso', not one of mean_difference, pca"),
+    "method": ({"method": "lasso"}, "method is 'lasso', not one of mean_difference, pca, pca_diff"),
     "position": ({"position": "first"}, "position is 'first'"),
     "clusters": ({"clusters": 99}, "99 clusters and 28 pairs"),
     "no separation": ({"separation": [None] * 3}, "do not fit"),

@@ -85,6 +85,59 @@ def test_principal_directions_are_those_of_a_whole_eigendecomposition(
     np.testing.assert_array_equal(found.shuffled, means.shuffled)
 
 
+def of_repeng(states: np.ndarray, method: str) -> np.ndarray:
+    """What its `read_representations` computes: the first component by a singular value decomposition of the
+    centred rows, as scikit-learn's PCA; the sign for which most positive sides are larger.
+    """
+    positive, negative = states[:, 0].astype(np.float64), states[:, 1].astype(np.float64)
+    centre = (positive + negative) / 2
+    rows = positive - negative
+    if method == "pca_center":
+        rows = np.concatenate([positive - centre, negative - centre])
+    direction = np.linalg.svd(rows - rows.mean(0), full_matrices=False)[2][0]
+    larger, smaller = (
+        ((positive - negative) @ direction > 0).mean(),
+        ((positive - negative) @ direction < 0).mean(),
+    )
+    return -direction if smaller > larger else direction
+
+
+@pytest.mark.parametrize(("centred", "method"), [(False, "pca_center"), (True, "pca_diff")])
+@pytest.mark.parametrize("seed", range(6))
+def test_principal_directions_are_those_of_repeng(seed: int, centred: bool, method: str) -> None:
+    generator = np.random.default_rng(seed)
+    states = generator.normal(size=(40, 2, 12)).astype(np.float32)
+    concept, nuisance = generator.normal(size=(2, 12))
+    states[:, 0] += (9 + generator.normal(size=(40, 1)) * 0.2) * concept  # that all pairs share
+    states[:, 0] += (0.5 + 4 * generator.normal(size=(40, 1))) * nuisance  # in which they differ
+    numbers = np.arange(40)
+    folds = fold_of(numbers)
+    through = in_chunks(states, 7)
+    means = mean_differences(through, numbers, folds, swapped_clusters(40, 3, seed))
+    found = principal_directions(through, folds, means, centred=centred)
+    direction = of_repeng(states, method)
+    along = found.whole / np.linalg.norm(found.whole)
+    assert abs(along @ direction) > 1 - 1e-6
+    assert along @ means.whole > 0
+    np.testing.assert_allclose(np.linalg.norm(found.whole), abs(direction @ means.whole), rtol=1e-5)
+    for fold, one in enumerate(found.of_folds):
+        alone = of_repeng(states[folds != fold], method)
+        assert abs(one @ alone) > (1 - 1e-6) * np.linalg.norm(one)
+    plain = principal_directions(through, folds, means, centred=not centred).whole
+    assert abs(plain @ direction) < 0.999 * np.linalg.norm(plain), "the other method is another direction"
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_differences_that_do_not_vary_have_no_direction_in_which_they_do(width: int) -> None:
+    states = np.random.default_rng(0).normal(size=(6, 2, width))
+    states[:, 0] = states[:, 1] + 2.0
+    folds = fold_of(np.arange(6))
+    through = in_chunks(states, 4)
+    means = mean_differences(through, np.arange(6), folds, swapped_clusters(6, 1, 0))
+    assert not principal_directions(through, folds, means, centred=True).whole.any()
+    np.testing.assert_allclose(principal_directions(through, folds, means).whole, 2.0)
+
+
 def test_half_of_the_clusters_are_swapped() -> None:
     swapped = swapped_clusters(7, 40, seed=5)
     assert swapped.sum(0).tolist() == [3] * 40

@@ -174,6 +174,19 @@ def test_pca_is_the_top_direction_of_the_differences() -> None:
     assert concept.method == "pca"
 
 
+def test_pca_diff_takes_the_mean_off_first() -> None:
+    concept, (states, _) = refined("dense", method="pca_diff"), slow("dense", "last")
+    differences = states[:, 0] - states[:, 1]
+    for layer in concept.layers:
+        mean = differences[:, layer].mean(0)
+        top = np.linalg.svd(differences[:, layer] - mean, full_matrices=False)[2][0]
+        expected = top * (top @ mean)
+        found = concept.vectors[layer].numpy()
+        assert abs(found @ top) > 0.999 * np.linalg.norm(found)
+        np.testing.assert_allclose(found, expected, atol=5e-3 * np.linalg.norm(mean))
+    assert concept.method == "pca_diff"
+
+
 def test_batches_windows_and_layers_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = refined("olmoe")
     monkeypatch.setattr(pair_states, "WINDOW_BATCHES", 2)

@@ -58,6 +58,10 @@ def save_concept(concept: ConceptVector, folder: str | Path, *, force: bool = Fa
     write_artifact(folder, manifest, tensors, force)
 
 
+OLD = METHODS[:2]
+"""The methods of version 1."""
+
+
 def load_concept(source: str | Path, *, revision: str | None = None) -> ConceptVector:
     """Read a concept vector from a folder or the Hub.
 
@@ -88,7 +92,7 @@ def load_concept(source: str | Path, *, revision: str | None = None) -> ConceptV
             fold_numbers=torch.from_numpy(numbers),
             shuffled=torch.from_numpy(shuffled),
             norms=dict(zip(layers, norms, strict=True)),
-            method=one_of(manifest["method"], "method", METHODS),
+            method=one_of(manifest["method"], "method", METHODS if manifest["format_version"] > 1 else OLD),
             position=one_of(manifest["position"], "position", POSITIONS),
             pairs=pairs,
             clusters=clusters,

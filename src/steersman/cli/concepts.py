@@ -49,10 +49,11 @@ Layers = tuple[int, ...] | Literal["all"] | None
 )
 @click.option(
     "--method",
-    type=click.Choice(["mean_difference", "pca"]),
+    type=click.Choice(["mean_difference", "pca", "pca_diff"]),
     default="mean_difference",
     show_default=True,
-    help="The mean difference of the sides, or the top direction of their differences.",
+    help="The mean difference of the sides; the top direction of their differences (pca_center of repeng); "
+    "or of these less their mean (repeng's default).",
 )
 @click.option(
     "--shuffles",
@@ -238,7 +239,11 @@ def interval_for_json(found: Separation | None) -> dict[str, float | None]:
 def concept_in_words(concept: ConceptVector, result: dict[str, Any]) -> list[str]:
     """What was refined, as lines with a table by layer."""
     read = {"last": "at the last token", "target_mean": "as the mean over the target"}[result["position"]]
-    how = {"mean_difference": "mean difference", "pca": "top direction of the differences"}[result["method"]]
+    how = {
+        "mean_difference": "mean difference",
+        "pca": "top direction of the differences",
+        "pca_diff": "top direction of the differences less their mean",
+    }[result["method"]]
     lines = [f"{result['pairs']} pairs in {result['clusters']} clusters, read {read}; {how}"]
     if result["skipped"]:
         lines.append(f"{result['skipped']} pairs left out: longer than the model's context")

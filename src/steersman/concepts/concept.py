@@ -24,8 +24,8 @@ from steersman.showing import Shown, Table, cut, ranges
 from steersman.steering import Architecture, Steering
 from steersman.ties import largest
 
-Method = Literal["mean_difference", "pca"]
-METHODS: tuple[Method, ...] = ("mean_difference", "pca")
+Method = Literal["mean_difference", "pca", "pca_diff"]
+METHODS: tuple[Method, ...] = ("mean_difference", "pca", "pca_diff")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,7 +44,7 @@ class ConceptVector(Shown):
         norms: {layer: norms of the states of tokens that scope `answer` touches}.
         architecture: Of the model.
         weights_id: Of the model.
-        method: `mean_difference` or `pca`.
+        method: `mean_difference`, `pca` or `pca_diff`.
         position: Where it was read: `last` or `target_mean`.
         pairs: How many it was refined from.
         clusters: How many independent ones there are.

@@ -3,9 +3,12 @@
 States come in chunks, in as many passes as asked for: nothing here grows with the number of pairs but a few
 numbers a pair. δ_i = h_i(positive) − h_i(negative).
 
-`mean_difference` is Σ δ_i / n (ConTrans, arXiv 2405.13578). `pca` is u (u·Σδ_i/n) with u the top direction
-of the pair differences, the first eigenvector of Σ δ_i δ_iᵀ (RepE, arXiv 2310.01405): oriented along, and as
-long as, the projection of the mean difference.
+`mean_difference` is m = Σ δ_i / n (ConTrans, arXiv 2405.13578). `pca` is u (u·m) with u the top direction of
+the pair differences, the first eigenvector of Σ δ_i δ_iᵀ (RepE, arXiv 2310.01405): oriented along, and as
+long as, the projection of the mean difference. `pca_diff` is the same with the first eigenvector of
+Σ (δ_i − m)(δ_i − m)ᵀ, along which the differences *vary* most. repeng (github.com/vgel/repeng, extract.py, by
+scikit-learn's PCA, which takes the mean off) calls the first `pca_center`, the second `pca_diff`; both have
+length 1 there, and the sign for which most positive sides are larger.
 
 Shuffled labels: Σ (s_i − s̄) δ_i / n, s_i = −1 in a random half of the clusters, else 1. Taking the mean s̄ off
 the signs leaves exactly nothing of the mean difference also where halves are uneven: what remains is the
@@ -29,6 +32,8 @@ Pass = Callable[[], Iterable[tuple[slice, Floats]]]
 FOLDS = 5
 _TOLERANCE = 1e-7
 """Relative, of the eigenvalue."""
+_ROUNDING = 1e-24
+"""Of squared moments: below it differences vary by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -90,28 +95,45 @@ def mean_differences(
     )
 
 
-def principal_directions(states: Pass, folds: NDArray[np.int64], means: Directions) -> Directions:
-    """Top directions of the pair differences, each in a few dozen passes; `means` from `mean_differences`."""
-    of_folds = [_principal(states, folds != fold, mean) for fold, mean in enumerate(means.of_folds)]
-    whole = _principal(states, np.ones(len(folds), np.bool_), means.whole)
+def principal_directions(
+    states: Pass, folds: NDArray[np.int64], means: Directions, *, centred: bool = False
+) -> Directions:
+    """Top directions of the pair differences, or of those less their mean, each in a few dozen passes.
+
+    `means` are from `mean_differences`. Differences that do not vary have no direction: 0.
+    """
+    of_folds = [_principal(states, folds != fold, mean, centred) for fold, mean in enumerate(means.of_folds)]
+    whole = _principal(states, np.ones(len(folds), np.bool_), means.whole, centred)
     return Directions(whole, np.array(of_folds).reshape(means.of_folds.shape), means.shuffled)
 
 
-def _principal(states: Pass, member: NDArray[np.bool_], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    if not mean.any() or len(mean) == 1:
+def _principal(
+    states: Pass, member: NDArray[np.bool_], mean: NDArray[np.float64], centred: bool
+) -> NDArray[np.float64]:
+    if not mean.any():
         return mean
+    middle = mean if centred else np.zeros(len(mean))
 
     def times_moment(vector: NDArray[np.float64]) -> NDArray[np.float64]:
         product = np.zeros(len(mean))
         for pairs, chunk in states():
-            differences = _differences(chunk)[member[pairs]]
+            differences = _differences(chunk)[member[pairs]] - middle
             product += differences.T @ (differences @ vector.reshape(-1))
         return product
 
+    if centred and not (times_moment(_start(len(mean))) ** 2).sum() > _ROUNDING * (mean @ mean) ** 2:
+        return np.zeros(len(mean))
+    if len(mean) == 1:
+        return mean
     moment = LinearOperator((len(mean), len(mean)), matvec=times_moment, dtype=np.float64)
-    _, vectors = eigsh(moment, k=1, which="LA", v0=mean, tol=_TOLERANCE)
+    _, vectors = eigsh(moment, k=1, which="LA", v0=_start(len(mean)) if centred else mean, tol=_TOLERANCE)
     top: NDArray[np.float64] = vectors[:, 0]
     return top * float(top @ mean)
+
+
+def _start(width: int) -> NDArray[np.float64]:
+    """A direction that no eigenvector is at right angles to, but by accident."""
+    return np.random.default_rng(0).normal(size=width)
 
 
 def held_out_scores(

@@ -67,7 +67,8 @@ def refine_concept(
             else the last token of the generation prompt. `target_mean`: the mean over the target's tokens.
         method: `mean_difference`, the mean over pairs of h(positive) − h(negative) (ConTrans); or `pca`, the
             top direction of these differences, with the orientation and length of the mean's projection on it
-            (RepE, arXiv 2310.01405).
+            (RepE, arXiv 2310.01405; `pca_center` of repeng); or `pca_diff`, that of the differences less
+            their mean (the default of repeng).
         shuffles: How many concepts of shuffled labels to keep with it, which the gate of a transplantation
             compares it with.
         batch_size: Texts in one forward.
@@ -178,8 +179,9 @@ def _refine_layer(states: PairStates, layer: int, folds: _Folds, method: Method)
         return states.chunks(layer)
 
     directions = mean_differences(through, folds.numbers, folds.folds, folds.swapped)
-    if method == "pca":
-        directions = principal_directions(through, folds.folds, directions)
+    if method != "mean_difference":
+        centred = method == "pca_diff"
+        directions = principal_directions(through, folds.folds, directions, centred=centred)
     found = None
     if len(directions.of_folds):
         scores = held_out_scores(through, folds.folds, directions.of_folds)
