@@ -81,7 +81,7 @@ ALIKE: dict[str, tuple[PreTrainedTokenizerFast, dict[str, Any], str]] = {
     "words that are not in the vocabulary": (
         tokenizer(),
         pair("tea oolong one", "tea puerh one"),
-        'only in what is lost: "o" (U+006F) and "p" (U+0070)',
+        'only in what is not kept: "o" (U+006F) and "p" (U+0070)',
     ),
     "roles that the template does not show": (
         tokenizer(template=ROLELESS),

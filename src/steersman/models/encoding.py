@@ -206,8 +206,8 @@ def _how_alike(pair: ContrastPair, positive: Side, negative: Side) -> str:
     first, second = _words(pair.positive), _words(pair.negative)
     if first == second:
         return "they differ only in roles, which the template does not show"
-    what = next((what for what, read in _READ_ALIKE.items() if read(first) == read(second)), "what is lost")
-    return f"they differ only in {what}: {_first_difference(first, second)}"
+    lost = (what for what, read in _READ_ALIKE.items() if read(first) == read(second))
+    return f"they differ only in {next(lost, 'what is not kept')}: {_first_difference(first, second)}"
 
 
 def _words(content: Content) -> str:
