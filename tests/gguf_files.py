@@ -1,4 +1,4 @@
-"""A tiny random Llama in a GGUF file, as llama.cpp's converter would write one: with its tokenizer."""
+"""Tiny random models in GGUF files, as llama.cpp's converter would write them: with their tokenizer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
 WIDTH, LAYERS, HEADS, INNER = 64, 3, 4, 96
+EXPERTS, TOP_K = 8, 2
+EXPERT_INNER = 768
+"""transformers' default, which it takes for every file of this architecture."""
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -42,6 +45,17 @@ def write_gguf(path: Path, seed: int = 0, architecture: str = "llama", **more: A
         "attention.head_count_kv": HEADS,
         "rope.dimension_count": WIDTH // HEADS,
         "vocab_size": len(tokens()),
+        **(
+            {
+                "expert_count": EXPERTS,
+                "expert_used_count": TOP_K,
+                "expert_feed_forward_length": EXPERT_INNER,
+                "attention.key_length": WIDTH // HEADS,
+                "attention.value_length": WIDTH // HEADS,
+            }
+            if architecture == "qwen3moe"
+            else {}
+        ),
     }.items():
         writer.add_uint32(f"{architecture}.{key}", value)
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
@@ -59,21 +73,27 @@ def write_gguf(path: Path, seed: int = 0, architecture: str = "llama", **more: A
             writer.add_string(key.replace("__", "."), value)
     draws = np.random.default_rng(seed)
 
-    def add(name: str, rows: int, columns: int, kind: GGMLQuantizationType) -> None:
-        matrix = (draws.standard_normal((rows, columns)) * 0.15).astype(np.float32)
+    def add(name: str, *shape: int, kind: GGMLQuantizationType = GGMLQuantizationType.Q4_1) -> None:
+        matrix = (draws.standard_normal(shape) * 0.15).astype(np.float32)
         writer.add_tensor(f"{name}.weight", quantize(matrix, kind), raw_dtype=kind)
 
-    add("token_embd", len(tokens()), WIDTH, GGMLQuantizationType.Q8_0)
+    add("token_embd", len(tokens()), WIDTH, kind=GGMLQuantizationType.Q8_0)
     for layer in range(LAYERS):
-        for name, rows, columns in (
-            *((f"attn_{part}", WIDTH, WIDTH) for part in ("q", "k", "v", "output")),
-            ("ffn_gate", INNER, WIDTH),
-            ("ffn_up", INNER, WIDTH),
-            ("ffn_down", WIDTH, INNER),
-        ):
-            add(f"blk.{layer}.{name}", rows, columns, GGMLQuantizationType.Q4_1)
-        for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(WIDTH, np.float32))
+        for part in ("q", "k", "v", "output"):
+            add(f"blk.{layer}.attn_{part}", WIDTH, WIDTH)
+        norms = {"attn_norm": WIDTH, "ffn_norm": WIDTH}
+        if architecture == "qwen3moe":
+            norms |= {"attn_q_norm": WIDTH // HEADS, "attn_k_norm": WIDTH // HEADS}
+            add(f"blk.{layer}.ffn_gate_inp", EXPERTS, WIDTH, kind=GGMLQuantizationType.F32)
+            for part in ("gate", "up"):
+                add(f"blk.{layer}.ffn_{part}_exps", EXPERTS, EXPERT_INNER, WIDTH)
+            add(f"blk.{layer}.ffn_down_exps", EXPERTS, WIDTH, EXPERT_INNER)
+        else:
+            for part in ("gate", "up"):
+                add(f"blk.{layer}.ffn_{part}", INNER, WIDTH)
+            add(f"blk.{layer}.ffn_down", WIDTH, INNER)
+        for name, width in norms.items():
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(width, np.float32))
     writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
     for key, value in more.items():
         if isinstance(value, np.ndarray):

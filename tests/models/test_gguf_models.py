@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import families as f
 import gguf_files as g
 from cli.command_line import run
 from steersman import ModelError, Steering, WeightsMismatch, load_model, read_architecture, weights_id
@@ -93,6 +94,21 @@ def test_a_plan_of_it_applies_to_it_opened_again(opened: tuple[Any, Any], file: 
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(checkpoint)
     with pytest.raises(WeightsMismatch, match="a GGUF file's are others than those that"):
         plan.apply(load_model(str(checkpoint))[0]).__enter__()
+
+
+@pytest.mark.filterwarnings("ignore:.*dequantised")
+def test_experts_in_it_are_steered(tmp_path: Path) -> None:
+    file = g.write_gguf(tmp_path / "moe.gguf", architecture="qwen3moe")
+    model, tokenizer = load_model(str(file))
+    assert [(router.experts, router.top_k) for router in read_architecture(model).routers] == [(8, 2)] * 3
+    stored = g.dequantised(file, "blk.1.ffn_down_exps.weight")
+    assert torch.equal(model.model.layers[1].mlp.experts.down_proj, stored)
+    structure = load_structure(str(file))
+    plan = Steering.from_experts(structure, activate={1: [3]}, deactivate={2: [0]})
+    tokens = tokenizer("hello world", return_tensors="pt").input_ids
+    with plan.apply(model):
+        assert bool(f.choices(model, 1, lambda: model(tokens)).has(3).all())
+        assert not bool(f.choices(model, 2, lambda: model(tokens)).has(0).any())
 
 
 NOT_READ = {

@@ -25,6 +25,7 @@ from steersman.models.weights import is_sharded, local, own_tensors
 GGUF = "steersman_gguf"
 """Attribute of a model that was loaded from a GGUF file: what of it, as `Dequantised`."""
 
+_READ = sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"})
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
 
@@ -80,12 +81,17 @@ def readable(found: GgufName, revision: str | None) -> GgufFile | None:
     architecture = file.metadata.get("general.architecture")
     if architecture == "controlvector":
         raise ModelError(f"{path}: is a control vector and no model; steersman import reads it")
-    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+    if _plain(architecture) not in map(_plain, _READ):
         raise ModelError(
             f"{path}: has the architecture {str(architecture)[:40]!r}, which transformers does not read from "
-            f"GGUF; it reads {', '.join(sorted(GGUF_SUPPORTED_ARCHITECTURES))}"
+            f"GGUF; it reads {', '.join(_READ)}"
         )
     return file
+
+
+def _plain(architecture: object) -> str:
+    """An architecture's name without signs: llama.cpp writes qwen3moe and gpt-oss, transformers qwen3_moe."""
+    return str(architecture).replace("_", "").replace("-", "")
 
 
 def check_read(file: GgufFile, config: PretrainedConfig) -> None:
