@@ -19,6 +19,7 @@ import pytest
 
 from cli.command_line import run, save_tiny
 from steersman import RoutingContrast, Steering, load_model
+from waiting import HANGING
 
 AT_A_TERMINAL = """
 import fcntl, sys, termios
@@ -26,8 +27,6 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from steersman.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-PATIENCE = 240
-"""Seconds that a terminal is waited for: only against hanging."""
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +183,7 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> str:
         """What is shown until the pattern is, from where the last wait ended."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + HANGING
         while (found := re.search(pattern, self.shown)) is None:
             assert time.monotonic() < end, self.shown
             if select.select([self.master], [], [], 1)[0]:
@@ -222,4 +221,4 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_not_the_session(terminal: Ter
     terminal.type("half a que\x03")
     terminal.wait_for("Ctrl-D or /quit ends\\)\r\n> ")
     terminal.type("\x04")
-    assert terminal.process.wait(PATIENCE) == 0
+    assert terminal.process.wait(HANGING) == 0
