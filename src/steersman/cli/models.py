@@ -151,7 +151,8 @@ def _in_words(result: dict[str, Any]) -> str:
         f"architecture {result['architecture'][:16]}…, weights {in_brief(result['weights'])}",
     ]
     if (made := result["dequantised"]) is not None:
-        lines.append(f"dequantised from {', '.join(made['from'])} to {made['to']}")
+        left = f"; not read by transformers: {', '.join(made['not_read'])}" if made["not_read"] else ""
+        lines.append(f"dequantised from {', '.join(made['from'])} to {made['to']}{left}")
     lines.append("")
     if not routers:
         return "\n".join([*lines, "No routers: the model is dense, so there are no experts to steer."])

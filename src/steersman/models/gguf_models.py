@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
-from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+from transformers.modeling_gguf_pytorch_utils import (
+    GGUF_SUPPORTED_ARCHITECTURES,
+    GGUF_TO_TRANSFORMERS_MAPPING,
+)
 
 from steersman.errors import ModelError
 from steersman.models.adapters import unwrap
@@ -139,14 +142,30 @@ class Dequantised:
         names = [tensor.dtype for tensor in self.file.tensors]
         return sorted(set(names), key=lambda name: (-names.count(name), name))
 
+    @property
+    def not_read(self) -> list[str]:
+        """Settings of the architecture in the file that transformers takes nothing from."""
+        architecture = self.file.metadata["general.architecture"]
+        known = {
+            f"{architecture}.{setting}"
+            for name, settings in GGUF_TO_TRANSFORMERS_MAPPING["config"].items()
+            if _plain(name) == _plain(architecture)
+            for setting in settings
+        }
+        said = (key for key in self.file.metadata if key.startswith(f"{architecture}."))
+        return sorted(key for key in said if key not in known)
+
 
 def dequantised(model: nn.Module) -> dict[str, Any] | None:
-    """{"from": [format, …], "to": dtype} of a model that was loaded from a GGUF file; None of another."""
+    """{"from": [format, …], "to": dtype, "not_read": [setting of the file, …]} of a model that was loaded
+    from a GGUF file; None of another.
+    """
     loaded: Dequantised | None = getattr(unwrap(model), GGUF, None)
     if loaded is None:
         return None
     dtype = next(unwrap(model).parameters()).dtype
-    return {"from": loaded.types, "to": str(dtype).removeprefix("torch.")}
+    name = str(dtype).removeprefix("torch.")
+    return {"from": loaded.types, "to": name, "not_read": loaded.not_read}
 
 
 def _compared(model: nn.Module) -> dict[str, Tensor]:

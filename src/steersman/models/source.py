@@ -65,9 +65,10 @@ class Source:
     def tell(self, model: PreTrainedModel) -> None:
         """Warn where a model's weights were dequantised."""
         if (made := dequantised(model)) is not None:
+            left = f"; transformers does not read {', '.join(made['not_read'])}" if made["not_read"] else ""
             warnings.warn(
                 f"{self.name}: its weights ({', '.join(made['from'])}) are dequantised to {made['to']}; "
-                "answers can differ from those of engines that compute with the quantised ones",
+                f"answers can differ from those of engines that compute with the quantised ones{left}",
                 stacklevel=3,
             )
 
