@@ -146,9 +146,10 @@ class Dequantised:
     def not_read(self) -> list[str]:
         """Settings of the architecture in the file that transformers takes nothing from."""
         architecture = self.file.metadata["general.architecture"]
+        read: Any = GGUF_TO_TRANSFORMERS_MAPPING["config"]
         known = {
             f"{architecture}.{setting}"
-            for name, settings in GGUF_TO_TRANSFORMERS_MAPPING["config"].items()
+            for name, settings in read.items()
             if _plain(name) == _plain(architecture)
             for setting in settings
         }
