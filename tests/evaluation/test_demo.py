@@ -119,7 +119,7 @@ def test_summary_page_and_figures_tell_the_same_claims(made: tuple[Path, demo.De
         assert len(found) == (CLAIMS[name] if name != "natural" or "screened" in chapter["plans"] else 1)
         for one in found:
             assert told[number] == f"  {one['verdict']}: {one['claim']}: {one['figures']}"
-            assert f"{one['verdict'].capitalize()} {one['claim']}: {one['figures']}." in page
+            assert f"{one['verdict'].capitalize()}: {one['claim']}: {one['figures']}." in page
             number += 1
             if len(found) > 1:
                 assert "95% interval" in one["figures"]

@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 from steersman import ArtifactError
 from steersman.evaluation import figures
 from steersman.evaluation.arms import Subject
+from steersman.evaluation.concluded import concluded
 from steersman.evaluation.evaluate import evaluate
 from steersman.evaluation.evaluation_report import (
     read_evaluation,
@@ -173,6 +174,18 @@ def test_a_real_evaluation_fits_the_schema_and_the_page(
     made.save(tmp_path / "results")
     read = read_evaluation(tmp_path / "results")
     assert read == made.to_json()
+    for task in read["tasks"]:
+        for arm in read["arms"][1:]:
+            change = task["differences"].get(arm["name"], {}).get(task["metrics"][0]["name"])
+            if change and arm["kind"] != "cell":
+                assert change["verdict"] == concluded(task, arm)
+                # Two random plans can show nothing.
+                assert (
+                    task["role"] == "side"
+                    or arm["steering"] is None
+                    or change["verdict"] != "shown"
+                    or (arm["kind"] == "prompt+steered")
+                )
     check_page(read, Page((tmp_path / "results/report.html").read_text(encoding="utf-8")))
     plan.save_pretrained(tmp_path / "plan")
     evidence = with_evidence(tmp_path / "plan", read).evidence[0]
@@ -399,6 +412,38 @@ def test_an_effect_that_is_gone_after_holm_is_called_unclear(result: dict[str, A
     changed["tasks"][0]["differences"]["safer"]["positive"] |= {"p": 0.02, "p_holm": 0.2}
     write_evaluation_report(tmp_path, changed)
     assert "would count alone, but not as one of so many arms" in (tmp_path / "report.md").read_text("utf-8")
+
+
+PAIRS = {"kind": "pairs", "name": "people.jsonl", "sha256": "e" * 64}
+TEXTS = {"kind": "texts", "name": "wiki.txt", "sha256": "f" * 64}
+CONCEPT = {"method": "mean_difference", "position": "last", "model": "small", "from": [PAIRS]}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"made": "concept", "strength": "1", "concept": CONCEPT},
+        {"made": "transplant", "concept": CONCEPT, "map": {"source": "small", "from": [TEXTS]}},
+        {"made": "composed", "from": [{"fingerprint": "1", "made": "selection", "from": [PAIRS]}, TEXTS]},
+        {
+            "made": "scaled",
+            "factor": 0.5,
+            "from": [{"fingerprint": "1", "made": "concept", "concept": CONCEPT}],
+        },
+    ],
+    ids=lambda made: made["made"],
+)
+def test_the_card_names_the_files_behind_a_plan(
+    result: dict[str, Any], tmp_path: Path, made: dict[str, Any]
+) -> None:
+    changed = copy.deepcopy(result)
+    changed["steerings"][0]["provenance"] = made
+    write_evaluation_report(tmp_path, changed)
+    text = (tmp_path / "card.md").read_text("utf-8").partition("## What it does")[0]
+    assert f"made by {made['made']}" in text
+    assert "people.jsonl" in text
+    assert "e" * 64 in text
+    assert ("f" * 64 in text) == ("wiki" in str(made))
 
 
 def test_the_card_says_what_effect_cost_and_limits(result: dict[str, Any], tmp_path: Path) -> None:

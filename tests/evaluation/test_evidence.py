@@ -11,7 +11,7 @@ from made_results import made_result
 
 from cli.command_line import run
 from steersman import ArtifactError, Steering
-from steersman.evaluation.evaluation_report import card_evidence, with_evidence
+from steersman.evaluation.evaluation_report import card_evidence, evidence_in_words, with_evidence
 from steersman.experts.contrast import RoutingContrast
 
 
@@ -41,9 +41,23 @@ def test_evidence_is_attached_once_and_changes_nothing_else(
     assert effect["random_p"] == 0.05
     assert (2 * (0.5 * read)).evidence == ()
     words = run("show", folder).words
-    assert "refusal, safer: refused +" in words
+    assert "  shown: refusal, safer: refused +" in words
+    assert "  cannot tell: ordinary, safer: refused " in words
     assert "p among random plans 0.05; 60 items" in words
     assert "reading, safer: perplexity " in words
+
+
+@pytest.mark.parametrize("random", [None, {"draws": [0.1, 0.2, 0.3], "p": 0.25, "at_least": 0}])
+def test_evidence_without_enough_random_plans_shows_nothing(
+    result: dict[str, Any], random: dict[str, Any] | None
+) -> None:
+    changed = copy.deepcopy(result)
+    if random is None:
+        changed["tasks"][0]["random"] = None
+    else:
+        changed["tasks"][0]["random"][0] |= random
+    said = evidence_in_words([card_evidence(changed, "safer")])
+    assert any(line.startswith("  cannot tell: refusal, safer: refused +") for line in said)
 
 
 def test_evidence_of_a_dialled_plan_says_at_which_strength(

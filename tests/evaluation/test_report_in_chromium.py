@@ -14,6 +14,8 @@ from made_results import DRAWN, hostile, made_result
 
 from steersman.evaluation import figures
 from steersman.evaluation.evaluation_report import write_evaluation_report
+from steersman.evaluation.report import Report, first_sight, render_report
+from steersman.evaluation.study import Study
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -69,6 +71,27 @@ class Opened:
 
     def status(self) -> str:
         return self.page.get_by_role("status").inner_text()
+
+
+def test_the_demos_first_phone_screen_has_two_answers_and_a_picture(
+    browser: Any, study: Study, tmp_path: Path
+) -> None:
+    """Side by side, and large enough to be read, before anybody scrolls."""
+    page = Report("Switching experts", ["A lead."], [], "", [], [], [], [], first_sight(study))
+    (tmp_path / "report.html").write_text(render_report(page), encoding="utf-8")
+    opened = Opened(browser, tmp_path / "report.html", viewport={"width": PHONE, "height": 740})
+    places = [
+        opened.page.locator(f".first {what}").nth(number).bounding_box()
+        for what, number in ((".sides > div", 0), (".sides > div", 1), ("img", 0))
+    ]
+    base, steered, picture = places
+    assert base["y"] == steered["y"]
+    assert base["x"] + base["width"] < steered["x"]
+    assert all(place["x"] >= 0 and place["x"] + place["width"] <= PHONE for place in places)
+    assert all(place["y"] + place["height"] <= 740 for place in places)
+    assert picture["width"] > 0.8 * PHONE
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= PHONE
+    opened.page.close()
 
 
 @pytest.fixture
