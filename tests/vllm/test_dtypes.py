@@ -8,8 +8,13 @@ import pytest
 from engine import ask, closing, open_engine, params, prompts, save_tiny
 from vllm.engine.arg_utils import EngineArgs
 
+from steersman import ResidualEdit, Steering
+from steersman.errors import RequestError, ServingError
+from steersman.steering import Architecture
 from steersman.vllm.dtypes import Dtypes, dtypes_of, in_words
+from steersman.vllm.registry import Registry
 from steersman.vllm.server.described import listed
+from steersman.vllm.settings import Settings
 
 FLOAT32 = Dtypes("float32", "float32")
 REDUCED = Dtypes("bfloat16", "float32")
@@ -31,6 +36,24 @@ def test_the_receipt_and_the_list_say_the_engines_own_choice(tmp_path: Path) -> 
         told = listed(engine.llm_engine.input_processor.steersman)
     assert output.steersman["dtype"] == "bfloat16"
     assert (told["dtype"], told["checkpoint_dtype"]) == ("bfloat16", "float32")
+
+
+def test_in_float16_vectors_that_it_does_not_hold_are_refused() -> None:
+    """As plans, by a request's strength, and as the sum of several."""
+    architecture = Architecture("made_up", 4, (None, None))
+    edit = ResidualEdit({1: [4e4, 1.0, 0.0, 0.0]}, scope="answer")
+    plan = Steering((edit,), architecture, "w")
+    registry = Registry(Settings(), lambda steering: None, Dtypes("float16", "float16"))
+    for name in ("one", "two"):
+        registry.publish(name, registry.reserve(plan), plan, "here")
+    assert registry.resolve("one@1.5") is not None
+    for asked, size in (("one@2", "8e"), ("one@-2", "8e"), ("one,two", "8e")):
+        with pytest.raises(RequestError, match=rf"layer 1: strength times vector reaches {size}.*65504"):
+            registry.resolve(asked)
+    with pytest.raises(ServingError, match="float16 ends at 65504: serve the model in bfloat16"):
+        registry.reserve(2 * plan)
+    wider = Registry(Settings(), lambda steering: None, Dtypes("bfloat16", "float16"))
+    wider.reserve(2 * plan)
 
 
 def test_in_words() -> None:

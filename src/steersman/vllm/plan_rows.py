@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from steersman.concepts.residual import Step, in_slots, steps_of
+import torch
+
+from steersman.concepts.residual import Add, Step, in_slots, steps_of
 from steersman.edits import ROLES, SCOPES, Edit, effective_strengths, residual_edits
 from steersman.steering import Steering
 
@@ -55,6 +57,21 @@ def sites_of(steering: Steering) -> tuple[frozenset[int], frozenset[int]]:
         frozenset(layer for row in rows for layer in row.strengths),
         frozenset(layer for row in rows for layer in row.steps),
     )
+
+
+def why_beyond(steering: Steering, dtype: torch.dtype) -> str | None:
+    """Why an engine's numbers do not hold a plan's vectors at their strengths; None: they do."""
+    largest = torch.finfo(dtype).max
+    for row in rows_of(steering):
+        for layer, steps in row.steps.items():
+            added = [float(step.vector.abs().max()) for step in steps if isinstance(step, Add)]
+            size = max(added, default=0.0)
+            if size > largest:
+                return (
+                    f"layer {layer}: strength times vector reaches {size:.3g}, and the engine's "
+                    f"{str(dtype).removeprefix('torch.')} ends at {largest:.5g}: serve the model in bfloat16"
+                )
+    return None
 
 
 def most_steps(steering: Steering) -> int:

@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from steersman.edits import ROLES, SCOPES, ExpertEdit
 from steersman.errors import PlanError, RequestError, ServingError
 from steersman.steering import Steering, compose, sha256_of
 from steersman.vllm.dtypes import Dtypes
+from steersman.vllm.plan_rows import why_beyond
 from steersman.vllm.request import Wanted, parse_request
 from steersman.vllm.settings import KEY, Settings, check_name
 
@@ -107,6 +110,8 @@ class Registry:
                 model.
         """
         self._check(steering)
+        if why := self._why_beyond(steering):
+            raise ServingError(why)
         with self._lock:
             self._forget_abandoned()
             used = {registered.slot for registered in self._by_name.values()} | self._reserved
@@ -199,9 +204,15 @@ class Registry:
             steering = compose(*plans) if len(plans) > 1 else plans[0]
         except PlanError as error:
             raise RequestError(f"steering: these cannot be had together: {error}") from None
+        if why := self._why_beyond(steering):
+            raise RequestError(f"steering: {why}")
         return Resolved(
             wanted, tuple(slots), keys_of(steering), steering.fingerprint, fingerprints, _roles_of(steering)
         )
+
+    def _why_beyond(self, steering: Steering) -> str | None:
+        served = None if self.dtypes is None else getattr(torch, self.dtypes.served)
+        return why_beyond(steering, served) if served is torch.float16 else None
 
     def _unknown(self, name: str) -> str:
         known = ", ".join(self._by_name) or "none"
