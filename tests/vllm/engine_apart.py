@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from waiting import HANGING
-
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
 if sys.argv[-1] != "drafts":
     os.environ.update(VLLM_CPU_OMP_THREADS_BIND="0|1", VLLM_CPU_NUM_OF_RESERVED_CPU="0")
@@ -51,6 +49,8 @@ def kill(engine: Any, ask: Any, given: list[list[int]], params: Any) -> dict[str
 
     import psutil
     from vllm.v1.engine.exceptions import EngineDeadError
+
+    from waiting import HANGING
 
     children = psutil.Process().children(recursive=True)
     workers = [
