@@ -116,7 +116,7 @@ def test_the_card_says_what_was_found_with_intervals(steering: Path, tmp_path: P
     text = card_of(tmp_path / "plan", tmp_path / "card").text
     assert "shown: lab:refusal, safer: refused +41 points (95% interval +36 to +47)" in text
     assert "300 items" in text
-    assert "no other task was run, so none are known" in text
+    assert "no other task was run, so nobody can tell" in text
     assert "Not evaluated" not in text
     side = {**EVIDENCE, "tasks": [*EVIDENCE["tasks"], {**TASK, "role": "side", "task": "lab:ordinary"}]}
     replace(plan, evidence=(side,)).save_pretrained(tmp_path / "both")

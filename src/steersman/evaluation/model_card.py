@@ -145,7 +145,7 @@ def _effects(plan: Steering) -> list[str]:
     found = [f"- {markdown(line)}" for line in evidence_in_words(plan.evidence)]
     tasks = [task for of in plan.evidence if isinstance(of, Mapping) for task in of["tasks"]]
     if not any(task["role"] == "side" for task in tasks):
-        found.append("- Side effects: no other task was run, so none are known.")
+        found.append("- Side effects: no other task was run, so nobody can tell what else it does.")
     return found
 
 
