@@ -46,13 +46,22 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
 @pytest.fixture(scope="module")
 def pairs() -> ContrastPairs:
     """Sides with one long prompt in common, of which two answers are the targets, and groups of pairs."""
+    return long_pairs()
+
+
+def long_pairs(*, prompts_differ: bool = False) -> ContrastPairs:
+    """Pairs in groups of two; where what comes before the answers is compared, the sides differ there."""
     lab = list(steersman.load_pairs("lab:refusal/train"))
     said = [" ".join(m["content"] for pair in lab[i : i + 4] for m in pair.positive) for i in range(0, 60, 2)]
     rows = []
     for number, (text, pair) in enumerate(zip(said, lab, strict=False)):
-        system = {"role": "system", "content": " ".join(text.split()[:90])}
+        words = text.split()[:90]
         sides = {
-            name: [system, *side] for name, side in (("positive", pair.positive), ("negative", pair.negative))
+            name: [{"role": "system", "content": " ".join(system)}, *side]
+            for name, system, side in (
+                ("positive", words, pair.positive),
+                ("negative", words[::-1] if prompts_differ else words, pair.negative),
+            )
         }
         rows.append({**sides, "group": str(number // 2), "id": str(number)})
     return steersman.load_pairs(rows)
@@ -62,7 +71,7 @@ def assert_equal(seen: RoutingContrast, expected: RoutingContrast) -> None:
     """All that was counted, and every statistic of it."""
     assert (seen.activations == expected.activations).all()
     assert (seen.tokens == expected.tokens).all()
-    assert (seen.pairs, seen.skipped) == (expected.pairs, expected.skipped)
+    assert (seen.pairs, seen.skipped, seen.alike) == (expected.pairs, expected.skipped, expected.alike)
     assert (seen.cluster_ids == expected.cluster_ids).all()
     assert seen.table().equals(expected.table())
     for part in ("sums", "strata", "replicates"):
@@ -84,7 +93,8 @@ def assert_equal(seen: RoutingContrast, expected: RoutingContrast) -> None:
     ],
     ids=lambda how: "-".join(how),
 )
-def test_equals_transformers(opened: Opened, pairs: ContrastPairs, how: dict[str, Any]) -> None:
+def test_equals_transformers(opened: Opened, how: dict[str, Any]) -> None:
+    pairs = long_pairs(prompts_differ="tokens" in how or "generate" in how)
     expected = steersman.detect_experts(opened.model, opened.tokenizer, pairs, **how)
     seen = detect_experts(opened.llm, pairs, **how)
     assert_equal(seen, expected)
