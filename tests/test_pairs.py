@@ -112,6 +112,17 @@ ASK, YES, NO = (
         ({"prompt": [ASK], "chosen": [YES], "rejected": [NO]}, ([ASK, YES], [ASK, NO]), (None, None)),
         ({"prompt": [ASK], "chosen": "yes", "rejected": "no"}, ([ASK, YES], [ASK, NO]), (None, None)),
         ({"prompt": "may i ?", "chosen": [YES], "rejected": [NO]}, ([ASK, YES], [ASK, NO]), (None, None)),
+        ({"prompt": "may i ?", "chosen": [YES], "rejected": "no"}, ([ASK, YES], [ASK, NO]), (None, None)),
+        (
+            {"prompt": "may i ?\n", "chosen": [ASK, YES], "rejected": [ASK, NO]},
+            ([ASK, YES], [ASK, NO]),
+            (None, None),
+        ),
+        (
+            {"prompt": [ASK, YES], "chosen": [ASK, YES], "rejected": [ASK, NO]},
+            ([ASK, YES, ASK, YES], [ASK, YES, ASK, NO]),
+            (None, None),
+        ),
         ({"chosen": [ASK, YES], "rejected": [ASK, NO]}, ([ASK, YES], [ASK, NO]), (None, None)),
         (
             {"prompt": None, "chosen": [ASK, YES], "rejected": [ASK, NO]},
@@ -137,6 +148,12 @@ def test_preferences_are_pairs_whose_answers_are_compared(
     (tmp_path / "dpo.csv").write_text("prompt,chosen,rejected\nmay i ? ,yes,no\n,may i ? yes,may i ? no\n")
     table = load_pairs(tmp_path / "dpo.csv")
     assert [(pair.positive, pair.positive_target) for pair in table] == [("may i ? yes", "yes")] * 2
+
+
+@pytest.mark.parametrize("source", ["a\0b", "", 5, None, True])
+def test_what_is_no_source_of_pairs_is_refused(source: object) -> None:
+    with pytest.raises(PairsError, match=r"is no file's name|where rows are expected"):
+        load_pairs(source)  # type: ignore[arg-type]
 
 
 def test_a_dataset_gives_rows() -> None:
@@ -181,11 +198,12 @@ def test_personas_and_suffixes() -> None:
 
 def test_targets_ids_and_groups_are_read(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "1 2"}]
+    other = [chat[0], {"role": "assistant", "content": "x y"}]
     path = write(
         tmp_path / "pairs.jsonl",
         {
             "positive": chat,
-            "negative": "x y",
+            "negative": other,
             "positive_target": "1",
             "negative_target": "y",
             "id": 7,
@@ -194,13 +212,13 @@ def test_targets_ids_and_groups_are_read(tmp_path: Path) -> None:
         {"positive": "p", "negative": "n", "positive_target": None, "id": None, "group": None},
     )
     first, second = load_pairs(path)
-    assert first == ContrastPair(chat, "x y", "1", "y", id="7", group="3", where=f"{path}:1")
+    assert first == ContrastPair(chat, other, "1", "y", id="7", group="3", where=f"{path}:1")
     assert second == ContrastPair("p", "n", where=f"{path}:2")
-    steermoe = {"messages_0": chat, "messages_1": "x y", "messages_0_target": "1", "messages_1_target": "y"}
+    steermoe = {"messages_0": chat, "messages_1": other, "messages_0_target": "1", "messages_1_target": "y"}
     (same,) = load_pairs([steermoe])
     assert (same.positive, same.negative, same.positive_target, same.negative_target) == (
         chat,
-        "x y",
+        other,
         "1",
         "y",
     )
@@ -250,6 +268,29 @@ WRONG_ROWS = {
     "one the beginning of the other": (
         '{"chosen": "question ? ", "rejected": "question ? yes"}',
         '"chosen" is only the beginning of the other, so it has no answer',
+    ),
+    "another prompt in an answer": (
+        '{"prompt": "q", "chosen": [{"role": "user", "content": "p"}, '
+        '{"role": "assistant", "content": "y"}], "rejected": "n"}',
+        '"chosen" begins with a message of the role user that is not the "prompt"',
+    ),
+    "a system text after the prompt": (
+        '{"prompt": "q", "chosen": "y", "rejected": [{"role": "system", "content": "s"}, '
+        '{"role": "user", "content": "q"}, {"role": "assistant", "content": "n"}]}',
+        '"rejected" begins with a message of the role system',
+    ),
+    "a chat and a text": (
+        '{"positive": [{"role": "user", "content": "a"}], "negative": "b"}',
+        ":1: one side is a text and the other a chat",
+    ),
+    "a chat and a text of preferences": (
+        '{"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "y"}], '
+        '"rejected": "b"}',
+        ":1: one side is a text and the other a chat",
+    ),
+    "a text and a chat in lists": (
+        '{"pos": ["a"], "neg": [[{"role": "user", "content": "a"}]]}',
+        "item 1: one side is a text and the other a chat",
     ),
     "the same answers": ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "both sides are the same"),
     "an empty side": ('{"positive": "a", "negative": " "}', '"negative" is empty'),
@@ -390,6 +431,7 @@ def test_rows_in_python_name_the_pair() -> None:
 
 def test_the_hash_is_of_what_the_pairs_say() -> None:
     rows = [{"positive": "a", "negative": "b"}, {"positive": "c", "negative": "d", "group": "g"}]
+    sides = ("positive", "negative")
     pairs = load_pairs(rows)
     assert pairs.sha256 == load_pairs([{**row, "id": str(n)} for n, row in enumerate(rows)]).sha256
     changed = [
@@ -398,7 +440,7 @@ def test_the_hash_is_of_what_the_pairs_say() -> None:
         [rows[0], {**rows[1], "group": "h"}],
         [rows[0], {**rows[1], "positive_target": "c"}],
         [rows[0], {**rows[1], "negative": "e"}],
-        [rows[0], {**rows[1], "positive": [{"role": "user", "content": "c"}]}],
+        [rows[0], {**rows[1], **{side: [{"role": "user", "content": rows[1][side]}] for side in sides}}],
     ]
     hashes = {load_pairs(other).sha256 for other in changed}
     assert len(hashes) == len(changed)

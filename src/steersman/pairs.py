@@ -51,10 +51,15 @@ class ContrastPair(Shown):
 
     def __post_init__(self) -> None:
         for side in ("positive", "negative"):
-            check_content(getattr(self, side), f'{self.where}: "{side}"')
+            check_content(getattr(self, side), f'{self.where}: "{side}"', "a pair has two sides")
             target = getattr(self, f"{side}_target")
             if target is not None:
                 _check_text(target, f'{self.where}: "{side}_target"', "leave it out for the default target")
+        if isinstance(self.positive, str) != isinstance(self.negative, str):
+            raise PairsError(
+                f"{self.where}: one side is a text and the other a chat, so they differ in form too; "
+                "right are two texts or two chats"
+            )
         if self.group is not None:
             _check_text(self.group, f'{self.where}: "group"', "leave it out for a pair of its own")
         if (self.positive, self.positive_target) == (self.negative, self.negative_target):
@@ -169,6 +174,8 @@ def load_pairs(source: str | Path | Rows, *, progress: bool = False) -> Contrast
     if isinstance(source, str) and source.startswith("lab:"):
         return _read_lab(source)
     if isinstance(source, str | Path):
+        if not str(source) or "\0" in str(source):
+            raise PairsError(f"pairs: {json.dumps(str(source))} is no file's name")
         path = Path(source)
         if path.suffix.lower() == ".csv":
             return _assemble(_csv_rows(path), str(source))
@@ -179,6 +186,8 @@ def load_pairs(source: str | Path | Rows, *, progress: bool = False) -> Contrast
             f"pairs: {_kind(source)} with {parts or 'nothing'}; right is a list of rows, or one part of data "
             "that has several (data['train'])"
         )
+    if not isinstance(source, Iterable):
+        raise PairsError(f"pairs: {_kind(source)} where rows are expected; right is {_FORMS}")
     return _assemble(((_without_nulls(row), f"pair {n}") for n, row in enumerate(source, 1)), "pairs")
 
 
@@ -309,17 +318,19 @@ def _pair_of_steermoe(row: Mapping[str, Any], where: str) -> list[ContrastPair]:
 def _pair_of_preferences(row: Mapping[str, Any], where: str) -> list[ContrastPair]:
     """Of DPO's rows: chosen is positive, and the answers are compared.
 
-    Texts go on from the prompt's text as they are, messages from its messages; a text beside messages is the
-    user's (as prompt) or the assistant's (as answer). Without a prompt either side is whole, and what texts
-    have in common is their prompt (as TRL reads preferences).
+    Texts go on from the prompt's text as they are, messages from its messages (which they may repeat); a
+    text beside messages is the user's (as prompt) or the assistant's (as answer). Without a prompt either
+    side is whole, and what texts have in common is their prompt (as TRL reads preferences).
     """
     named = {key: row[key] for key in ("prompt", "chosen", "rejected") if row.get(key) is not None}
     for key in ("prompt", "chosen", "rejected"):
         if key in named or key != "prompt":
-            check_content(row[key], f'{where}: "{key}"')
+            absent = "leave it out instead" if key == "prompt" else "a pair has two sides"
+            check_content(row[key], f'{where}: "{key}"', absent)
     chosen, rejected = row["chosen"], row["rejected"]
-    if "prompt" in named:
-        sides = [_answered(named["prompt"], answer) for answer in (chosen, rejected)]
+    if (prompt := named.pop("prompt", None)) is not None:
+        chat = any(not isinstance(content, str) for content in (prompt, chosen, rejected))
+        sides = [_answered(prompt, said, chat, f'{where}: "{key}"') for key, said in named.items()]
     elif isinstance(chosen, str) and isinstance(rejected, str):
         shared = range(shared_length(chosen, rejected), 0, -1)
         start = next((n for n in shared if chosen[n - 1].isspace()), 0)  # words stay whole
@@ -346,13 +357,31 @@ def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     return next((n for n, (one, other) in items if one != other), min(len(first), len(second)))
 
 
-def _answered(prompt: Content, answer: Content) -> tuple[Content, str | None]:
-    """A prompt with an answer after it, and the target; None where the last message is it."""
-    if isinstance(prompt, str) and isinstance(answer, str):
-        return prompt + answer, answer
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-    return (said if said[: len(asked)] == asked else [*asked, *said]), None
+def _answered(prompt: Content, answer: Content, chat: bool, where: str) -> tuple[Content, str | None]:
+    """A prompt with an answer after it, as a chat or a text, and the target; None where the last message is
+    it. Raises PairsError where the answer begins with another prompt.
+    """
+    if not chat:
+        return f"{prompt}{answer}", str(answer)
+    asked, said = _as_messages(prompt, "user"), _as_messages(answer, "assistant")
+    if len(said) > len(asked) and _bare(said[: len(asked)]) == _bare(asked):
+        return said, None
+    first = said[0]["role"]
+    if first in ("system", "developer") or first == asked[-1]["role"] == "user":
+        raise PairsError(
+            f'{where} begins with a message of the role {first} that is not the "prompt"; right is '
+            'an answer alone, or the chat from "prompt" on'
+        )
+    return [*asked, *said], None
+
+
+def _as_messages(content: Content, role: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}] if isinstance(content, str) else content
+
+
+def _bare(messages: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Messages without whitespace at their ends, which templates take away."""
+    return [(message["role"], message["content"].strip()) for message in messages]
 
 
 def _pairs_of_lists(row: Mapping[str, Any], where: str) -> Iterator[ContrastPair]:
@@ -733,14 +762,16 @@ def _check_text(value: Any, where: str, instead: str) -> None:
         raise PairsError(f"{where} holds half a character (a lone surrogate) at {error.start}") from None
 
 
-def check_content(content: Any, where: str) -> None:
-    """Raise PairsError where content is neither a text nor messages that a chat template can take."""
+def check_content(content: Any, where: str, instead: str = "right is a text with words in it") -> None:
+    """Raise PairsError where content is neither a text nor messages that a chat template can take; `instead`
+    says what is right in place of nothing.
+    """
     if isinstance(content, str):
-        return _check_text(content, where, "a pair has two sides")
+        return _check_text(content, where, instead)
     if not isinstance(content, list):
         raise PairsError(f"{where} is {_kind(content)}; right is a text or a list of messages")
     if not content:
-        raise PairsError(f"{where} has no messages; a pair has two sides")
+        raise PairsError(f"{where} has no messages; {instead}")
     for n, message in enumerate(content, 1):
         _check_message(message, f"{where}, message {n}")
     return None

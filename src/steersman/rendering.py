@@ -114,10 +114,9 @@ def encode_prompt(
     Raises PairsError where nothing is left to continue, TruncatedTarget where there are more than
     ``max_length`` tokens.
     """
-    if not isinstance(content, str) and content[-1]["role"] == "assistant":
-        content = content[:-1]
-        if not content:
-            raise PairsError(f"{where}: only an answer, no prompt to continue")
+    content = prompt_of(content)
+    if not content:
+        raise PairsError(f"{where}: only an answer, no prompt to continue")
     text, add_special = _rendered(tokenizer, content, where)
     ids = tuple(tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"])
     if not ids:
@@ -127,6 +126,11 @@ def encode_prompt(
             f"{where}: {len(ids)} tokens, but the model reads at most {max_length} beside the new ones"
         )
     return ids
+
+
+def prompt_of(content: Content) -> Content:
+    """A chat without its final assistant message; a text as it is."""
+    return content[:-1] if not isinstance(content, str) and content[-1]["role"] == "assistant" else content
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, content: Content, where: str) -> tuple[str, bool]:

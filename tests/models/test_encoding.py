@@ -119,10 +119,25 @@ PROMPTS = [pair(chat("one", "sure"), chat("one", "no")), pair(chat("two", "sure"
 """One prompt on both sides of each, and two answers."""
 
 
-@pytest.mark.parametrize("options", [{"generate": 2}, {"tokens": "prompt"}])
-def test_one_prompt_on_both_sides(options: dict[str, Any]) -> None:
-    with pytest.raises(PairsError, match="no pair is a contrast, as both sides are the same tokens"):
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({"generate": 2}, "the prompts are the same, and answers and targets are not read"),
+        ({"tokens": "prompt"}, "they differ only after the last token that is compared"),
+    ],
+)
+def test_one_prompt_on_both_sides(options: dict[str, Any], how: str) -> None:
+    with pytest.raises(
+        PairsError, match=f"no pair is a contrast, as both sides are the same tokens: .*{how}"
+    ):
         detect_experts(model(), tokenizer(), PROMPTS, **options)
+    for rows, why in (
+        ([pair("one two", "one two", "one", "two")], "the prompts are the same"),
+        ([pair(chat("one", "sure"), chat("one ", "no"))], "they differ only in whitespace"),
+    ):
+        if "generate" in options:
+            with pytest.raises(PairsError, match=why):
+                detect_experts(model(), tokenizer(), rows, **options)
     assert detect_experts(model(), tokenizer(), PROMPTS, tokens="answer").alike == 0
     other = pair(chat("one", "sure"), chat("three", "sure"))
     with pytest.warns(UserWarning, match="2 pairs are left out"):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from steersman.errors import PairsError
 from steersman.models.architecture import check_ids, decoder_config
 from steersman.pairs import Content, ContrastPair, ContrastPairs, shared_length
-from steersman.rendering import TruncatedTarget
+from steersman.rendering import TruncatedTarget, prompt_of
 from steersman.shards import Shard
 
 Tokens = npt.NDArray[np.int32]
@@ -199,11 +199,16 @@ _READ_ALIKE: dict[str, Callable[[str], str]] = {
 
 def _how_alike(pair: ContrastPair, positive: Side, negative: Side) -> str:
     """How texts can differ whose tokens do not."""
+    sides = pair.positive, pair.negative
+    if not positive[1]:  # the model goes on from the prompts
+        sides = prompt_of(pair.positive), prompt_of(pair.negative)
+        if sides[0] == sides[1]:
+            return "the prompts are the same, and answers and targets are not read"
     if pair.positive == pair.negative:
         return "the targets are the same tokens"
     if tuple(positive[0]) != tuple(negative[0]):
         return "they differ only after the last token that is compared"
-    first, second = _words(pair.positive), _words(pair.negative)
+    first, second = map(_words, sides)
     if first == second:
         return "they differ only in roles, which the template does not show"
     lost = (what for what, read in _READ_ALIKE.items() if read(first) == read(second))
