@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,17 @@ class ChatRecord:
         return ", ".join([f"the chat template {self.template_sha256[:8]}…", *given, *day])
 
 
+def unkept(value: Any) -> str | None:
+    """Why a value is nothing that artifacts can keep, which is JSON in UTF-8; None where it is."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "not UTF-8"
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return None
+
+
 Otherwise = tuple[str, str] | None
 """In what two ways of rendering differ, with both values, and the option that makes them alike."""
 
@@ -65,7 +77,7 @@ def rendered_otherwise(there: Any, here: Any, form: str = "{} there, {} here") -
 
 _WORDS = {
     "template_sha256": ("the chat template (sha256 {values})", "--{side}chat-template FILE"),
-    "arguments": ("the chat template's arguments ({values})", "--{side}chat-template-arg"),
+    "arguments": ("the chat template's arguments ({values})", "{given}"),
     "date": ("the date that chats were rendered with ({values})", "--{side}chat-date {there}"),
 }
 
@@ -74,11 +86,24 @@ def _otherwise(there: Mapping[str, Any], here: Mapping[str, Any], side: str, for
     for key, (words, option) in _WORDS.items():
         old, new = there.get(key), here.get(key)
         # Without a date no chat showed one, which says nothing against another's.
-        if old != new and not (key == "date" and None in (old, new)):
-            said = [value if isinstance(value, str) else json.dumps(value) for value in (old, new)]
+        # As text, since to Python 1 is true, and templates write what they are given.
+        texts = [json.dumps(value, sort_keys=True) for value in (old, new)]
+        if texts[0] != texts[1] and not (key == "date" and None in (old, new)):
+            said = [
+                value if isinstance(value, str) else text
+                for value, text in zip((old, new), texts, strict=True)
+            ]
             values = form.format(*(text[:16] + "…" if len(text) == 64 else text for text in said))
-            return words.format(values=values), option.format(side=side, there=old)
+            given = _typed(old, f"--{side}chat-template-arg")
+            return words.format(values=values), option.format(side=side, there=old, given=given)
     return None
+
+
+def _typed(arguments: Any, option: str) -> str:
+    """How arguments of a template are given on the command line."""
+    given = arguments.items() if isinstance(arguments, Mapping) else ()
+    typed = (f"{option} {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in given)
+    return " ".join(typed) or f"no {option}"
 
 
 def common(one: ChatRecord | None, other: ChatRecord | None) -> ChatRecord | None:

@@ -198,8 +198,6 @@ def differences(there: Any, here: Any, form: str = "{} there, {} here") -> str:
 
 def _different(there: Any, here: Any, name: str) -> Iterator[tuple[str, str, str]]:
     """The name and both values of each innermost setting that differs."""
-    if there == here:
-        return
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in sorted({*map(str, there), *map(str, here)}):
             below = f"{name}.{key}" if name else key
@@ -207,7 +205,8 @@ def _different(there: Any, here: Any, name: str) -> Iterator[tuple[str, str, str
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         for place, (old, new) in enumerate(zip(there, here, strict=True)):
             yield from _different(old, new, f"{name}[{place}]")
-    else:
+    elif there != here or any(isinstance(there, of) != isinstance(here, of) for of in (bool, float)):
+        # To Python 1 is true, and 1.0: as JSON they are three.
         yield name, _briefly(there), _briefly(here)
 
 

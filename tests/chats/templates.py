@@ -105,7 +105,7 @@ NO_DEVELOPER = CHATML.replace(
 ).replace("<|im_end|>\\n' }}{% endfor %}", "<|im_end|>\\n' }}{% endif %}{% endfor %}")
 
 
-def tokenizer_of(template: str) -> PreTrainedTokenizerFast:
+def tokenizer_of(template: str | dict[str, str]) -> PreTrainedTokenizerFast:
     """A tokenizer of any bytes, with a template."""
     tokenizer = byte_level()
     tokenizer.chat_template = template

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import datetime
+import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from steersman.chat_record import ChatRecord, common, rendered_otherwise
 from steersman.chats.format import NotedChats, chat_format, chat_record
 from steersman.chats.setting import set_chat_format
 from steersman.models.loading import load_tokenizer
+from steersman.progress import differences
 from steersman.rendering import render
 
 fresh = templates.tokenizer_of.__wrapped__
@@ -85,6 +88,20 @@ def test_arguments_reach_the_template() -> None:
     assert render(tokenizer, chat("user"))[0].endswith("<think>\n\n</think>\n\n")
 
 
+def test_of_several_templates_the_one_for_tools_is_recorded_and_dated() -> None:
+    dated = "{{ strftime_now('%Y-%m-%d') }} "
+    tokenizer = fresh({"default": templates.CHATML, "tool_use": dated + templates.CHATML})
+    assert "2026" not in render(tokenizer, chat("user"))[0]
+    tool = {"type": "function", "function": {"name": "f"}}
+    with_tools = dated + "{% if tools %}tools{% endif %}" + templates.CHATML
+    tokenizer.chat_template["tool_use"] = with_tools
+    set_chat_format(tokenizer, arguments={"tools": [tool]}, date=DAY)
+    assert render(tokenizer, chat("user"))[0].startswith(f"{DAY} tools")
+    record = chat_record(tokenizer)
+    assert record is not None
+    assert record.template_sha256 == hashlib.sha256(with_tools.encode()).hexdigest()
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no such argument": (
         templates.QWEN_3,
@@ -97,6 +114,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "those it uses: none",
     ),
     "ours": (templates.CHATML, {"arguments": {"messages": []}}, 'never uses the argument "messages"'),
+    "a set": (templates.QWEN_3, {"arguments": {"enable_thinking": {1, 2}}}, "not JSON"),
+    "bytes": (templates.QWEN_3, {"arguments": {"enable_thinking": b"x"}}, "not JSON"),
+    "not a number": (templates.QWEN_3, {"arguments": {"enable_thinking": math.nan}}, "not JSON"),
+    "half a letter": (templates.QWEN_3, {"arguments": {"enable_thinking": ["\ud800"]}}, "not UTF-8"),
+    "a name that is none": (templates.QWEN_3, {"arguments": {1: 2}}, "its name is no text"),
+    "a file without a name": (templates.QWEN_3, {"template": ""}, "named by an empty text"),
     "no date": (templates.SMOLLM2, {"date": DAY}, "asks for no date"),
     "a date of another form": (templates.GPT_OSS, {"date": "29.11.2026"}, "right is YYYY-MM-DD"),
     "a day that is none": (templates.GPT_OSS, {"date": "2026-02-30"}, "right is YYYY-MM-DD"),
@@ -164,10 +187,20 @@ def test_what_was_rendered_otherwise_is_named_with_both_values() -> None:
     texts = "the chat template (sha256 abababababababab… there, cdcdcdcdcdcdcdcd… here)"
     for other, told in (
         (ChatRecord("ab" * 32, {"thinking": True}, "2026-11-30"), (dates, f"--chat-date {DAY}")),
-        (ChatRecord("ab" * 32, {}, DAY), (arguments, "--chat-template-arg")),
+        (ChatRecord("ab" * 32, {}, DAY), (arguments, "--chat-template-arg thinking=true")),
         (ChatRecord("cd" * 32, {}, DAY), (texts, "--chat-template FILE")),
     ):
         assert rendered_otherwise(one.to_json(), other.to_json()) == told
+    for value, otherwise in ((True, 1), (False, 0), (1, 1.0), ({"a": [True]}, {"a": [1]})):
+        records = [ChatRecord("ab" * 32, {"n": each}).to_json() for each in (value, otherwise)]
+        told = rendered_otherwise(*records)
+        assert told is not None
+        assert told[1].startswith("--chat-template-arg ")
+        assert rendered_otherwise(records[0], copy.deepcopy(records[0])) is None
+        assert differences({"settings": [value]}, {"settings": [otherwise]})
+        assert not differences({"settings": [value]}, {"settings": [value]})
+    bare = ChatRecord("ab" * 32, {}, DAY)
+    assert rendered_otherwise(bare.to_json(), one.to_json())[1] == "no --chat-template-arg"  # type: ignore[index]
     undated = ChatRecord("ab" * 32, {"thinking": True})
     assert rendered_otherwise(one.to_json(), undated.to_json()) is None
     assert common(undated, one) == one

@@ -117,6 +117,12 @@ def test_arguments_are_json_and_given_once(base: Path, files: Path) -> None:
     command = ["generate", base, "--prompt", "who?", "--chat-template", files / "thinking.jinja"]
     for value, words in (
         (["enable_thinking=False"], "right is enable_thinking=false"),
+        (["enable_thinking=NO"], "right is enable_thinking=false"),
+        (["enable_thinking=yes"], "right is enable_thinking=true"),
+        (["enable_thinking=NaN"], "the value is not JSON"),
+        (["enable_thinking=[1e999]"], "the value is not JSON"),
+        (['enable_thinking="\\ud800"'], "the value is not UTF-8"),
+        (["enable_thinking=\udcff"], "the value is not UTF-8"),
         (["enable_thinking"], "right is KEY=VALUE"),
         (["enable_thinking=true", "enable_thinking=false"], "given twice"),
     ):

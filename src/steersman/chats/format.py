@@ -55,11 +55,14 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The chat template that messages without tools go through; None where there is none."""
+    """The chat template that messages go through, with the tools among its arguments, if there are any; None
+    where there is none.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        return str(tokenizer.get_chat_template())
+        tools = chat_format(tokenizer).arguments.get("tools")
+        return str(tokenizer.get_chat_template(tools=tools))
     except ValueError as error:  # several, and none of them the default
         raise ModelError(f"the tokenizer {name_of(tokenizer)}: {first_line(error)}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from jinja2 import meta, nodes
 
+from steersman.chat_record import unkept
 from steersman.chats.arrival import wants_parts
 from steersman.chats.format import FORMAT, ChatFormat, compiled, first_line, name_of, named, template_of
 from steersman.errors import ModelError, PairsError
@@ -42,17 +44,17 @@ def set_chat_format(
         ModelError: there is no such file, it is no template that shows the user's words, the template uses
             no such argument, or asks for no date.
     """
-    given = dict(arguments or {})
+    given = _kept(arguments or {})
     source = None
     if template is not None:
         source, tokenizer.chat_template = _read_template(template)
     if not given and date is None and template is None:
         return
+    setattr(tokenizer, FORMAT, ChatFormat(given, _day(date), source))
     own = template_of(tokenizer)
     if own is None:
         what = "chat template arguments" if given else "a chat date"
         raise ModelError(f"{name_of(tokenizer)}: {what} without a chat template; give one (--chat-template)")
-    setattr(tokenizer, FORMAT, ChatFormat(given, _day(date), source))
     tree = _parsed(own, named(tokenizer))
     used = meta.find_undeclared_variables(tree) - {*_OURS, *tokenizer.special_tokens_map}
     for name in given:
@@ -67,10 +69,24 @@ def set_chat_format(
         _check_user(tokenizer)
 
 
+def _kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as artifacts keep them, and as templates are given them."""
+    for name, value in arguments.items():
+        if not isinstance(name, str) or (reason := unkept(value)):
+            reason = reason if isinstance(name, str) else "its name is no text"
+            raise ModelError(
+                f"the chat template argument {name!r}: {reason}; right is a value that JSON can write"
+            )
+    kept: dict[str, Any] = json.loads(json.dumps(dict(arguments)))
+    return kept
+
+
 def _read_template(template: str | Path) -> tuple[str, str]:
     """The name of a template's source, and its text."""
     if isinstance(template, str) and any(sign in template for sign in "{\n"):
         return "given", template
+    if not str(template):
+        raise ModelError("the chat template is named by an empty text; right is a file")
     path = Path(template)
     try:
         text = read_text(path)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
+from steersman.chat_record import unkept
 from steersman.errors import PlanError, ServingError
 
 if TYPE_CHECKING:
@@ -195,6 +196,14 @@ def layers_option(meant: str) -> Callable[[Command], Command]:
     return click.option("--layers", type=LayersType(), metavar="LAYERS", help=meant)
 
 
+_WORDS_OF_JSON = {
+    **dict.fromkeys(("true", "yes", "on"), "true"),
+    **dict.fromkeys(("false", "no", "off"), "false"),
+    **dict.fromkeys(("none", "null"), "null"),
+}
+"""What people write for true, false and nothing, in small letters: as JSON writes it."""
+
+
 class KeyValueType(click.ParamType[tuple[str, Any]]):
     """Reads ``KEY=VALUE``, where VALUE is JSON, or else a text."""
 
@@ -212,13 +221,19 @@ class KeyValueType(click.ParamType[tuple[str, Any]]):
         key = key.strip().replace("-", "_")
         if not equals or not key.isidentifier():
             self.fail(f"{value!r}: right is KEY=VALUE, such as {self._example}", parameter, context)
-        if given in ("True", "False", "None"):  # a text, which counts as true
-            right = {"True": "true", "False": "false"}.get(given, "null")
-            self.fail(f"{value!r}: right is {key}={right}, as in JSON", parameter, context)
         try:
-            return key, json.loads(given)
-        except ValueError:
-            return key, given
+            read = json.loads(given)
+        except (ValueError, RecursionError):
+            if right := _WORDS_OF_JSON.get(given.lower()):  # a text, which counts as true
+                self.fail(
+                    f"{value!r}: right is {key}={right}, as in JSON, or {key}='\"{given}\"' for the text",
+                    parameter,
+                    context,
+                )
+            read = given
+        if reason := unkept(read):
+            self.fail(f"{str(value)!a}: the value is {reason}; right is {self._example}", parameter, context)
+        return key, read
 
 
 def chat_options(command: Command, side: str = "") -> Command:
