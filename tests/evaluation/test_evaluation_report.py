@@ -288,8 +288,9 @@ def test_the_first_words_say_effect_chance_and_cost(result: dict[str, Any], tmp_
     assert f"{100 * found['difference']:+.0f} points (95% interval {100 * found['low']:+.0f} to" in words
     assert "Shown: safer raises “refused” (About refusal) from" in words
     assert (
-        "Shown: safer does more to d than random plans of its shape: 0 of 19 did as much (p = 0.05)" in words
+        "Shown: safer moves d (how much likelier the positive answer is, log-odds) further up than" in words
     )
+    assert "random plans of its shape move it either way: 0 of 19 did as much (p = 0.05)" in words
     assert "Side effects of safer. Cannot tell: About ordinary +" in words
     assert "cannot tell: the interval holds 0 and reaches beyond ±5 points, so many items show ±12" in words
     assert "cannot tell: not measured under this arm" in words
@@ -325,8 +326,8 @@ def test_random_plans_that_do_as_much_are_no_comfort(result: dict[str, Any], tmp
     changed = copy.deepcopy(result)
     changed["tasks"][0]["random"][0] |= {"at_least": 4, "p": 0.25}
     for name, text in some_verdicts(changed, tmp_path / "many").items():
-        assert "than random plans of its shape: 4 of 19 did as much (p = 0.25)." in text, name
-        assert "Cannot tell whether safer does more" in text, name
+        assert "random plans of its shape move it either way: 4 of 19 did as much (p = 0.25)." in text, name
+        assert "Cannot tell whether safer moves d" in text, name
         assert "clear of 0, but of the random plans 4 of 19 did as much" in text, name
     changed["tasks"][0]["random"] = None
     for name, text in some_verdicts(changed, tmp_path / "none").items():

@@ -242,10 +242,15 @@ def test_random_control_counts(draws: list[int], observed: int) -> None:
 
 
 def test_random_control_is_level_under_exchangeability() -> None:
-    """Were the plan one of the random ones, p ≤ 0.1 would come in a tenth of the experiments."""
+    """Were the plan one of the random ones, p ≤ 0.1 would come in a tenth of the experiments; in a fifth
+    where the direction is chosen after the effect was seen, and compared by itself.
+    """
     effects = np.random.default_rng(4).normal(size=(4000, 20))
-    share = np.mean([random_control(row[0], row[1:]).p <= 0.1 for row in effects])
-    assert abs(share - 0.1) < 0.02
+    for sides in (False, True):
+        share = np.mean([random_control(row[0], row[1:], two_sided=sides).p <= 0.1 for row in effects])
+        assert abs(share - 0.1) < 0.02
+    chosen = np.sign(effects[:, :1]) * effects
+    assert np.mean([random_control(row[0], row[1:]).p <= 0.1 for row in chosen]) > 0.17
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def random_controls(
 
     The effect is the plan's value minus that of its reverse, or of the base where there is none: mean d where
     items have two answers that can be compared (and the plan acts before the first token of an answer), the
-    task's first metric otherwise. p is one-sided in the direction of the plan's effect.
+    task's first metric otherwise. p is two-sided: nothing says beforehand which way a plan is to move them.
     """
     effects: dict[bool, _Effect] = {}
     found = []
@@ -100,18 +100,13 @@ def _control(
     values = [value for value in values if value is not None]
     if observed is None or not values:
         return None
-    sign = -1.0 if observed < 0 else 1.0
-    control = random_control(sign * observed, sign * np.array(values)).to_json()
     return {
         "steering": name,
         "arms": [name, arms.reversed_of.get(name)],
         "measure": effect.name,
         "items": len(effect.task),
         "matched": MATCHED,
-        **control,
-        "observed": observed,
-        "draws": values,
-        "mean": sign * control["mean"],
+        **random_control(observed, values, two_sided=True).to_json(),
     }
 
 

@@ -148,7 +148,7 @@ def warnings(
             among = Control(len(control["draws"]), control["p"])
             if not among.beaten:
                 found.append(
-                    f"{task['name']}: cannot tell whether {control['steering']} does more than any plan: "
+                    f"{task['name']}: cannot tell whether {control['steering']} does more than others: "
                     f"{controls_in_words(among, control['at_least'])}"
                 )
     if runner.subject.match == "architecture":

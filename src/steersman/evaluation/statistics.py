@@ -109,7 +109,8 @@ class MeanDifference(_Figures):
 
 @dataclass(frozen=True)
 class RandomControl(_Figures):
-    """An observed effect among the effects of random plans of the same shape; `p` is one-sided."""
+    """An observed effect among the effects of random plans of the same shape; `p` is one-sided but where
+    `random_control` was asked for two sides."""
 
     observed: float
     draws: tuple[float, ...]
@@ -278,8 +279,11 @@ def detectable_difference(
     return 1.0 if excess(1.0) <= 0 else float(optimize.brentq(excess, 1e-9, 1.0, xtol=1e-9))
 
 
-def random_control(observed: float, draws: ArrayLike) -> RandomControl:
+def random_control(observed: float, draws: ArrayLike, *, two_sided: bool = False) -> RandomControl:
     """p = (1 + #{D_random ≥ D}) / (B + 1): the share of plans, this one counted, that do at least as much.
+
+    `two_sided` compares sizes, |D_random| ≥ |D|: a direction that is chosen after D was seen, and compared by
+    itself, would find something twice as often as p says.
 
     Never 0: with B draws the smallest possible value is 1/(B + 1) (Phipson and Smyth 2010).
     """
@@ -288,7 +292,8 @@ def random_control(observed: float, draws: ArrayLike) -> RandomControl:
     _require(
         math.isfinite(observed) and bool(np.isfinite(values).all()), "a random control needs finite effects"
     )
-    at_least = int((values >= observed).sum())
+    as_much = np.abs(values) >= abs(observed) if two_sided else values >= observed
+    at_least = int(as_much.sum())
     spread = float(values.std(ddof=1)) if values.size > 1 else math.nan
     p = (1 + at_least) / (values.size + 1)
     return RandomControl(float(observed), tuple(values.tolist()), at_least, p, float(values.mean()), spread)

@@ -107,7 +107,7 @@ def test_wrong_lists(tmp_path: Path, text: str, said: str) -> None:
         ("endpoint:http://localhost:1/v1", "the model is missing"),
         ("endpoint:http://me:secret@localhost:1/v1#m", r"a key goes into \$STEERSMAN_JUDGE_KEY"),
         ("endpoint:http://localhost:1/v1?key=secret#m", r"a key goes into \$STEERSMAN_JUDGE_KEY"),
-        ("endpoint:http://localhost:1/v1#m#nowhere.txt", "prompt cannot be read"),
+        ("endpoint:http://localhost:1/v1#m#nowhere.txt", "the judge's prompt: nowhere.txt: no such file"),
     ],
 )
 def test_judges_that_cannot_be_opened(name: str, said: str) -> None:

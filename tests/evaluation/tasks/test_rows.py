@@ -80,7 +80,7 @@ def test_places_that_are_not_there(place: str, said: str) -> None:
 
 def test_names_of_data_sets_need_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # as where it is not installed
-    with pytest.raises(PairsError, match=r"owner/name@test: no such file.*pip install .steersman"):
+    with pytest.raises(PairsError, match=r"owner/name@test: no such file.*pip install -e"):
         list(read_rows("owner/name@test", "x"))
 
 

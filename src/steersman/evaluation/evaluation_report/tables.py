@@ -283,7 +283,7 @@ def random_table(task: Place) -> Table | None:
     measured_by = "the difference in d, in nats" if is_preference(first) else "the difference in what counts"
     caption = f"Random plans, matched: {first['matched']}. Effect: {measured_by}, on {first['items']} items."
     return Table(
-        caption, ("plan", "its effect", "random plans", "as much", "their mean", "p, one-sided"), rows
+        caption, ("plan", "its effect", "random plans", "as much", "their mean", "p, two-sided"), rows
     )
 
 

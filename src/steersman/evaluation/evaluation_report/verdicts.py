@@ -68,14 +68,16 @@ def uncertainty(found: Place) -> Pieces:
 
 
 def random_sentence(task: Place, plan: str) -> Pieces:
-    """Whether a plan does more than random plans of its shape."""
+    """Whether a plan moves what is measured further than random plans of its shape, and which way."""
     random = random_of(task, plan)
     if not random:
         return ("Cannot tell whether any plan of this shape does as much: no random plans were run.",)
     control = Control(len(random.value["draws"]), random.value["p"])
-    more = f"{plan} does more{' to d' if is_preference(random.value) else ''} than random plans of its shape"
+    what = "d (how much likelier the positive answer is, log-odds)" if is_preference(random.value) else "it"
+    way = "up" if random.value["observed"] > 0 else "down"
+    further = f"{plan} moves {what} further {way} than random plans of its shape move it either way"
     start = "Shown: " if control.beaten else "Cannot tell whether "
-    return (start, more, ": ", *_counted(random), ".")
+    return (start, further, ": ", *_counted(random), ".")
 
 
 def _counted(random: Place) -> Pieces:
