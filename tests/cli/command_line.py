@@ -136,7 +136,12 @@ def write_pairs(path: Path, numbers: range) -> Path:
                 {"role": "user", "content": f"Question {number}: who wrote the book?"},
                 {"role": "assistant", "content": "the teacher" + " of the town" * (number % 3)},
             ],
-            "negative": f"The river is {number} miles long, and the town beside it is old.",
+            "negative": [
+                {
+                    "role": "user",
+                    "content": f"The river is {number} miles long, and the town beside it is old.",
+                }
+            ],
         }
         for number in numbers
     ]

@@ -63,6 +63,23 @@ def test_figures_that_cannot_be_repeated_are_refused(
     assert run("detect", model, pairs, "-o", out).status == 0  # nothing is written there
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("suppress_tokens", "abc"), ("begin_suppress_tokens", 5), ("bad_words_ids", 3)],
+)
+def test_what_cannot_be_carried_out_is_named(
+    name: str, value: Any, tiny: Path, steering: Path, tmp_path: Path
+) -> None:
+    model = wishing(tiny, tmp_path / "m", **{name: value})
+    pairs = write_pairs(tmp_path / "pairs.jsonl", range(2))
+    for asked in (
+        ["generate", model, *PROMPTS],
+        ["detect", model, pairs, "-o", tmp_path / "o", "--generate", 2],
+    ):
+        assert name in run(*asked).error
+    assert not (tmp_path / "o").exists()
+
+
 def test_records_say_what_acted(tiny: Path, steering: Path, tmp_path: Path) -> None:
     model = wishing(tiny, tmp_path / "m", **ACTING, num_beams=3)
     pairs = write_pairs(tmp_path / "pairs.jsonl", range(2))

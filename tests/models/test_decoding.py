@@ -111,6 +111,15 @@ def test_what_cannot_be_repeated_is_refused_for_figures(name: str) -> None:
     assert said.endswith(f"in Python set model.generation_config.{name} = None")
 
 
+def test_settings_that_are_no_plain_values_are_said() -> None:
+    with wishing(watermarking_config={"greenlist_ratio": 0.5, "bias": 1.0}) as model:
+        assert d.own_settings(model).acting["watermarking_config"]["bias"] == 1.0
+    with wishing() as model:
+        model.generation_config.max_time = "soon"
+        with pytest.raises(ModelError, match='sets max_time to "soon", which'):
+            d.require_repeatable(model)
+
+
 CUT = {"top_k": 3, "top_p": 0.25, "min_p": 0.5, "top_h": 0.5, "typical_p": 0.5, "epsilon_cutoff": 0.1}
 
 

@@ -221,6 +221,32 @@ def test_missing_weights_are_never_made_up(copy: Path, lacking: str) -> None:
     refused("its weights do not fit its configuration", copy)
 
 
+DAMAGED_JSON = {
+    "cut off": (b'{"suppress_tokens": [5, 6', "not JSON"),
+    "junk": (b"junk", "not JSON"),
+    "zeros": (b"\0" * 40, "not JSON"),
+    "a list": (b"[]", "not a JSON object"),
+    "not UTF-8": (b"\xff\xfe", "not JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_JSON)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "generation_config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "special_tokens_map.json",
+        "config.json",
+    ],
+)
+def test_damaged_json_is_named_by_file(copy: Path, file: str, damage: str) -> None:
+    content, why = DAMAGED_JSON[damage]
+    (copy / file).write_bytes(content)
+    refused(f"^{copy / file}: {why}", copy)
+
+
 # The lab ----------------------------------------------------------------------------------------------------
 
 

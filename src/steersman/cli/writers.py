@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from steersman.errors import ModelError, PairsError, SteersmanError
+from steersman.errors import PairsError, SteersmanError
 from steersman.rendering import render, special_ids
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Writer:
         """The new tokens of each row, int64 [rows, tokens]."""
         import torch
 
-        from steersman.models.decoding import decoding
+        from steersman.models.decoding import cannot_generate, decoding
 
         inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
         torch.manual_seed(seed)
@@ -184,8 +184,7 @@ class Writer:
                 # What a checkpoint's own generation_config.json asks for can fail in many ways.
                 if isinstance(error, SteersmanError):
                     raise
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                raise ModelError(f"the model cannot generate with its own settings ({reason[0]})") from error
+                raise cannot_generate(self.model, error) from error
         return written[:, inputs["input_ids"].shape[1] :]
 
 

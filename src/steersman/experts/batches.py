@@ -15,7 +15,7 @@ from steersman.errors import ModelError, SteersmanError
 from steersman.experts.moments import Integers
 from steersman.experts.recording import recording
 from steersman.models.architecture import RouterSite
-from steersman.models.decoding import decoding
+from steersman.models.decoding import cannot_generate, decoding
 from steersman.models.reading import input_device, padded, read_batch
 
 Ints = np.ndarray[Any, Any]
@@ -164,7 +164,10 @@ def text_ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if ends is None:
         ends = tokenizer.eos_token_id
-    return [] if ends is None else [int(end) for end in np.atleast_1d(ends)]
+    try:
+        return [] if ends is None else [int(end) for end in np.atleast_1d(ends)]
+    except (ValueError, TypeError):
+        raise ModelError(f"the model's eos_token_id is {ends!r}; right is a token's id, or several") from None
 
 
 @contextmanager
@@ -177,5 +180,4 @@ def _generating(model: nn.Module) -> Iterator[None]:
         # What a checkpoint's own generation_config.json asks for can fail in many ways.
         if isinstance(error, SteersmanError):
             raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"the model cannot generate with its own settings ({reason[0]})") from error
+        raise cannot_generate(model, error) from error

@@ -150,8 +150,8 @@ def require_repeatable(model: nn.Module) -> None:
     for name, (neutral, why) in REFUSED.items():
         if name in given and given[name] != neutral:
             raise ModelError(
-                f"the model's generation_config.json sets {name} to {given[name]:g}, which {why}; remove it "
-                f"there, or in Python set model.generation_config.{name} = None"
+                f"the model's generation_config.json sets {name} to {_short(given[name])}, which {why}; "
+                f"remove it there, or in Python set model.generation_config.{name} = None"
             )
 
 
@@ -180,8 +180,22 @@ def _fields() -> dict[str, Any]:
 def _given(model: nn.Module) -> dict[str, Any]:
     """What a checkpoint's own settings say, as plain values; nothing for a model that does not generate."""
     config = getattr(model, "generation_config", None)
-    said = {} if config is None else json.loads(json.dumps(config.to_dict(), default=str))
+    said = {} if config is None else json.loads(json.dumps(config.to_dict(), default=_plain))
     return {name: value for name, value in said.items() if value is not None and not name.startswith("_")}
+
+
+def cannot_generate(model: nn.Module, error: Exception) -> ModelError:
+    """The error of a model that fails while it generates: its checkpoint may ask for what cannot be done."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    acting = ", ".join(
+        f"{name} {_short(value)}" for name, value in own_settings(model, sampled=True).acting.items()
+    )
+    where = f" with what its generation_config.json sets: {acting}" if acting else ""
+    return ModelError(f"the model cannot generate{where} ({reason})")
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else str(value)
 
 
 def _short(value: Any) -> str:

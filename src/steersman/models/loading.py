@@ -25,6 +25,7 @@ from steersman.chats.setting import set_chat_format
 from steersman.errors import ModelError
 from steersman.models.identity import NAME, WEIGHTLESS, identify_by_files
 from steersman.models.source import Source, exists
+from steersman.models.stored_tensors import check_settings
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
@@ -105,6 +106,7 @@ def load_model(
         )
         model, info = loaded
         _check_complete(name, info)
+        check_settings(source.place, revision)  # downloaded with the weights
         source.mark(model)
         source.tell(model)
         if place != "auto":

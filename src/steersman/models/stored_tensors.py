@@ -17,6 +17,7 @@ from steersman.stand_ins import stand_in_at
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+SETTINGS_FILE = "generation_config.json"
 _READ_WITH_A_MODEL = re.compile(
     r"((.*_)?config|tokenizer.*|special_tokens_map|added_tokens|vocab|chat_template)\.(json|jinja|model)"
     r"|(merges|vocab)\.txt"
@@ -66,14 +67,37 @@ def checkpoint_files(name: str, revision: str | None) -> list[Path]:
 def check_folder(folder: Path) -> None:
     """Raise ModelError where a file of a checkpoint's folder is damaged, or another thing lies in its place.
 
-    transformers says of such a file what its parser stumbles over, or takes it: any text is a chat template.
+    transformers says of such a file what its parser stumbles over, or takes it (any text is a chat template),
+    or goes on without it (`generation_config.json`).
     """
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if _READ_WITH_A_MODEL.fullmatch(path.name):
                 check_content(path)
+                if path.suffix == ".json":
+                    _check_object(path)
         for path in checkpoint_files(str(folder), None):
             stored_tensors(path)
+
+
+def check_settings(name: str, revision: str | None) -> None:
+    """Raise ModelError where a checkpoint's `generation_config.json`, in a folder or in the Hub's cache, is
+    damaged: transformers goes on without it.
+    """
+    if (path := checkpoint_file(name, revision, SETTINGS_FILE)) is not None:
+        check_content(path)
+        _check_object(path)
+
+
+def _check_object(path: Path) -> None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON ({error}); download or copy it again") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: not a JSON object {{…}}; download or copy it again")
 
 
 def check_content(path: Path) -> None:

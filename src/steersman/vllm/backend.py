@@ -240,10 +240,12 @@ def structure_of(folder: str, revision: str | None) -> PreTrainedModel:
     from transformers import GenerationConfig
 
     from steersman.models.loading import load_structure
+    from steersman.models.stored_tensors import check_settings
 
     model = load_structure(folder, revision=revision)
     with suppress(OSError):  # most say nothing
         model.generation_config = GenerationConfig.from_pretrained(folder, revision=revision or "main")
+    check_settings(folder, revision)
     return model
 
 
