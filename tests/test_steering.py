@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -313,5 +315,13 @@ def test_what_is_no_vector(vectors: Any, words: str) -> None:
 def test_whole_numbers_beyond_every_float() -> None:
     with pytest.raises(PlanError, match="strength inf is not a finite number"):
         ResidualEdit({1: [1.0]}, strength=10**400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        half = plan({1: {0: 0.5}})
+        scaled = [half * number for number in (2, np.float16(2), np.float32(2), np.longdouble(2))]
+        assert scaled == [2.0 * half] * 4
+        for beyond in (np.float32("inf"), np.longdouble("1e400"), math.nan):
+            with pytest.raises(PlanError, match="cannot be scaled by"):
+                half * beyond
     with pytest.raises(PlanError, match="cannot be scaled by 1000"):
         plan({1: {0: 1.0}}) * 10**400

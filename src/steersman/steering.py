@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -301,11 +301,14 @@ class Steering(Shown):
     def __mul__(self, factor: object) -> Steering:
         if not _is_number(factor):
             return NotImplemented
-        if not abs(factor) <= sys.float_info.max:
+        try:
+            number = float(factor)
+        except OverflowError:  # an integer that no float holds
+            number = math.inf
+        if not math.isfinite(number):
             raise PlanError(f"a steering cannot be scaled by {factor}")
-        factor = float(factor)
-        edits = tuple(edit * factor for edit in self.edits)
-        return replace(self, edits=edits, provenance=_derived("scaled", [self], factor=factor), evidence=())
+        edits = tuple(edit * number for edit in self.edits)
+        return replace(self, edits=edits, provenance=_derived("scaled", [self], factor=number), evidence=())
 
     __rmul__ = __mul__
 

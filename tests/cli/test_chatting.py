@@ -114,6 +114,9 @@ def test_in_words_answers_come_with_receipts(tiny: Path, strong: Path, tmp_path:
         ("/steering 'open", "No closing quotation"),
         ("/steering +", "name the steering to add"),
         ("/save", "name the file"),
+        ("/save /nope/x/y", "/nope/x/y: cannot be written (No such file or directory)"),
+        ("/save a\0b", "cannot be written"),
+        ("version https://git-lfs.github.com/spec/v1", "stdin: a Git LFS pointer"),
         ("/reset all", "takes nothing"),
         ("the river " * 2000, "context holds 2048; shorten it"),
     ],
@@ -222,3 +225,9 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_not_the_session(terminal: Ter
     terminal.wait_for("Ctrl-D or /quit ends\\)\r\n> ")
     terminal.type("\x04")
     assert terminal.process.wait(HANGING) == 0
+
+
+def test_a_file_that_is_there_is_not_written_over(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "turns").write_text("mine")
+    error = run("chat", tiny, "--json", stdin=f"/save {tmp_path}/turns").error
+    assert error.endswith("the file exists; name another")

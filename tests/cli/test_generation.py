@@ -169,6 +169,18 @@ def test_prompts_from_stdin(tiny: Path) -> None:
     assert run("generate", tiny, *options, stdin=b"a\n\xff\n").error.startswith("stdin:2: not UTF-8")
     keys = run("generate", tiny, *options, stdin='a\n{"text": "b"}\n').error
     assert keys.startswith("stdin:2: the keys are text")
+    pointer = run("generate", tiny, *options, stdin="version https://git-lfs.github.com/spec/v1\noid x\n")
+    assert pointer.error.startswith("stdin: a Git LFS pointer")
+
+
+def test_prompts_of_several_files(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("the river\n")
+    options = ["--prompts", tmp_path / "one", "--prompts", "-", "--max-new-tokens", 1]
+    items = run("generate", tiny, *options, "--json", stdin="the town\n").json["items"]
+    assert [item["prompt"] for item in items] == ["the river", "the town"]
+    for twice in ("-", tmp_path / "one"):
+        error = run("generate", tiny, *options, "--prompts", twice, stdin="a").error
+        assert "--prompts names the same twice" in error
 
 
 def test_without_a_chat_template_texts_are_read_as_they_are(tmp_path: Path) -> None:

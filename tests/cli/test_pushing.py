@@ -158,12 +158,35 @@ def test_names_in_a_card_are_no_markup(steering: Path, tmp_path: Path) -> None:
     [
         ((), 'under which licence is it shared? Say license="apache-2.0"'),
         (("--license", "Apache 2"), "no name of the Hub's"),
+        (("--license", "yes"), "no name of the Hub's"),
+        (("--license", "nan"), "no name of the Hub's"),
+        (("--license", "1"), "no name of the Hub's"),
+        (("--license", "mit-"), "no name of the Hub's"),
         (("--license", "mit", "--force"), "--force goes with -o"),
         (("--license", "mit", "-o", "x", "--private"), "-o uploads nothing"),
     ],
 )
 def test_what_push_refuses(options: tuple[str, ...], message: str, steering: Path) -> None:
     assert message in run("push", steering, "you/safer", *options).error
+
+
+@pytest.mark.parametrize(
+    "name", ["", "safer", "a/b/c", "../x", "x/..", "a/b\n```", 'a/b"', "a b/c", "a/b--c", "a/b.git", "ä/b"]
+)
+def test_what_is_no_repository(name: str, steering: Path, tmp_path: Path) -> None:
+    error = run("push", steering, name, "--license", "mit", "-o", tmp_path / "look").error
+    assert "is no repository's name; right is OWNER/NAME" in error
+    assert not (tmp_path / "look").exists()
+
+
+def test_nothing_is_written_inside_an_artifact(steering: Path, contrast: Path) -> None:
+    for options in (
+        ("push", steering, "you/safer", "--license", "mit", "-o", steering / "in"),
+        ("compose", steering, "-o", steering / "in" / "it"),
+        ("show", contrast, "--table", steering / "t.csv"),
+    ):
+        assert "lies inside the artifact" in run(*options).error
+    assert sorted(path.name for path in steering.iterdir()) == ["manifest.json", "tensors.safetensors"]
 
 
 def test_places_that_are_taken(steering: Path, tmp_path: Path) -> None:

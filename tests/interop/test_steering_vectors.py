@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -337,6 +338,10 @@ def test_several_bare_vectors_go_in_order(way: str, tmp_path: Path) -> None:
             import_steering_vectors(file, dense(), layers=layers)
     with pytest.raises(ArtifactError, match="names a layer twice"):
         import_steering_vectors(file, dense(), layers=[1, 1])
+    for wrong in (True, np.True_, 1.0, "1"):
+        with pytest.raises(ArtifactError, match="is no layer's number"):
+            import_steering_vectors(file, dense(), layers=[wrong, 2])
+    assert import_steering_vectors(file, dense(), layers=np.array([0, 2])).edits[0].layers == (0, 2)
 
 
 def test_a_file_that_says_its_layers_is_not_told_others(tmp_path: Path) -> None:

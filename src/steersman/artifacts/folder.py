@@ -27,6 +27,7 @@ def check_free(folder: str | Path, *, force: bool = False, ours: set[str]) -> No
     """
     target = Path(folder)
     try:
+        check_outside(target)
         if target.is_symlink():
             raise ArtifactError(f"{target}: is a link; give the folder that it leads to")
         if not target.is_dir():
@@ -43,6 +44,13 @@ def check_free(folder: str | Path, *, force: bool = False, ours: set[str]) -> No
         raise ArtifactError(
             f"{target}: holds other files ({foreign[0]}); it is not replaced even with --force"
         )
+
+
+def check_outside(target: Path) -> None:
+    """Raise `ArtifactError` where a path lies inside an artifact."""
+    for folder in target.resolve().parents:
+        if all((folder / name).is_file() for name in (MANIFEST, TENSORS)):
+            raise ArtifactError(f"{target}: lies inside the artifact {folder}, which holds nothing else")
 
 
 def _check_above(target: Path) -> None:

@@ -14,6 +14,9 @@ from steersman.errors import ArtifactError
 
 CARD = "README.md"
 """What the Hub shows of a repository."""
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
+"""As `huggingface_hub.utils.validate_repo_id` wants it, with an owner."""
+_YAML_WORDS = {"yes", "no", "y", "n", "on", "off", "true", "false", "null", "nan", "inf", "none"}
 
 
 def resolve(source: str | Path, revision: str | None) -> Path:
@@ -35,6 +38,11 @@ def resolve(source: str | Path, revision: str | None) -> Path:
         raise ArtifactError(
             f"{name}: neither a folder here nor an artifact that can be had from the Hub"
         ) from None
+
+
+def is_repository(name: str) -> bool:
+    """Whether a repository of the Hub can have this name: owner/name."""
+    return _REPOSITORY.fullmatch(name) is not None
 
 
 def push_folder(
@@ -84,12 +92,14 @@ def save_with_card(
     save: Callable[[Path], None], folder: Path, repo_id: str, license: str | None, *, force: bool = False
 ) -> None:
     """Write what is uploaded: an artifact's two files and its model card. Raises ArtifactError."""
+    if not is_repository(repo_id):
+        raise ArtifactError(f"{repo_id!r} is no repository's name; right is OWNER/NAME, such as you/safer")
     if license is None:
         raise ArtifactError(
             f'{repo_id}: under which licence is it shared? Say license="apache-2.0" or another that the Hub '
             "knows (--license); what it was made from may decide it"
         )
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+    if license in _YAML_WORDS or not re.fullmatch(r"[a-z][a-z0-9]*([.-][a-z0-9]+)*(\+\+)?", license):
         raise ArtifactError(
             f'{repo_id}: the licence {license!r} is no name of the Hub\'s; right are "apache-2.0", "mit", '
             '"cc-by-4.0", "other" …'

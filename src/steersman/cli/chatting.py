@@ -328,7 +328,7 @@ class Session:
     def _save(self, rest: str) -> None:
         if not rest:
             raise PairsError("/save FILE: name the file")
-        with whole_file(Path(rest), force=False) as place:
+        with whole_file(Path(rest), force=None) as place:
             lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in self.conversation.items]
             place.write_text("".join(lines), encoding="utf-8")
         self._say(f"{rest}: {len(self.conversation.items)} turns")

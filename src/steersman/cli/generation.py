@@ -30,6 +30,7 @@ from steersman.cli.output import put_out
 from steersman.cli.writers import EngineWriter, Match, Prompt, Writer
 from steersman.errors import PairsError
 from steersman.pairs import check_content, parse_json, read_text
+from steersman.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
     from steersman.steering import OnConflict
@@ -56,10 +57,11 @@ temperature_option = click.option(
 )
 @click.option(
     "--prompts",
-    "source",
+    "sources",
+    multiple=True,
     metavar="FILE",
     help='Prompts, one a line: a text, or {"prompt": text} or {"messages": [...]}; - reads them from stdin; '
-    "or a task lab:NAME/SPLIT.",
+    "or a task lab:NAME/SPLIT. May be given more than once.",
 )
 @system_option
 @click.option("--compare", is_flag=True, help="The model's own answer beside the steered one.")
@@ -76,7 +78,7 @@ def generate(
     backend: BackendChoice,
     steerings: tuple[SteeringChoice, ...],
     texts: tuple[str, ...],
-    source: str | None,
+    sources: tuple[str, ...],
     system: str | None,
     compare: bool,
     max_new_tokens: int,
@@ -100,7 +102,7 @@ def generate(
       steersman generate lab:moe --steering safer@0.5 --prompts prompts.jsonl --json
       echo "who keeps the keysign ?" | steersman generate lab:moe --prompts -
     """
-    if bool(texts) == (source is not None):
+    if bool(texts) == bool(sources):
         raise click.UsageError(
             "give prompts: either --prompt TEXT, or --prompts FILE", click.get_current_context()
         )
@@ -109,7 +111,10 @@ def generate(
             "--compare shows the model's own answer beside a steered one: give --steering",
             click.get_current_context(),
         )
-    prompts = read_prompts(source) if source is not None else [_prompt_option(text) for text in texts]
+    if len(set(sources)) < len(sources):
+        raise click.UsageError("--prompts names the same twice", click.get_current_context())
+    prompts = [prompt for source in sources for prompt in read_prompts(source)]
+    prompts += [_prompt_option(text) for text in texts]
     if system is not None:
         check_content(system, "--system")
         prompts = [_after_system(prompt, system) for prompt in prompts]
@@ -182,6 +187,8 @@ def read_prompts(source: str) -> list[Prompt]:
 def stdin_lines() -> Iterator[str]:
     """Lines of standard input as they come, without the whitespace around them. Raises PairsError."""
     for number, line in enumerate(sys.stdin.buffer, 1):
+        if number == 1 and (instead := stand_in(line[:HEAD])) is not None:
+            raise PairsError(f"stdin: {instead}")
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError:

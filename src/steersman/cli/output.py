@@ -72,11 +72,24 @@ def require_free(folder: Path, force: bool, inputs: Sequence[Path] = ()) -> None
 
 
 @contextmanager
-def whole_file(path: Path, force: bool) -> Iterator[Path]:
-    """A path to write to that becomes `path` when all went well, and is gone otherwise."""
-    if path.exists() and not force:
-        raise ArtifactError(f"{path}: the file exists; name another, or --force to replace it")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+def whole_file(path: Path, force: bool | None) -> Iterator[Path]:
+    """A path to write to that becomes `path` when all went well, and is gone otherwise. `force` is None where
+    there is no --force to be named.
+    """
+    from steersman.artifacts.folder import check_outside
+
+    try:
+        check_outside(path)
+        if path.exists() and not force:
+            or_force = "" if force is None else ", or --force to replace it"
+            raise ArtifactError(f"{path}: the file exists; name another{or_force}")
+        # What stands in for a long name is short.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=path.suffix)
+    except ArtifactError:
+        raise
+    except (OSError, ValueError) as error:  # a name that no file system takes
+        said = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"{path}: cannot be written ({said})") from None
     os.close(handle)
     temporary = Path(name)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from steersman.artifacts import read_manifest
+from steersman.artifacts.hub import is_repository
 from steersman.artifacts.kinds import COMMON, KINDS
 from steersman.evaluation.evaluation_report import evidence_in_words
 from steersman.evaluation.evaluation_report.card import plan_in_words, provenance_in_words
@@ -77,7 +77,7 @@ def base_models(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _on_hub(name: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None and not Path(name).exists()
+    return is_repository(name) and not Path(name).exists()
 
 
 def _lines(folder: Path, manifest: dict[str, Any], repo_id: str) -> list[str]:

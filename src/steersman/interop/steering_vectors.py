@@ -108,11 +108,13 @@ def _bare(file: TensorFile, content: bytes) -> list[Array]:
 def _placed(bare: list[Array], layers: Sequence[int] | None, path: Path) -> dict[int, Array]:
     """{layer: vector} of vectors without layers, as they are given for them."""
     many = f"{len(bare)} vectors" if bare[1:] else "a vector"
-    if not layers:
+    if layers is None or not len(layers):
         raise ArtifactError(
             f"{path}: holds {many} and does not say of which layers: give them with --layers, such as 12 or "
             "0-31 (in Python layers=)"
         )
+    if wrong := [layer for layer in layers if isinstance(layer, bool) or not hasattr(layer, "__index__")]:
+        raise ArtifactError(f"{path}: layers={list(layers)}: {wrong[0]!r} is no layer's number")
     if len(set(layers)) < len(layers):
         raise ArtifactError(f"{path}: --layers names a layer twice")
     if len(bare) not in (1, len(layers)):
