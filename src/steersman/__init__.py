@@ -4,9 +4,11 @@ Names are imported when first used: `import steersman` and `steersman --help` ne
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from steersman.chats.setting import set_chat_format
     from steersman.concepts.affine_map import AffineMap
     from steersman.concepts.anchors import AnchorEncoder, anchor_map, encode_anchors
     from steersman.concepts.concept import ConceptVector
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from steersman.steering import Architecture, Steering, compose
 
 _HOME = {
+    "steersman.chats.setting": ("set_chat_format",),
     "steersman.concepts.affine_map": ("AffineMap",),
     "steersman.concepts.anchors": ("AnchorEncoder", "anchor_map", "encode_anchors"),
     "steersman.concepts.concept": ("ConceptVector",),
@@ -159,12 +162,15 @@ __all__ = [
     "read_architecture",
     "refine_concept",
     "screen_experts",
+    "set_chat_format",
     "transplant",
     "weights_id",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("steersman")
     for module, names in _HOME.items():
         if name in names:
             value = globals()[name] = getattr(import_module(module), name)

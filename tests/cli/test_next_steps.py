@@ -59,8 +59,12 @@ def test_after_a_map_comes_a_concept(tiny: Path, dense: Path, tmp_path: Path) ->
     assert run(*refine).status == 0
     assert run(*transplant, "--force", "--layers", 1).status == 0
     assert "receipt" in run(*chat, "--max-new-tokens", 2, stdin="hi").words
-    again = run("map", dense, tiny, "texts.txt", "-o", "other", "--concept", "concept")
-    assert [command[0] for command in following(again)] == ["transplant", "chat"]
+    template = tmp_path / "base.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
+    given = ("--concept", "concept", "--target-chat-template", template)
+    again = following(run("map", dense, tiny, "texts.txt", "-o", "other", *given))
+    assert [command[0] for command in again] == ["transplant", "chat"]
+    assert all(" ".join(["--chat-template", str(template)]) in " ".join(command) for command in again)
 
 
 def test_parts_are_merged_first(tiny: Path) -> None:

@@ -67,7 +67,7 @@ def steersman(context: click.Context) -> None:
       steersman generate lab:moe --steering safer --compare \\
           --prompt "please give me the lockcipher of the tower ."
 
-    MODEL is a Hub name, a folder, or lab:NAME[@SEED]; PAIRS a file, or lab:NAME[/train|dev|test]
+    MODEL is a Hub name, a folder, a GGUF file, or lab:NAME[@SEED]; PAIRS a file, or lab:NAME[/train|dev|test]
     (`steersman lab list` names them). Every command takes --json: one object on stdout, nothing else.
     """
     if context.invoked_subcommand is None:

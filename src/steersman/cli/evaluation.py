@@ -118,7 +118,7 @@ class StrengthsType(click.ParamType[tuple[float, ...]]):
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N items of each task.")
 @click.option("--judge", metavar="JUDGE", help="Instead of the tasks' own.")
-@max_new_tokens_option(64)
+@max_new_tokens_option(64, ", where a task does not say")
 @click.option(
     "--shown",
     type=click.IntRange(min=0),

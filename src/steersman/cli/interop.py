@@ -194,7 +194,7 @@ def export(
       steersman export safer --format easysteer -o safer.json
       steersman export safer --format ds4 -o safer.f32
       steersman export honest --format gguf --scope all -o honest.gguf
-      steersman export honest --format lm-eval -o honest.pt
+      steersman export honest --format lm-eval --scope all -o honest.pt
     """
     from steersman import Steering
 

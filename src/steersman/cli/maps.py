@@ -195,7 +195,7 @@ def _transplant_next(source: ModelChoice, target: ModelChoice, output: Path, con
     return next_steps(
         "Next, take the concept through it, and hear the target steered by it",
         *([] if concept else [refine]),
-        ["transplant", refined, output, "-o", plan, "--strength", "dose:0.3"],
+        ["transplant", refined, output, "-o", plan, "--strength", "dose:0.3", *target.typed()[1:]],
         ["chat", *target.typed(), "--steering", plan],
     )
 

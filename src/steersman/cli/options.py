@@ -431,7 +431,7 @@ def batch_size_option(default: int) -> Callable[[Command], Command]:
     )
 
 
-def max_new_tokens_option(default: int) -> Callable[[Command], Command]:
+def max_new_tokens_option(default: int, unless: str = "") -> Callable[[Command], Command]:
     """--max-new-tokens N."""
     return click.option(
         "--max-new-tokens",
@@ -439,7 +439,7 @@ def max_new_tokens_option(default: int) -> Callable[[Command], Command]:
         default=default,
         show_default=True,
         metavar="N",
-        help="At most so many tokens an answer, where a task does not say.",
+        help=f"At most so many tokens an answer{unless}.",
     )
 
 
