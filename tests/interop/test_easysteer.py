@@ -297,6 +297,7 @@ def test_direction_n_is_added_to_the_output_of_layer_n_from_0(tmp_path: Path) ->
     ("keys", "message"),
     [
         ({"method": "erase"}, "controlvector.method is 'erase'"),
+        ({}, r"has no controlvector\.method, .*--format gguf"),
         ({"method": "diffmean", "normalize": 2.0}, "normalize is '2.0'"),
         ({"method": "diffmean", "normalize": 1.0, "scale": 3.0}, r"'controlvector\.scale' is unknown"),
         ({"method": "diffmean", "C": float("nan")}, r"controlvector\.C is nan"),

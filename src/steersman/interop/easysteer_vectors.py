@@ -65,6 +65,10 @@ def _check(said: Mapping[str, Any], directions: Mapping[int, Any], path: Path) -
         if isinstance(value, float) and not math.isfinite(value):
             raise ArtifactError(f"{path}: {_PREFIX}{key} is {value}, which is no number")
     method = said.get("method")
+    if method is None:
+        raise ArtifactError(
+            f"{path}: has no {METHOD}, as EasySteer writes it; a plain control vector is of --format gguf"
+        )
     if method not in _METHODS:
         raise ArtifactError(
             f"{path}: {METHOD} is {str(method)[:40]!r}: of EasySteer's methods {', '.join(sorted(_METHODS))} "
