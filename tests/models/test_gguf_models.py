@@ -65,6 +65,24 @@ def test_its_id_is_over_its_own_bytes(opened: tuple[Any, Any], file: Path, tmp_p
     assert weights_id(load_structure(named)) != known
 
 
+@pytest.mark.filterwarnings("ignore:.*dequantised")
+@pytest.mark.parametrize(
+    "key", ["llama.rope.freq_base", "llama.attention.layer_norm_rms_epsilon", "tokenizer.ggml.tokens"]
+)
+def test_its_metadata_is_part_of_its_id(
+    key: str, opened: tuple[Any, Any], file: Path, tmp_path: Path
+) -> None:
+    content = bytearray(file.read_bytes())
+    # After the key and its type a number's last byte but one, or the first letter in the array of tokens.
+    place = content.index(key.encode()) + len(key) + (25 if key.endswith("tokens") else 6)
+    content[place] ^= 1
+    changed = tmp_path / "changed.gguf"
+    changed.write_bytes(content)
+    other = load_structure(str(changed))
+    assert read_architecture(other).id == read_architecture(opened[0]).id
+    assert weights_id(other) == weights_id(load_model(str(changed))[0]) != weights_id(opened[0])
+
+
 def test_a_change_in_memory_is_noticed(opened: tuple[Any, Any]) -> None:
     model, known = copy.deepcopy(opened[0]), weights_id(opened[0])
     assert weights_id(model) == weights_id(model.to(torch.float16)) == known

@@ -119,9 +119,12 @@ def checkpoint_file(name: str, revision: str | None, file: str) -> Path | None:
 
 
 def stored_tensors(path: Path) -> list[StoredTensor]:
-    """The tensors of a safetensors or GGUF file. Raises ModelError where it is damaged or another thing."""
+    """The tensors of a safetensors or GGUF file, of the latter its metadata as one more. Raises ModelError
+    where it is damaged or another thing.
+    """
     if is_gguf(path):
-        return read_gguf(path).tensors
+        file = read_gguf(path)
+        return [file.metadata_bytes, *file.tensors]
     check_content(path)
     with path.open("rb") as stream:
         found = _of_safetensors(stream, path)
@@ -175,6 +178,8 @@ class GgufFile:
 
     path: Path
     metadata: dict[str, Any]
+    metadata_bytes: StoredTensor
+    """All of it as it lies there, arrays too: the configuration is part of it, so it tells models apart."""
     tensors: list[StoredTensor]
 
 
@@ -194,7 +199,9 @@ def _of_gguf(stream: BinaryIO, path: Path) -> GgufFile:
         version, tensors, entries = gguf_header.start(stream)
         if version not in gguf_header.VERSIONS or max(tensors, entries) > gguf_header.MOST:
             raise ValueError("it is not of version 2 or 3, little-endian")
+        first = stream.tell()
         metadata = gguf_header.metadata(stream, entries)
+        after = stream.tell()
         alignment = metadata.get(gguf_header.ALIGNMENT, 32)
         if type(alignment) is not int or alignment < 1:
             raise ValueError("an alignment that is no number above 0")
@@ -219,4 +226,5 @@ def _of_gguf(stream: BinaryIO, path: Path) -> GgufFile:
         StoredTensor(name, dtype, shape, path, begin + offset, size)
         for name, dtype, shape, offset, size in found
     ]
-    return GgufFile(path, metadata, stored)
+    whole = StoredTensor("(metadata)", "KV", (entries,), path, first, after - first)
+    return GgufFile(path, metadata, whole, stored)

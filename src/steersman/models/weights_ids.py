@@ -1,7 +1,8 @@
 """Ids of weights as text: the scheme that each names before a colon.
 
 `bytes-sha256` is over every byte of every tensor, `gguf-sha256` over those of a GGUF file, which are
-quantised. An id without a scheme is by a sample of the bytes, as earlier versions made them.
+quantised, and over its metadata. An id without a scheme is by a sample of the bytes, as earlier versions
+made them.
 """
 
 from __future__ import annotations
