@@ -120,6 +120,46 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "half a letter": (templates.QWEN_3, {"arguments": {"enable_thinking": ["\ud800"]}}, "not UTF-8"),
     "a name that is none": (templates.QWEN_3, {"arguments": {1: 2}}, "its name is no text"),
     "a file without a name": (templates.QWEN_3, {"template": ""}, "named by an empty text"),
+    "an argument in a branch that no chat takes": (
+        "{% if false %}{{ foo }}{% endif %}" + templates.CHATML,
+        {"arguments": {"foo": "a"}},
+        "would not reach the model",
+    ),
+    "an argument that the template overwrites": (
+        "{% set foo = 'mine' %}{{ foo }}" + templates.CHATML,
+        {"arguments": {"foo": "a"}},
+        'never uses the argument "foo"',
+    ),
+    "an argument that decides nothing as it is": (
+        templates.QWEN_3 + "{% if x %}{% endif %}",
+        {"arguments": {"enable_thinking": False, "x": 1}},
+        'the argument "x" (1) would not reach the model',
+    ),
+    "what transformers takes for itself": (
+        "{% if padding %}a{% endif %}{{ max_length }}" + templates.CHATML,
+        {"arguments": {"padding": True}},
+        'never uses the argument "padding"',
+    ),
+    "a text for false": (
+        templates.QWEN_3 + "{% if enable_thinking %}b{% endif %}",
+        {"arguments": {"enable_thinking": "False"}},
+        "right is false (in Python False)",
+    ),
+    "a text for nothing": (
+        "{% if tower %}the tower{% endif %}" + templates.CHATML,
+        {"arguments": {"tower": "null"}},
+        "right is null (in Python None)",
+    ),
+    "a date beside one as text": (
+        templates.LLAMA_3,
+        {"arguments": {"date_string": "1 Jan 2000"}, "date": DAY},
+        "asks for no date",
+    ),
+    "a date in a branch that no chat takes": (
+        "{% if false %}{{ strftime_now('%Y') }}{% endif %}" + templates.CHATML,
+        {"date": DAY},
+        "asks for no date",
+    ),
     "no date": (templates.SMOLLM2, {"date": DAY}, "asks for no date"),
     "a date of another form": (templates.GPT_OSS, {"date": "29.11.2026"}, "right is YYYY-MM-DD"),
     "a day that is none": (templates.GPT_OSS, {"date": "2026-02-30"}, "right is YYYY-MM-DD"),
@@ -128,6 +168,51 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a template that is none": ("", {"template": "{% for m in %}"}, "line 1: not a chat template"),
     "a template that shows nothing": ("", {"template": "{{ bos_token }}"}, "does not reach the model"),
 }
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments"),
+    [
+        ("{{ reasoning or 'low' }}" + templates.CHATML, {"reasoning": "none"}),
+        ("{% if kept %}{{ messages[1].reasoning_content }}{% endif %}" + templates.CHATML, {"kept": True}),
+        (templates.SMOL_VLM + "{% if short %}Briefly.{% endif %}", {"short": True}),
+        (templates.QWEN_3, {"enable_thinking": True}),  # the default, spelled out
+        (
+            "{% if effort | default('low') not in ('low', 'high') %}{{ raise_exception('no') }}{% endif %}"
+            + templates.CHATML,
+            {"effort": "low"},
+        ),
+        (
+            "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + templates.CHATML,
+            {"tools": [{"a": 1}]},
+        ),
+    ],
+)
+def test_what_may_reach_the_model_is_taken(template: str, arguments: dict[str, Any]) -> None:
+    tokenizer = fresh(template)
+    set_chat_format(tokenizer, arguments=arguments)
+    assert chat_format(tokenizer).arguments == arguments
+    assert chat_format(tokenizer).asked == chat_format(tokenizer).count == 0
+
+
+def test_a_date_is_recorded_where_a_chat_of_the_run_asked_for_it() -> None:
+    tokenizer = fresh(
+        "{% if messages[0].role != 'system' %}{{ strftime_now('%Y') }}{% endif %}" + templates.CHATML
+    )
+    set_chat_format(tokenizer)
+    for roles, dated in ((("system", "user"), False), (("user",), True), (("system", "user"), False)):
+        noted = NotedChats(tokenizer)
+        render(tokenizer, chat(*roles))
+        assert noted.record is not None
+        assert (noted.record.date is not None) == dated
+    set_chat_format(tokenizer, date=DAY)
+    noted = NotedChats(tokenizer)
+    render(tokenizer, chat("system", "user"))
+    with pytest.raises(ModelError, match="asks for no date in these chats"):
+        _ = noted.record
+    render(tokenizer, chat("user"))
+    assert noted.record is not None
+    assert noted.record.date == DAY
 
 
 @pytest.mark.parametrize("name", REFUSED)

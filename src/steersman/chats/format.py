@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -24,6 +24,27 @@ FORMAT = "steersman_chat_format"
 """Attribute of a tokenizer: its `ChatFormat`."""
 
 
+_SAID = {"role": "assistant", "content": "a"}
+_THOUGHT = {"role": "assistant", "content": "<think>\nb\n</think>\n\na", "reasoning_content": "b"}
+_CALL = {"type": "function", "id": "aaaaaaaaa", "function": {"name": "f", "arguments": {"x": "a"}}}
+_ASKED = {"role": "user", "content": "a"}
+_ORDINARY: list[list[dict[str, Any]]] = [
+    [_ASKED],
+    [{"role": "system", "content": "a"}, _ASKED],
+    [_ASKED, _SAID],
+    [{"role": "developer", "content": "a"}, _ASKED],
+    [_ASKED, _SAID, _ASKED],
+    [_ASKED, _THOUGHT, _ASKED],
+    [_ASKED, _THOUGHT],
+    [_ASKED, {**_SAID, "tool_calls": [_CALL]}, {"role": "tool", "content": "a", "tool_call_id": "aaaaaaaaa"}],
+]
+_IN_PARTS = [
+    [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in chat]
+    for chat in _ORDINARY
+]
+"""Chats as people write them, which a template need not all take: with texts, and with lists of parts."""
+
+
 @dataclass
 class ChatFormat:
     """How a tokenizer's chats are rendered, and what is known of it by now.
@@ -33,7 +54,8 @@ class ChatFormat:
         date: What it takes for today.
         source: The file that the template was read from; None for the tokenizer's own.
         count: Chats that were rendered so far.
-        asked: Whether the template has asked for the date.
+        asked: How often the template has asked for the date.
+        dated: Whether the date was given.
         forms: {(template, shape of a chat): whether it wants texts as lists of parts}.
     """
 
@@ -41,7 +63,8 @@ class ChatFormat:
     date: datetime.date = field(default_factory=datetime.date.today)
     source: str | None = None
     count: int = 0
-    asked: bool = False
+    asked: int = 0
+    dated: bool = False
     forms: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False)
 
 
@@ -71,33 +94,57 @@ class NotedChats:
     """Whether chats are rendered by a tokenizer from now on, and how."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer, self._before = tokenizer, chat_format(tokenizer).count
+        of = chat_format(tokenizer)
+        self._tokenizer, self._before, self._asked = tokenizer, of.count, of.asked
 
     @property
     def record(self) -> ChatRecord | None:
-        """How they were; None where none was."""
-        return chat_record(self._tokenizer) if chat_format(self._tokenizer).count > self._before else None
+        """How they were, with the date if one of them asked for it; None where none was rendered. Raises
+        ModelError where a date was given and none asked.
+        """
+        of = chat_format(self._tokenizer)
+        if of.count <= self._before:
+            return None
+        asked = of.asked > self._asked
+        if of.dated and not asked:
+            raise ModelError(
+                f"{named(self._tokenizer)} asks for no date in these chats, so that the chat date "
+                f"{of.date.isoformat()} would not reach the model; right is none"
+            )
+        return _record(self._tokenizer, asked)
 
 
 def chat_record(tokenizer: PreTrainedTokenizerBase) -> ChatRecord | None:
-    """How a tokenizer's chats are rendered; None without a chat template."""
-    of, template = chat_format(tokenizer), template_of(tokenizer)
-    if template is None:
+    """How a tokenizer's chats are rendered, with the date if it may ask for it; None without a template."""
+    if template_of(tokenizer) is None:
         return None
-    digest = hashlib.sha256(template.encode()).hexdigest()
-    return ChatRecord(digest, of.arguments, of.date.isoformat() if _asks_for_date(tokenizer) else None)
+    return _record(tokenizer, chat_format(tokenizer).asked > 0 or _asks_for_date(tokenizer))
+
+
+def _record(tokenizer: PreTrainedTokenizerBase, dated: bool) -> ChatRecord:
+    of = chat_format(tokenizer)
+    digest = hashlib.sha256((template_of(tokenizer) or "").encode()).hexdigest()
+    return ChatRecord(digest, of.arguments, of.date.isoformat() if dated else None)
 
 
 def _asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template asks what day it is, in any ordinary chat or in one that it has rendered."""
-    of = chat_format(tokenizer)
-    for roles in (("user",), ("system", "user"), ("user", "assistant"), ("developer", "user")):
-        if not of.asked:
-            try:
-                apply(tokenizer, [{"role": role, "content": "a"} for role in roles], roles[-1] == "user")
-            except Exception:  # a template need not take every role
-                continue
-    return of.asked
+    """Whether the template asks what day it is in any ordinary chat."""
+    of = replace(chat_format(tokenizer), asked=0)
+    return any(of.asked for _ in ordinary_texts(tokenizer, of))
+
+
+def ordinary_texts(tokenizer: PreTrainedTokenizerBase, of: ChatFormat) -> Iterator[str | None]:
+    """The ordinary chats as they are rendered in a format's way; None for those that are refused."""
+    for chat in (*_ORDINARY, *_IN_PARTS):
+        before = chat_format(tokenizer)
+        setattr(tokenizer, FORMAT, of)
+        try:
+            text: str | None = apply(tokenizer, chat, chat[-1]["role"] != "assistant")
+        except Exception:  # a template need not take every role
+            text = None
+        finally:
+            setattr(tokenizer, FORMAT, before)
+        yield text
 
 
 def named(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -141,7 +188,7 @@ def _clock(machines: Callable[[str], str]) -> Callable[[str], str]:
         of = _rendering.get()
         if of is None:
             return machines(format)
-        of.asked = True
+        of.asked += 1
         return datetime.datetime.combine(of.date, datetime.time()).strftime(format)
 
     strftime_now.tells_the_chat_date = True  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,17 @@ from jinja2 import meta, nodes
 
 from steersman.chat_record import unkept
 from steersman.chats.arrival import wants_parts
-from steersman.chats.format import FORMAT, ChatFormat, compiled, first_line, name_of, named, template_of
+from steersman.chats.format import (
+    FORMAT,
+    ChatFormat,
+    chat_format,
+    compiled,
+    first_line,
+    name_of,
+    named,
+    template_of,
+)
+from steersman.chats.ordinary import counts_as_true, shows_argument, shows_date
 from steersman.errors import ModelError, PairsError
 from steersman.pairs import parse_json, read_text
 
@@ -22,6 +33,12 @@ if TYPE_CHECKING:
 
 _OURS = ("messages", "add_generation_prompt", "continue_final_message", "strftime_now", "raise_exception")
 """What a template is given in any case: no argument of a user's."""
+
+_SAID_NO = {
+    **dict.fromkeys(("false", "no", "off"), "false (in Python False)"),
+    **dict.fromkeys(("none", "null"), "null (in Python None)"),
+}
+"""Texts that mean false or nothing, and what is right for them."""
 
 
 def set_chat_format(
@@ -42,7 +59,7 @@ def set_chat_format(
 
     Raises:
         ModelError: there is no such file, it is no template that shows the user's words, the template uses
-            no such argument, or asks for no date.
+            no such argument, or no ordinary chat shows it, or asks for no date.
     """
     given = _kept(arguments or {})
     source = None
@@ -50,23 +67,41 @@ def set_chat_format(
         source, tokenizer.chat_template = _read_template(template)
     if not given and date is None and template is None:
         return
-    setattr(tokenizer, FORMAT, ChatFormat(given, _day(date), source))
+    setattr(tokenizer, FORMAT, ChatFormat(given, _day(date), source, dated=date is not None))
     own = template_of(tokenizer)
     if own is None:
         what = "chat template arguments" if given else "a chat date"
         raise ModelError(f"{name_of(tokenizer)}: {what} without a chat template; give one (--chat-template)")
     tree = _parsed(own, named(tokenizer))
-    used = meta.find_undeclared_variables(tree) - {*_OURS, *tokenizer.special_tokens_map}
-    for name in given:
-        if name not in used:
-            known = ", ".join(sorted(used - {"tools", "documents"})) or "none"
-            raise ModelError(f'{named(tokenizer)} never uses the argument "{name}"; those it uses: {known}')
-    if date is not None and not any(name.name == "strftime_now" for name in tree.find_all(nodes.Name)):
+    _check_arguments(tokenizer, tree)
+    asks = any(name.name == "strftime_now" for name in tree.find_all(nodes.Name))
+    if date is not None and not (asks and shows_date(tokenizer) is not False):
         raise ModelError(
             f"{named(tokenizer)} asks for no date, so that a chat date would not reach the model"
         )
     if template is not None:
         _check_user(tokenizer)
+
+
+def _check_arguments(tokenizer: PreTrainedTokenizerBase, tree: nodes.Template) -> None:
+    """Raise ModelError for an argument that decides nothing, or something else than it says."""
+    transformers_own = {*inspect.signature(tokenizer.apply_chat_template).parameters} - {"tools", "documents"}
+    used = meta.find_undeclared_variables(tree) - {*_OURS, *transformers_own, *tokenizer.special_tokens_map}
+    for name, value in chat_format(tokenizer).arguments.items():
+        if name not in used:
+            known = ", ".join(sorted(used - {"tools", "documents"})) or "none"
+            raise ModelError(f'{named(tokenizer)} never uses the argument "{name}"; those it uses: {known}')
+        right = _SAID_NO.get(value.strip().lower()) if isinstance(value, str) else None
+        if right and counts_as_true(tokenizer, name):
+            raise ModelError(
+                f'{named(tokenizer)} takes the text {json.dumps(value)} of the argument "{name}" for true; '
+                f"right is {right}"
+            )
+        if shows_argument(tokenizer, name) is False:
+            raise ModelError(
+                f'the argument "{name}" ({json.dumps(value)}) would not reach the model: ordinary chats are '
+                f"the same text without it, or with another value, in {named(tokenizer)}"
+            )
 
 
 def _kept(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def refine_concept(
         truncate=truncate,
         progress=progress,
     ) as states:
+        chat = noted.record
         folds = _Folds(states.clusters, shuffles, seed)
         found = {
             layer: _refine_layer(states, layer, folds, method)
@@ -133,7 +134,7 @@ def refine_concept(
             alike=states.alike,
             model=name,
             revision=revision,
-            chat=noted.record,
+            chat=chat,
             made_from=({"kind": "pairs", "name": source.name, "sha256": source.sha256},),
             _pairs=source,
         )

@@ -94,6 +94,7 @@ def describe_experts(
     noted = NotedChats(tokenizer)
     reader = _Reader(tokenizer, texts, getattr(decoder_config(model), "max_position_embeddings", None))
     seen = _seen(model, reader)
+    chat = noted.record
     counter = _UseCounter(sites, seen)
     with (
         evaluating(model),
@@ -110,7 +111,7 @@ def describe_experts(
         weights_id=identity,
         model=name,
         revision=revision,
-        chat=noted.record,
+        chat=chat,
         made_from=({"kind": "texts", "name": texts.name, "sha256": texts.sha256},),
     )
 
