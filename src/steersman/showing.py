@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LONGEST = 240
@@ -16,9 +16,22 @@ Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 """(header, rows)"""
 
 
+def on_one_line(value: Any) -> Any:
+    """A text, or JSON data with every text in it, keys too, on a line that it cannot leave or act in: line
+    breaks, escape sequences and other control characters as Python escapes them.
+    """
+    if isinstance(value, str):
+        return "".join(
+            sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in value
+        )
+    if isinstance(value, Mapping):
+        return {on_one_line(key): on_one_line(entry) for key, entry in value.items()}
+    return [on_one_line(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
 def cut(text: object, longest: int = 60) -> str:
     """The beginning of a text, in one line."""
-    line = " ".join(str(text).split())
+    line: str = on_one_line(" ".join(str(text).split()))
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,32 @@ def test_what_is_no_artifact(tmp_path: Path, contrast: Path) -> None:
         "a steering is needed"
         in run("show", contrast, "--heatmap", tmp_path / "m.png", "--steering", contrast).error
     )
+
+
+def test_no_artifact_forges_a_line(steering: Path, contrast: Path, tmp_path: Path) -> None:
+    forged = "x\nfingerprint forged\r\x1b[2J\u2028\x85"
+    shown = r"x\nfingerprint forged\r\x1b[2J\u2028\x85"
+    plan = Steering.from_pretrained(steering)
+    made = {
+        "made": forged,
+        "from": [{"name": forged, "sha256": "0" * 64}],
+        "skipped": [{"layer": 0, "expert": 1, "reason": forged}],
+    }
+    task = {"task": forged, "sha256": "0" * 64, "role": "effect", "items": 3, "metric": forged}
+    task |= {"kind": "rate", "arm": forged, "arm_kind": "steered", "strength": 1.0, "difference": 0.1}
+    task |= dict.fromkeys(("low", "high", "p", "p_holm", "random_p"))
+    found = {"kind": "evaluation", "sha256": "1" * 64, "created": forged, "steersman": "1", "tasks": [task]}
+    replace(plan, provenance=made, evidence=(found,), model=forged, revision=forged).save_pretrained(
+        tmp_path / "plan"
+    )
+    words = run("show", tmp_path / "plan").words
+    assert words.count(shown) == 9
+    counts = RoutingContrast.from_pretrained(contrast)
+    source = {**counts.made_from[0], "name": forged, "shard": "1/2"}
+    replace(counts, made_from=(source,), model=forged).save_pretrained(tmp_path / "counts")
+    both = words + run("show", tmp_path / "counts").words
+    assert f"1/2 of {shown}" in both
+    assert not {line for line in both.split("\n") if line.startswith("fingerprint forged")}
+    assert all(sign.isprintable() for sign in both.replace("\n", ""))
+    assert "\ufffd" not in both
+    assert repr(replace(plan, model=forged)).isprintable()

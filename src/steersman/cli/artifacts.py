@@ -21,6 +21,7 @@ from steersman.cli.screening import draw_screen, screen_for_json, screen_in_word
 from steersman.cli.shards import shards_in_words
 from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
 from steersman.models.weights_ids import in_brief
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from steersman import CausalScreen, ExpertProfile, RoutingContrast, Steering
@@ -273,7 +274,7 @@ def _in_words(artifact: str, manifest: dict[str, Any], steering: Steering) -> st
 
 def _steering_in_words(artifact: str, manifest: dict[str, Any], steering: Steering) -> str:
     tables = [in_columns(*table) for table in steering.as_tables()]
-    skipped = steering.provenance.get("skipped", [])
+    skipped = on_one_line(steering.provenance.get("skipped", []))
     lines = [
         f"{artifact}: a steering, {plan_in_words(steering)}",
         *_origin(manifest),
@@ -306,6 +307,7 @@ def _contrast_in_words(
 
 def _origin(manifest: dict[str, Any]) -> list[str]:
     """Which model an artifact is for, and what it was made from."""
+    manifest = on_one_line(manifest)
     model, architecture = manifest["model"], manifest["architecture"]
     revision = f" at {model['revision']}" if model["revision"] else ""
     made_from = manifest["made_from"]

@@ -32,6 +32,7 @@ from steersman.cli.options import (
 from steersman.cli.output import in_columns, put_out
 from steersman.errors import PairsError, PlanError
 from steersman.pairs import parse_json, read_text
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from steersman import Evaluation, Steering
@@ -295,17 +296,17 @@ def in_words(evaluation: Evaluation, output: Path) -> str:
         first = task["metrics"][0]
         rows = table[(table["task"] == task["name"]) & (table["metric"] == first["name"])]
         lines = [_row(row) for row in rows.to_dict("records")]
-        title = f"{task['name']} ({task['role']}): {first['title']}, {task['items']} items"
+        title = on_one_line(f"{task['name']} ({task['role']}): {first['title']}, {task['items']} items")
         parts.append(f"{title}\n{in_columns(COLUMNS, lines)}")
         for control in task["random"] or ():
             among = Control(len(control["draws"]), control["p"])
             parts.append(
-                f"{control['steering']} among random plans of its shape ({control['measure']}): "
+                f"{on_one_line(control['steering'])} among random plans of its shape ({control['measure']}): "
                 f"{control['observed']:+.3f}, theirs {control['mean']:+.3f} on average; "
                 f"{'beyond them' if among.beaten else CANNOT_TELL}: "
                 f"{controls_in_words(among, control['at_least'])}"
             )
-    parts += [f"warning: {warning}" for warning in told["warnings"]]
+    parts += [f"warning: {on_one_line(warning)}" for warning in told["warnings"]]
     return "\n\n".join([*parts, f"the report is {output / 'report.html'}"])
 
 

@@ -27,6 +27,7 @@ from steersman.cli.output import in_columns, next_steps, number, put_out, requir
 from steersman.cli.selecting import select_of_screen, selected_in_words, selection_for_json
 from steersman.cli.shards import shards_for_json, shards_in_words
 from steersman.errors import PairsError, PlanError
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from steersman import RoutingContrast
@@ -434,6 +435,7 @@ def in_table(rows: list[dict[str, Any]]) -> str:
 
 def counts_in_words(result: dict[str, Any]) -> list[str]:
     """What was counted, in words."""
+    result = on_one_line(result)
     positive, negative = result["tokens"]
     origin = (
         "an imported ranking"

@@ -10,6 +10,7 @@ import click
 from steersman.cli.options import json_option, seed_option
 from steersman.cli.output import in_columns, put_out
 from steersman.errors import JudgeError
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from steersman.evaluation.judging import Judged
@@ -59,7 +60,7 @@ def judge(
 def _in_words(found: Judged) -> str:
     sides = ("positive", "negative", "neither", "unjudged")
     rows = [(arm, *(counts[side] for side in sides)) for arm, counts in found.counts().items()]
-    lines = [found.task, in_columns(("arm", *sides), rows)]
+    lines = [on_one_line(found.task), in_columns(("arm", *sides), rows)]
     compared = found.agreement
     if compared is not None:
         interval = "" if compared.low is None else f" ({compared.low:.2f} to {compared.high:.2f})"

@@ -24,6 +24,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import in_columns, next_steps, number, put_out, require_free, unused, whole_file
 from steersman.errors import ArtifactError, PairsError
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -274,7 +275,7 @@ def _table_for_json(table: MapTable) -> dict[str, Any]:
 def map_in_words(found: AffineMap) -> str:
     """What was fitted and how well it does, in words."""
     lines = [
-        f"{found.source.name or 'a model'} → {found.target.name or 'a model'}",
+        on_one_line(f"{found.source.name or 'a model'} → {found.target.name or 'a model'}"),
         f"{found.rows} rows ({found.alignment}) of {found.texts} texts, of which held out: "
         f"{found.held_out_rows} of {found.held_out_texts}",
     ]

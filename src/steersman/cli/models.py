@@ -12,6 +12,7 @@ from steersman.cli.output import in_columns, next_steps, put_out, require_free, 
 from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
 from steersman.errors import PlanError
 from steersman.models.weights_ids import in_brief
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from steersman import Architecture
@@ -144,6 +145,7 @@ def _check_there(architecture: Architecture, layer: int | None, expert: int | No
 
 
 def _in_words(result: dict[str, Any]) -> str:
+    result = on_one_line(result)
     routers = result["routers"]
     lines = [
         f"{result['model']}: {result['model_type']}, "

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from steersman.errors import ArtifactError
+from steersman.showing import on_one_line
 
 
 def put_out(result: dict[str, Any], as_json: bool, words: Callable[[], str]) -> None:
@@ -34,7 +35,7 @@ def number(value: float) -> float | None:
 
 def in_columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in aligned columns, numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[on_one_line(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
     right = [
         bool(rows) and all(isinstance(row[column], int | float) for row in rows)

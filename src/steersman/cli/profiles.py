@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from steersman.cli.output import in_columns
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from steersman import ExpertProfile
@@ -62,7 +63,9 @@ def profile_in_words(profile: ExpertProfile, layer: int | None, expert: int | No
         for use in listed:
             if use.contexts:
                 lines += ["", f"layer {use.layer}, expert {use.expert}: largest mixture weights"]
-                lines += [f"  {context.weight:.3f}  {context.marked}" for context in use.contexts]
+                lines += [
+                    f"  {context.weight:.3f}  {on_one_line(context.marked)}" for context in use.contexts
+                ]
     return "\n".join([*lines, "", CAVEAT])
 
 

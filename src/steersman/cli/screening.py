@@ -29,6 +29,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import in_columns, number, put_out, require_free
 from steersman.errors import PlanError
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from steersman import CausalScreen, Steering
@@ -272,9 +273,9 @@ def screen_in_words(found: CausalScreen) -> str:
     """The same for people: effects beside risk differences, the sets, what they harm."""
     lines = [
         f"{found.items} items in {found.clusters} groups screened {len(found.layers)} layers, "
-        f"signs {', '.join(found.signs)}; method {found.method}",
-        found.reason,
-        *(f"note: {note}" for note in found.notes),
+        f"signs {on_one_line(', '.join(found.signs))}; method {on_one_line(found.method)}",
+        on_one_line(found.reason),
+        *(f"note: {on_one_line(note)}" for note in found.notes),
         "",
         _effects_in_words(found),
     ]
@@ -283,7 +284,11 @@ def screen_in_words(found: CausalScreen) -> str:
         said = ", ".join(f"{value:+.2f} ({sign})" for sign, value in agreement.items())
         lines += ["", f"rank correlation of risk difference and effect: {said}"]
     for direction, chosen in found.sets.items():
-        lines += ["", f"{direction}: {_set_in_words(chosen)}", f"  then it stopped: {chosen.reason}"]
+        lines += [
+            "",
+            f"{direction}: {_set_in_words(chosen)}",
+            f"  then it stopped: {on_one_line(chosen.reason)}",
+        ]
     if found.harm:
         lines += [
             "",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steersman.cli.output import put_out
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from steersman import CausalScreen, Steering
@@ -56,6 +57,7 @@ def selection_for_json(output: Path, steering: Steering) -> dict[str, Any]:
 
 def selected_in_words(result: dict[str, Any]) -> list[str]:
     """The same in words, line by line."""
+    result = on_one_line(result)
 
     def places(entries: list[dict[str, Any]]) -> str:
         return ", ".join(f"{entry['layer']}:{entry['expert']}" for entry in entries) or "none"

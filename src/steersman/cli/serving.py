@@ -16,6 +16,7 @@ import click
 
 from steersman.cli.options import SteeringChoice, SteeringType, json_option, match_option
 from steersman.cli.output import harmless
+from steersman.showing import on_one_line
 from steersman.vllm.dtypes import in_words
 
 if TYPE_CHECKING:
@@ -239,6 +240,7 @@ def _told(
 
 
 def _in_words(told: Mapping[str, Any]) -> str:
+    told = on_one_line(told)
     names = ", ".join(one["name"] for one in told["steerings"]) or "none yet"
     default = f"; without a word: {told['default']}" if told["default"] else ""
     dtype = f" {in_words(told['dtype'], told['checkpoint_dtype'])}" if told["dtype"] else ""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from steersman.showing import on_one_line
+
 if TYPE_CHECKING:
     from steersman import RoutingContrast
 
@@ -48,7 +50,9 @@ def shards_in_words(contrast: RoutingContrast) -> list[str]:
 
 def _in_words(part: _Parts) -> str:
     present, missing = part.present(), part.missing()
-    there = f"shard{'s' if len(present) > 1 else ''} {_named(present, len(present))} of {part.name}"
+    there = (
+        f"shard{'s' if len(present) > 1 else ''} {_named(present, len(present))} of {on_one_line(part.name)}"
+    )
     if not missing:
         return there
     lacking = part.count - len(present)

@@ -19,6 +19,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import in_columns, put_out, require_free
 from steersman.errors import ModelError
+from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,6 +173,7 @@ def _transplant(
 
 
 def _gate_in_words(gate: dict[str, Any]) -> list[str]:
+    gate = on_one_line(gate)
     if not gate["asked"]:
         return ["forced: nobody has looked whether the concept arrives"]
     lines = [
@@ -211,6 +213,7 @@ def _check(
 
 def _checked_in_words(result: dict[str, Any]) -> str:
     """The ranking, if there are several; and a page a concept, those first that carry over best."""
+    result = on_one_line(result)
     head = f"from {result['source'] or 'a model in memory'} to {result['target'] or 'a model in memory'}"
     ranking = [_ranking(result["concepts"])] if len(result["concepts"]) > 1 else []
     pages = [_page(entry) for entry in result["concepts"]]

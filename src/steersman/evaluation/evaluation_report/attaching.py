@@ -13,6 +13,7 @@ from steersman.evaluation.concluded import verdict_of_brief
 from steersman.evaluation.evaluation_report.card import card_evidence
 from steersman.evaluation.evaluation_report.numbers import change, in_points
 from steersman.evaluation.evaluation_report.place import MISSING
+from steersman.showing import on_one_line
 from steersman.steering import Steering
 
 
@@ -67,7 +68,7 @@ def _dials(result: Mapping[str, Any], fingerprint: str) -> dict[str, float]:
 def evidence_in_words(evidence: Sequence[str | Mapping[str, Any]]) -> list[str]:
     """What a plan's evidence says, a line for each evaluation and for each task and arm in it."""
     lines = []
-    for entry in evidence:
+    for entry in on_one_line(evidence):
         if isinstance(entry, str):
             lines.append(f"evaluated: {entry}")
             continue
