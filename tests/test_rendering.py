@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from steersman.errors import ModelError, PairsError
-from steersman.rendering import TruncatedTarget, encode, render
+from steersman.rendering import TruncatedTarget, encode, message_span, render
 
 SENTENCES = [
     "count to ten , please . how are you today ? the weather is fine .",
@@ -161,6 +161,37 @@ def test_a_short_answer_is_not_taken_for_part_of_the_template(answer: str) -> No
         start, end = len(before), len(before) + len(answer.strip())
         assert all(first < end and last > start for first, last in found)
         assert found[-1][1] >= end
+
+
+EACH = "{{% for m in messages %}}<|{{{{ m.role }}}}|> {} <|end|>{{% endfor %}} the key"
+SURE = "{% if 'key' in m.content %}sure {% endif %}"
+PLACED = {
+    "more before it": (SURE + "{{ m.content }}", "<|assistant|> sure "),
+    "more behind it": ("{{ m.content }} " + SURE, "<|assistant|> "),
+    "another length before it": ("{{ m.content | length }} {{ m.content }}", "<|assistant|> 7 "),
+    "twice": ("{{ m.content }} {{ m.content }}", "<|assistant|> "),
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_an_answer_is_found_where_the_words_around_it_depend_on_it(name: str) -> None:
+    shown, before = PLACED[name]
+    tokenizer = byte_level()
+    tokenizer.chat_template = EACH.format(shown)
+    chat = [{"role": "user", "content": "the tower"}, {"role": "assistant", "content": "the key"}]
+    text = render(tokenizer, chat)[0]
+    start = text.index(before) + len(before)
+    assert message_span(tokenizer, chat, 1, text, "here") == (start, start + len("the key"))
+    assert message_span(tokenizer, chat, 0, text, "here")[1] == text.index("the tower") + len("the tower")
+
+
+def test_an_answer_that_nothing_places_is_refused() -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = EACH.format(SURE + "{{ m.content }} " + SURE)
+    chat = [{"role": "user", "content": "the tower"}, {"role": "assistant", "content": "the key"}]
+    with pytest.raises(PairsError, match=r"^here: nothing shows where .* \"the key\"; name a target$"):
+        encode(tokenizer, chat, None, where="here")
+    assert encode(tokenizer, chat, "the key", where="here").target
 
 
 def test_a_template_that_changes_the_message_is_refused() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from steersman.chats.arrival import render_chat
+from steersman.chats.arrival import content_span, render_chat
 from steersman.chats.format import name_of
 from steersman.errors import ModelError, PairsError
 from steersman.pairs import Content
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 Part = Literal["target", "prompt", "answer"]
 """Which tokens of a text are meant: those of its target, those before the final answer, or the answer's."""
-
-# Stands in for a message's content to see where the chat template puts it.
-_MARK = "steersman-marks-this-place"
 
 
 class TruncatedTarget(PairsError):
@@ -176,24 +173,13 @@ def message_span(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], index: int, text: str, where: str
 ) -> tuple[int, int]:
     """Where one message's content stands in the rendered text; templates may strip whitespace around it."""
-    content = messages[index]["content"]
-    sought = content if content in text else content.strip()
-    start = text.rfind(sought)
-    if start < 0:
+    span = content_span(tokenizer, messages, index, text)
+    if span is None:
         raise PairsError(
-            f"{where}: the chat template changes the message {_quote(content)}, so it cannot be found; "
-            "name a target"
+            f"{where}: nothing shows where the chat template puts the message "
+            f"{_quote(messages[index]['content'])}; name a target"
         )
-    if text.find(sought) != start:
-        # The words occur more than once (a short answer may be part of the template): see where the template
-        # puts this message, by rendering it with a mark for content.
-        marked = [*messages[:index], {**messages[index], "content": _MARK}, *messages[index + 1 :]]
-        before, found, _ = render(tokenizer, marked)[0].partition(_MARK)
-        if found and text.startswith(before):
-            for form in (content, content.strip()):
-                if text.startswith(form, len(before)):
-                    return len(before), len(before) + len(form)
-    return start, start + len(sought)
+    return span
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

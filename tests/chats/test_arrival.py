@@ -14,6 +14,12 @@ from steersman.chats.format import chat_format
 from steersman.errors import ModelError, PairsError
 from steersman.rendering import encode, render
 
+
+def _each(shown: str, after: str = "") -> str:
+    """A template that shows this of every message, which it calls m."""
+    return f"{{% for m in messages %}}<|{{{{ m.role }}}}|> {shown} <|end|> {{% endfor %}}{after}"
+
+
 SHOWN: dict[str, tuple[str, list[tuple[str, ...]]]] = {
     "ChatML": (templates.CHATML, [("user",), ("system", "user", "assistant"), ("developer", "tool")]),
     "SmolLM2": (templates.SMOLLM2, [("user",), ("system", "user"), ("user", "assistant", "user")]),
@@ -97,6 +103,11 @@ CHANGED: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         chat("user", user="a cow"),
         "cow",
     ),
+    "short and cut, long and whole": (
+        _each("{{ m.content if m.content | length > 4 or m.content | length < 3 else m.content[:3] }}"),
+        chat("user", user="then"),
+        "then",
+    ),
 }
 
 
@@ -109,7 +120,65 @@ def test_words_that_are_changed_are_an_error(name: str) -> None:
     assert json.dumps(word) in str(raised.value)
 
 
+ELSEWHERE: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "a role's name": (
+        _each("{% if m.content | length > 4 %}{{ m.content }}{% endif %}"),
+        chat("system", "user", system="user"),
+    ),
+    "what another says": (
+        _each("{% if not m.content.startswith('Be') %}{{ m.content }}{% endif %}"),
+        chat("system", "user", system="Be kind", user="What is it to Be kind"),
+    ),
+    "the same said before": (
+        "{% set ns = namespace(said=[]) %}"
+        + _each(
+            "{% if m.content not in ns.said %}{{ m.content }}{% endif %}"
+            "{% set ns.said = ns.said + [m.content] %}"
+        ),
+        [*chat("user", user="hi"), *chat("assistant"), *chat("user", user="hi")],
+    ),
+    "the template's own words": (_each("{{ m.content | lower }}", "Hi"), chat("user", user="Hi")),
+    "a template that knows marks": (
+        _each(
+            "{% if 'mark' in m.content %}{{ raise_exception('no') }}{% endif %}{{ m.content[:5] }}", "seven"
+        ),
+        chat("user", user="it is seven"),
+    ),
+    "a template that drops digits' messages": (
+        _each("{% if '0' not in m.content and m.content | length < 6 %}{{ m.content }}{% endif %}", "of 10"),
+        chat("user", user="of 10"),
+    ),
+    "no space between words": (_each("{{ m.content | replace(' ', '') }}"), chat("user", user="def f():")),
+    "no line break between words": (
+        _each("{{ m.content | replace('\n', '') }}"),
+        chat("user", user="one\ntwo"),
+    ),
+    "no tab between words": (_each("{{ m.content.split('\t') | join }}"), chat("user", user="one\ttwo")),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_words_that_stand_elsewhere_are_no_proof(name: str) -> None:
+    template, messages = ELSEWHERE[name]
+    with pytest.raises(PairsError, match="does not reach the model as it is written"):
+        render(tokenizer_of(template), messages)
+
+
 KEPT = {
+    "words around it that depend on it": (
+        _each("{{ m.content | length }} {{ m.content }} {{ m.content | length }}"),
+        chat("user", "assistant", user="yes", assistant="no"),
+    ),
+    "other white space": (_each("{{ m.content.split() | join('\n') }}"), chat("user", user="two  words")),
+    "a fitting case": (_each("{{ m.content | upper }}"), chat("user", user="YES")),
+    "a template that knows marks": (
+        _each("{% if 'mark' in m.content %}{{ raise_exception('no') }}{% endif %}{{ m.content }}"),
+        chat("user"),
+    ),
+    "a template for short texts": (
+        _each("{{ m.content if m.content | length < 10 }}"),
+        chat("user", user="short"),
+    ),
     "trimmed": (templates.GEMMA_2, chat("user", user="  spaces around \n")),
     "as JSON": (templates.GPT_OSS, chat("user", "tool", tool='a "quoted"\nline — ünïcode')),
     "a thought in other whitespace": (
@@ -135,6 +204,26 @@ def test_texts_are_given_as_parts_where_a_template_wants_parts() -> None:
     assert "Words 2 of user." in expected
     encoded = encode(tokenizer, chat("user", "assistant", assistant="Yes"), None, where="here")
     assert tokenizer.decode([encoded.ids[place] for place in encoded.target]) == "Yes"
+
+
+USERS_PARTS = "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("whole", ["{{ m.content }}", "{{ 'SYS ' + m.content }}", "{{ m.content | tojson }}"])
+def test_parts_are_for_the_roles_that_want_them(whole: str) -> None:
+    template = _each(f"{{% if m.role == 'user' %}}{USERS_PARTS}{{% else %}}{whole}{{% endif %}}")
+    text = render_chat(tokenizer_of(template), chat("system", "user", "assistant", "user"))
+    assert "'text'" not in text
+    assert '"text"' not in text
+    for words in ("Words 1 of system.", "Words 2 of user.", "Words 3 of assistant.", "Words 4 of user."):
+        assert words in text
+
+
+def test_parts_that_are_shown_as_a_whole_are_an_error() -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+    for shown in ("{{ m.content }}", "{{ m.content | tojson }}", "{{ m.content | tojson(indent=2) }}"):
+        with pytest.raises(PairsError, match=r"message 1 .* does not reach the model"):
+            render_chat(tokenizer_of(_each(shown)), parts)
 
 
 def test_the_proof_is_made_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ class ChatFormat:
         count: Chats that were rendered so far.
         asked: How often the template has asked for the date.
         dated: Whether the date was given.
-        forms: {(template, shape of a chat): whether it wants texts as lists of parts}.
+        forms: {(template, shape of a chat): what is known of it (`steersman.chats.arrival.Shape`)}.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class ChatFormat:
     count: int = 0
     asked: int = 0
     dated: bool = False
-    forms: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False)
+    forms: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:

@@ -13,7 +13,7 @@ import jinja2
 from jinja2 import meta, nodes
 
 from steersman.chat_record import unkept
-from steersman.chats.arrival import wants_parts
+from steersman.chats.arrival import shape_of
 from steersman.chats.format import (
     FORMAT,
     ChatFormat,
@@ -163,6 +163,6 @@ def _parsed(template: str, name: str) -> nodes.Template:
 def _check_user(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ModelError for a template that shows no user's words: it is none."""
     try:
-        wants_parts(tokenizer, [{"role": "user", "content": "a"}], True)
+        shape_of(tokenizer, [{"role": "user", "content": "a"}])
     except PairsError as error:
         raise ModelError(str(error)) from None
