@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 import pytest
 
+from artifacts.test_causal_screen import screen_of
 from cli.command_line import run
 from steersman import RoutingContrast, Steering
 
@@ -107,3 +108,14 @@ def test_no_artifact_forges_a_line(steering: Path, contrast: Path, tmp_path: Pat
     assert all(sign.isprintable() for sign in both.replace("\n", ""))
     assert "\ufffd" not in both
     assert repr(replace(plan, model=forged)).isprintable()
+
+
+def test_no_screen_forges_a_line(tmp_path: Path) -> None:
+    forged = "x\nfingerprint forged\x1b[2J"
+    made = screen_of()
+    sets = {way: replace(chosen, reason=forged) for way, chosen in made.sets.items()}
+    saved = replace(made, notes=(forged,), sets=sets, harm=(), model=forged)
+    saved.save_pretrained(tmp_path / "screen")
+    words = run("show", tmp_path / "screen").words
+    assert words.count(r"x\nfingerprint forged\x1b[2J") == 4
+    assert "\nfingerprint forged" not in words
