@@ -119,7 +119,7 @@ def test_force_starts_again(tiny: Path, tmp_path: Path) -> None:
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs.jsonl", range(30))
     pairs = load_pairs(path)
-    assert pairs[29].negative == "The river is 29 miles long, and the town beside it is old."
+    assert pairs[29].negative[0]["content"] == "The river is 29 miles long, and the town beside it is old."
     write_pairs(path, range(1, 32))
     with pytest.raises(ValueError, match=r"pairs\.jsonl: was changed since it was first read"):
         pairs[3]
