@@ -169,13 +169,15 @@ def test_prompts_and_answers_are_counted_apart(part: str) -> None:
 
 def test_parts_of_texts_and_of_chats_without_an_answer() -> None:
     model = example("mixtral")[0]
-    rows = [
-        {"positive": "w1 w2 w3", "negative": [{"role": "user", "content": "w4 w5"}], "positive_target": "w1"}
-    ]
-    contrast = detect_experts(model, tokenizer(), rows, tokens="prompt")
-    assert contrast.tokens.tolist() == [3, 2]
-    with pytest.raises(PairsError, match="pair 1, positive side: no answer in it: right is a chat that ends"):
-        detect_experts(model, tokenizer(), rows, tokens="answer")
+    for sides in (
+        ("w1 w2 w3", "w4 w5"),
+        [[{"role": "user", "content": text}] for text in ("w1 w2 w3", "w4 w5")],
+    ):
+        rows = [{**dict(zip(("positive", "negative"), sides, strict=True)), "positive_target": "w1"}]
+        contrast = detect_experts(model, tokenizer(), rows, tokens="prompt")
+        assert contrast.tokens.tolist() == [3, 2]
+        with pytest.raises(PairsError, match="pair 1, positive side: no answer in it: right is a chat that"):
+            detect_experts(model, tokenizer(), rows, tokens="answer")
 
 
 # Continuations ----------------------------------------------------------------------------------------------
@@ -249,13 +251,17 @@ def test_generated_tokens_are_counted_as_they_are_fed_back(name: str, new_tokens
 
 def test_a_text_is_continued_as_it_is_and_a_prompt_without_its_answer() -> None:
     model = f.tiny("olmoe")
-    chat = [{"role": "user", "content": "w4 w5"}, {"role": "assistant", "content": "w6 w7"}]
-    contrast = detect_experts(model, tokenizer(), [{"positive": "w1 w2", "negative": chat}], generate=4)
-    ids = [IDS["<|user|>"], IDS["w4"], IDS["w5"], IDS["<|end|>"], IDS["<|assistant|>"]]
-    for side, prompt in enumerate(([IDS["<s>"], IDS["w1"], IDS["w2"]], ids)):
-        uses, written = continued(model, prompt, 4, {f.EOS})
-        assert contrast.tokens[side] == len(written)
-        np.testing.assert_array_equal(contrast.activations[side], uses.sum(axis=0))
+    asked = [["w1", "w2"], ["w4", "w5"]]
+    said = {"role": "assistant", "content": "w6 w7"}
+    chats_ = [[{"role": "user", "content": " ".join(words)}, said] for words in asked]
+    chat_ids = [["<|user|>", *words, "<|end|>", "<|assistant|>"] for words in asked]
+    text_ids = [["<s>", *words] for words in asked]
+    for sides, prompts in ((chats_, chat_ids), ([" ".join(words) for words in asked], text_ids)):
+        contrast = detect_experts(model, tokenizer(), [tuple(sides)], generate=4)
+        for side, prompt in enumerate(prompts):
+            uses, written = continued(model, [IDS[word] for word in prompt], 4, {f.EOS})
+            assert contrast.tokens[side] == len(written)
+            np.testing.assert_array_equal(contrast.activations[side], uses.sum(axis=0))
 
 
 def test_under_a_steering_its_own_words_are_counted() -> None:
@@ -277,7 +283,12 @@ def test_what_cannot_be_continued_is_one_line() -> None:
         assert "\n" not in str(raised.value)
 
     good = {"positive": "w1", "negative": "w2"}
-    refused(PairsError, "pair 1, positive side: only an answer", [{**good, "positive": only}], generate=2)
+    refused(
+        PairsError,
+        "pair 1, positive side: only an answer",
+        [(only, [{**only[0], "content": "w7"}])],
+        generate=2,
+    )
     long = {**good, "negative": " ".join(["w2"] * 126)}
     refused(PairsError, "pair 2, negative side: 127 tokens, .* at most 126", [good, long], generate=2)
     assert detect_experts(model, tokenizer(), [good, long], generate=2, truncate=True).skipped == 1
