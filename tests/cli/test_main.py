@@ -142,6 +142,8 @@ def test_a_stop_is_heard_wherever_it_comes(place: str, name: str, status: int) -
     """Python prints what is raised in such places, "Exception ignored in …", and goes on."""
     code = (
         "import signal, sys, time\nfrom steersman import cli\n"
+        # What a shell runs in the background ignores Ctrl-C, and its children with it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"stop = lambda *_: signal.raise_signal(signal.{name})\nplace = {DROPPED[place]!r}\n"
         f"def command(arguments):\n    exec(place, {{'stop': stop}})\n    time.sleep({HANGING})\n"
         "cli._run_command = command\nsys.exit(cli.main([]))"
