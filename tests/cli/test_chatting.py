@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -173,6 +174,8 @@ class Terminal:
         self.process = subprocess.Popen(
             command,
             start_new_session=True,
+            # What a shell runs in the background ignores Ctrl-C, and its children with it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             env={**os.environ, "TERM": "dumb"},
             stdin=slave,
             stdout=slave,
