@@ -72,11 +72,15 @@ def test_what_cannot_be_carried_out_is_named(
 ) -> None:
     model = wishing(tiny, tmp_path / "m", **{name: value})
     pairs = write_pairs(tmp_path / "pairs.jsonl", range(2))
+    (tmp_path / "task.jsonl").write_text('{"prompt": "who?", "positive": "one", "negative": "a river"}\n')
+    evaluate = ["--task", tmp_path / "task.jsonl", "--random", 0, "--no-cache", "-o", tmp_path / "o"]
     for asked in (
         ["generate", model, *PROMPTS],
         ["detect", model, pairs, "-o", tmp_path / "o", "--generate", 2],
+        ["evaluate", model, *evaluate],
     ):
-        assert name in run(*asked).error
+        said = run(*asked).error
+        assert said.startswith(f"the model cannot generate with what its generation_config.json sets: {name}")
     assert not (tmp_path / "o").exists()
 
 

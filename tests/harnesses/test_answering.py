@@ -10,7 +10,7 @@ import torch
 
 from cli.command_line import save_tiny
 from steersman import Steering, load_model
-from steersman.errors import PairsError, SteeringNotApplied
+from steersman.errors import ModelError, PairsError, SteeringNotApplied
 from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.prompts import encode_prompt
@@ -64,6 +64,9 @@ def test_a_checkpoints_own_stop_string_ends_an_answer(tmp_path: Path) -> None:
     model.generation_config.stop_strings = ["eee"]
     for answer in answerer.answer(asked, settings):
         assert (answer.text, answer.stop, answer.new_tokens) == ("eee", "stop", 3)
+    model.generation_config.bad_words_ids = 3
+    with pytest.raises(ModelError, match=r"generation_config\.json sets: .*bad_words_ids 3"):
+        answerer.answer(asked, settings)
 
 
 def test_the_models_window_ends_an_answer(lab_moe: tuple[Any, Any], prompts: Any) -> None:

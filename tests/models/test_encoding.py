@@ -76,7 +76,17 @@ ALIKE: dict[str, tuple[PreTrainedTokenizerFast, dict[str, Any], str]] = {
     "a template that trims": (
         tokenizer(),
         pair(chat("one", "sure"), chat("one ", "sure")),
-        'only in whitespace: "\\n" (U+000A) and " " (U+0020)',
+        'only in whitespace: "\\n" (U+000A) and " \\n" (U+0020 U+000A)',
+    ),
+    "a space twice": (
+        tokenizer(),
+        pair("one  two", "one two"),
+        'only in whitespace: "  " (U+0020 U+0020) and " " (U+0020)',
+    ),
+    "a space at the end": (
+        tokenizer(),
+        pair("one two", "one two "),
+        'only in whitespace: nothing and " " (U+0020)',
     ),
     "words that are not in the vocabulary": (
         tokenizer(),

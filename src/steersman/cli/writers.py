@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from steersman.errors import PairsError, SteersmanError
+from steersman.errors import PairsError
 from steersman.rendering import render, special_ids
 
 if TYPE_CHECKING:
@@ -166,25 +166,19 @@ class Writer:
         """The new tokens of each row, int64 [rows, tokens]."""
         import torch
 
-        from steersman.models.decoding import cannot_generate, decoding
+        from steersman.models.decoding import decoding, generating
 
         inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
         torch.manual_seed(seed)
-        with torch.inference_mode():
-            try:
-                written = self.model.generate(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    tokenizer=self.tokenizer,  # for stop strings that a checkpoint may ask for
-                    **decoding(self.model, temperature=self.temperature),
-                    **{"max_new_tokens": self.max_new_tokens, **more},
-                )
-            except (ValueError, TypeError, IndexError, AssertionError) as error:
-                # What a checkpoint's own generation_config.json asks for can fail in many ways.
-                if isinstance(error, SteersmanError):
-                    raise
-                raise cannot_generate(self.model, error) from error
+        with torch.inference_mode(), generating(self.model):
+            written = self.model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                pad_token_id=self.tokenizer.pad_token_id,
+                tokenizer=self.tokenizer,  # for stop strings that a checkpoint may ask for
+                **decoding(self.model, temperature=self.temperature),
+                **{"max_new_tokens": self.max_new_tokens, **more},
+            )
         return written[:, inputs["input_ids"].shape[1] :]
 
 

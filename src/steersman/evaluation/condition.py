@@ -16,7 +16,7 @@ from steersman.errors import PairsError
 from steersman.evaluation.instructing import instructed
 from steersman.evaluation.prompts import Batch, batches, encode_answer, pad_id
 from steersman.models.architecture import check_ids
-from steersman.models.decoding import decoding, require_repeatable
+from steersman.models.decoding import decoding, generating, require_repeatable
 from steersman.pairs import Content
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Condition:
         self._check_room(rows, limit or self.subject.max_new_tokens)
         texts: list[list[str]] = [[] for _ in rows]
         for batch in self._batches(rows):
-            with self._steered():
+            with self._steered(), generating(self.subject.model):
                 produced = cast(Any, self.subject.model).generate(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from steersman.errors import ModelError, SteersmanError
+from steersman.errors import ModelError
 from steersman.experts.moments import Integers
 from steersman.experts.recording import recording
 from steersman.models.architecture import RouterSite
-from steersman.models.decoding import cannot_generate, decoding
+from steersman.models.decoding import decoding, generating
 from steersman.models.reading import input_device, padded, read_batch
 
 Ints = np.ndarray[Any, Any]
@@ -102,7 +101,7 @@ def count_continuations(
         steps[site].append(choice)
 
     ends = text_ends(model, tokenizer)
-    with recording(sites, collect), torch.no_grad(), _generating(model):
+    with recording(sites, collect), torch.no_grad(), generating(model):
         written = model.generate(  # type: ignore[operator]
             input_ids=torch.from_numpy(tokens).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
@@ -168,16 +167,3 @@ def text_ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]
         return [] if ends is None else [int(end) for end in np.atleast_1d(ends)]
     except (ValueError, TypeError):
         raise ModelError(f"the model's eos_token_id is {ends!r}; right is a token's id, or several") from None
-
-
-@contextmanager
-def _generating(model: nn.Module) -> Iterator[None]:
-    if not callable(getattr(model, "generate", None)):
-        raise ModelError(f"{type(model).__name__} cannot generate: give a model with a language-model head")
-    try:
-        yield
-    except (ValueError, TypeError, IndexError) as error:
-        # What a checkpoint's own generation_config.json asks for can fail in many ways.
-        if isinstance(error, SteersmanError):
-            raise
-        raise cannot_generate(model, error) from error

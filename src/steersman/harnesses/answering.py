@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from steersman.errors import PairsError
 from steersman.evaluation.prompts import Batch, batches, pad_id
 from steersman.models.architecture import check_ids
-from steersman.models.decoding import decoding, require_repeatable
+from steersman.models.decoding import decoding, generating, require_repeatable
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Answerer:
         check_ids(self.model, max((token for token, _ in settings.logit_bias), default=0), "logit_bias")
         biased = LogitsProcessorList([_Biased(settings, batch)])
         applied = self.plan.apply(self.model, match=self.match) if self.plan else nullcontext()
-        with _seeded(settings.seed, self.model.device), applied as receipt:
+        with _seeded(settings.seed, self.model.device), applied as receipt, generating(self.model):
             output = cast(Any, self.model).generate(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,

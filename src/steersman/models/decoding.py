@@ -8,14 +8,15 @@ transformers' `GenerationConfig` is of one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import GenerationConfig
 
-from steersman.errors import ModelError
+from steersman.errors import ModelError, SteersmanError
 
 ACTS: dict[str, Any] = {
     "repetition_penalty": 1.0,
@@ -184,8 +185,22 @@ def _given(model: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None and not name.startswith("_")}
 
 
-def cannot_generate(model: nn.Module, error: Exception) -> ModelError:
-    """The error of a model that fails while it generates: its checkpoint may ask for what cannot be done."""
+@contextmanager
+def generating(model: nn.Module) -> Iterator[None]:
+    """Raise ModelError where a model cannot generate, or fails while it does: what its own
+    generation_config.json asks for can fail in many ways.
+    """
+    if not callable(getattr(model, "generate", None)):
+        raise ModelError(f"{type(model).__name__} cannot generate: give a model with a language-model head")
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, AssertionError) as error:
+        if isinstance(error, SteersmanError):
+            raise
+        raise _cannot_generate(model, error) from error
+
+
+def _cannot_generate(model: nn.Module, error: Exception) -> ModelError:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     acting = ", ".join(
         f"{name} {_short(value)}" for name, value in own_settings(model, sampled=True).acting.items()

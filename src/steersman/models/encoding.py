@@ -212,22 +212,31 @@ def _how_alike(pair: ContrastPair, positive: Side, negative: Side) -> str:
     if first == second:
         return "they differ only in roles, which the template does not show"
     lost = (what for what, read in _READ_ALIKE.items() if read(first) == read(second))
-    return f"they differ only in {next(lost, 'what is not kept')}: {_first_difference(first, second)}"
+    what = next(lost, "what is not kept")
+    return f"they differ only in {what}: {_first_difference(first, second, what == 'whitespace')}"
 
 
 def _words(content: Content) -> str:
     return content if isinstance(content, str) else "\n".join(message["content"] for message in content)
 
 
-def _first_difference(first: str, second: str) -> str:
-    """The first characters, with the marks that combine with them, in which two texts differ."""
+def _first_difference(first: str, second: str, in_whitespace: bool) -> str:
+    """The first characters in which two texts differ: all whitespace that stands there, or one sign."""
     place = shared_length(first, second)
-    return " and ".join(_sign_at(text, place) for text in (first, second))
+    if in_whitespace:
+        place = len(first[:place].rstrip())
+    return " and ".join(_named(_sign_at(text, place, in_whitespace)) for text in (first, second))
 
 
-def _sign_at(text: str, place: int) -> str:
+def _sign_at(text: str, place: int, in_whitespace: bool) -> str:
+    """The whitespace that begins at a place, or the character with the marks that combine with it."""
+    if in_whitespace:
+        return text[place : len(text) - len(text[place:].lstrip())]
     marks = next((n for n, sign in enumerate(text[place + 1 :]) if not unicodedata.combining(sign)), None)
-    sign = text[place : None if marks is None else place + 1 + marks]
+    return text[place : None if marks is None else place + 1 + marks]
+
+
+def _named(sign: str) -> str:
     if not sign:
         return "nothing"
     return f"{json.dumps(sign, ensure_ascii=False)} ({' '.join(f'U+{ord(one):04X}' for one in sign)})"
