@@ -11,7 +11,7 @@ import pytest
 from cli.command_line import run
 from concepts import twins
 from experts.test_counting import tokenizer
-from steersman import AffineMap, ConceptVector, ContrastPairs, Steering
+from steersman import AffineMap, ConceptVector, ContrastPairs, Steering, load_pairs
 from steersman.artifacts import read_manifest
 from steersman.concepts.fitting import fit_affine_map
 
@@ -59,6 +59,28 @@ def test_refine_says_how_well_each_layer_separates(place: Path, tmp_path: Path) 
         assert (entry["auroc"], entry["low"], entry["high"]) == (found.auroc, found.low, found.high)
         assert entry["norm"] == pytest.approx(float(concept.vectors[entry["layer"]].norm()))
     assert result["best"] == concept.best_layer
+
+
+def test_refine_says_where_separation_does_not_tell_at_which_layer_to_steer(tmp_path: Path) -> None:
+    # Pairs that every layer tells apart without a mistake, of a model of four layers.
+    some = ContrastPairs(list(load_pairs("lab:refusal/train"))[:60], name="some")
+    told = (
+        "refine",
+        "lab:target",
+        write(tmp_path / "some.jsonl", some),
+        "--shuffles",
+        0,
+        "--force",
+        "-o",
+        tmp_path / "c",
+    )
+    assert run(*told, "--json").json["equal_layers"] == [0, 1, 2, 3]
+    words = run(*told).words
+    assert "Layers 0–3 separate them equally well, which does not tell\nwhere to steer" in words
+    assert "--strength dose:0.3 --layers 2\n" in words
+    one = run(*told, "--layers", 1).words
+    assert "equally well" not in one
+    assert "--layers" not in one
 
 
 def test_refine_in_words_and_in_a_picture(place: Path, tmp_path: Path) -> None:

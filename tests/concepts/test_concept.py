@@ -83,6 +83,9 @@ def test_the_best_layer_separates_best_and_of_equals_is_the_longest(concept: Con
         return replace(concept, separation=found)
 
     assert with_aurocs(0.7, 0.9, 0.8).best_layer == 1
+    assert with_aurocs(0.7, 0.9, 0.8).equal_layers == (1,)
+    assert with_aurocs(0.9999, 0.7, 1.0).equal_layers == (0, 2)
+    assert replace(concept, separation=dict.fromkeys(concept.layers)).equal_layers == ()
     lengths = [concept.length(layer) for layer in concept.layers]
     assert with_aurocs(1.0, 1.0, 1.0).best_layer == int(np.argmax(lengths))
     assert edit_of(with_aurocs(0.7, 0.6, 0.8).steering(1.0)).layers == (2,)

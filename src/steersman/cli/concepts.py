@@ -23,6 +23,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import in_columns, next_steps, put_out, require_free, unused, whole_file
 from steersman.errors import ArtifactError, PairsError
+from steersman.showing import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +130,7 @@ def refine(
     plan = unused(f"{output}-steering")
     following = next_steps(
         "Next, make a steering of it, and hear the model steered by it",
-        ["steer", output, "-o", plan, "--strength", "dose:0.3"],
+        ["steer", output, "-o", plan, "--strength", "dose:0.3", *_layer_to_try(concept)],
         ["chat", *model.typed(), "--steering", plan],
     )
     put_out(result, as_json, lambda: _refined_in_words(result, concept) + following)
@@ -164,8 +165,8 @@ def steer(
 
     \b
     Examples:
-      steersman steer refusal -o refuse --strength dose:0.7
-      steersman steer refusal -o comply --strength dose:-0.7
+      steersman steer refusal -o refuse --strength dose:0.3 --layers 20
+      steersman steer refusal -o comply --strength dose:-0.3 --layers 20
       steersman steer refusal -o without --strength 1 --operation project --layers all --scope all
     """
     require_free(output, force, [Path(concept)])
@@ -206,6 +207,16 @@ def best_layer(concept: ConceptVector) -> int | None:
     return concept.best_layer if any(concept.separation.values()) else None
 
 
+def _layer_to_try(concept: ConceptVector) -> list[object]:
+    """An option for `steer` that names one of the layers that separate equally well, where there are several:
+    the one nearest to two thirds of the depth, where steering mostly works best.
+    """
+    if len(concept.equal_layers) < 2:
+        return []
+    depth = 2 / 3 * concept.layers[-1]
+    return ["--layers", min(concept.equal_layers, key=lambda layer: abs(layer - depth))]
+
+
 def concept_for_json(concept: ConceptVector) -> dict[str, Any]:
     """What was refined, for JSON."""
     return {
@@ -219,6 +230,7 @@ def concept_for_json(concept: ConceptVector) -> dict[str, Any]:
             for layer in concept.layers
         ],
         "best": best_layer(concept),
+        "equal_layers": list(concept.equal_layers),
         "pairs": concept.pairs,
         "clusters": concept.clusters,
         "skipped": concept.skipped,
@@ -254,6 +266,11 @@ def concept_in_words(concept: ConceptVector, result: dict[str, Any]) -> list[str
         lines.append("no AUROC: its pairs are of one group, so none could be held out")
     else:
         lines.append("AUROC: how well the direction of other pairs tells held-out ones apart; 0.5 is chance.")
+    if len(result["equal_layers"]) > 1:
+        lines += [
+            f"Layers {ranges(result['equal_layers'])} separate them equally well, which does not tell",
+            f"where to steer: without --layers, steer takes {result['best']}, where the vector is longest.",
+        ]
     return lines
 
 

@@ -388,7 +388,7 @@ strength_option = click.option(
     "--strength",
     required=True,
     metavar="X",
-    help="A factor of the vector such as 1.5, or dose:0.7: its length as a share of a state's.",
+    help="A factor of the vector such as 1.5, or dose:0.3: its length as a share of a state's.",
 )
 resume_option = click.option(
     "--resume", is_flag=True, help="Go on from what a run that was stopped has saved."

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--strength",
     metavar="X",
-    help="A factor of the mapped vector, or dose:0.7: its share of a state's length.",
+    help="A factor of the mapped vector, or dose:0.3: its share of a state's length.",
 )
 @layers_option("Target layers, or all [default: the one that separates best].")
 @click.option(
@@ -89,7 +89,7 @@ def transplant(
 
     \b
     Examples:
-      steersman transplant refusal bridge -o safer --strength dose:0.7
+      steersman transplant refusal bridge -o safer --strength dose:0.3
       steersman transplant --check refusal politeness noise bridge
       steersman transplant --check refusal bridge --target lab:target --pairs lab:refusal/test
     """

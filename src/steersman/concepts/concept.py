@@ -85,16 +85,24 @@ class ConceptVector(Shown):
 
     @property
     def best_layer(self) -> int:
-        """The layer whose direction separates held-out pairs best; of equals (to a thousandth), the one whose
-        direction is longest among its states. Raises PlanError where none can be told.
+        """The layer whose direction separates held-out pairs best; of equals, the one whose direction is
+        longest among its states. Raises PlanError where none can be told.
         """
-        known = [(layer, found) for layer, found in sorted(self.separation.items()) if found is not None]
-        if not known:
+        if not self.equal_layers:
             raise PlanError(
                 "no layer is known to be best: its pairs are of one group, so none were held out; name layers"
             )
-        best = largest(known, lambda entry: entry[1].auroc, absolute=AUROC_TIE)
-        return largest(best, lambda entry: self.length(entry[0]))[0][0]
+        return largest(self.equal_layers, self.length)[0]
+
+    @property
+    def equal_layers(self) -> tuple[int, ...]:
+        """The layers that separate held-out pairs as well as the best one does (to a thousandth of AUROC),
+        ascending: where there are several, separation does not tell at which to steer.
+        """
+        known = [(layer, found) for layer, found in sorted(self.separation.items()) if found is not None]
+        if not known:
+            return ()
+        return tuple(layer for layer, _ in largest(known, lambda entry: entry[1].auroc, absolute=AUROC_TIE))
 
     def length(self, layer: int) -> float:
         """‖v‖ / median ‖h‖: what strength 1 adds, as a dose. 0 where no norms are known."""
@@ -133,7 +141,8 @@ class ConceptVector(Shown):
         Args:
             strength: A factor of the vector, or `"dose:0.7"`: strength · ‖v‖ as a share of the median norm of
                 the layer's states. Below 0 it steers away.
-            layers: The layer that separates best, unless named; `"all"` only when said.
+            layers: `best_layer`, unless named; `"all"` only when said. Where `equal_layers` are many it is no
+                better than the others: name one, at about two thirds of the depth for a start.
             scope: Which tokens.
             operation: `add`, or `project` with a strength from 0 to 1.
 
