@@ -16,6 +16,7 @@ from torch import nn
 
 import families as f
 import steersman
+from gguf_files import write_gguf
 from steersman import ArchitectureMismatch, ModelError, PlanError, Steering, apply_rows
 from steersman.showing import LONGEST, Shown, cut, ranges
 from steersman.texts import load_texts
@@ -271,6 +272,22 @@ def test_functions_take_names_where_load_model_does(tmp_path: Path) -> None:
     steersman.export_lm_eval(plan, tmp_path / "plan.pt", "lab:moe")
 
 
+def test_identity_is_read_by_name(tmp_path: Path) -> None:
+    """Of a checkpoint folder, a GGUF file, a folder with nothing but a configuration."""
+    model().save_pretrained(tmp_path / "moe")
+    for name in (tmp_path / "moe", str(tmp_path / "moe")):
+        assert steersman.read_architecture(name) == steersman.read_architecture(model())
+        assert steersman.weights_id(name) == steersman.weights_id(model())
+    (tmp_path / "moe/model.safetensors").unlink()
+    assert steersman.read_architecture(tmp_path / "moe") == steersman.read_architecture(model())
+    with pytest.raises(ModelError, match="cannot be opened"):
+        steersman.weights_id(tmp_path / "moe")
+    gguf = str(write_gguf(tmp_path / "moe.gguf"))
+    opened = steersman.load_model(Path(gguf))[0]
+    assert steersman.read_architecture(gguf) == steersman.read_architecture(opened)
+    assert steersman.weights_id(gguf) == steersman.weights_id(opened)
+
+
 def test_a_tokenizer_of_ones_own_beside_a_name() -> None:
     tokenizer = steersman.load_model("lab:moe")[1]
     by_name = steersman.detect_experts("lab:moe", tokenizer, PAIRS)
@@ -284,10 +301,11 @@ def test_a_tokenizer_of_ones_own_beside_a_name() -> None:
         (lambda opened: steersman.detect_experts(opened[0], None, PAIRS), "a name, and None"),
         (lambda opened: steersman.refine_concept(opened, None, PAIRS), "a name, and None"),
         (lambda opened: Steering.from_experts("no/such/folder", {1: [2]}), "no such folder"),
-        (lambda opened: steersman.read_architecture("lab:moe"), r"not 'lab:moe'.*load_model"),
-        (lambda opened: steersman.weights_id("lab:moe"), r"not 'lab:moe'.*load_model"),
-        (lambda opened: experts().apply("lab:moe").__enter__(), r"not 'lab:moe'.*load_model"),
-        (lambda opened: experts().apply(opened).__enter__(), r"not 'tuple'.*load_model"),
+        (lambda opened: steersman.read_architecture("no/such/folder"), "no such folder"),
+        (lambda opened: steersman.weights_id(opened), r"not 'tuple'.*load_model"),
+        (lambda opened: experts().apply("lab:moe"), r"not 'lab:moe'.*load it first.*load_model"),
+        (lambda opened: apply_rows("lab:moe", [None]), r"not 'lab:moe'.*load it first.*load_model"),
+        (lambda opened: experts().apply(opened), r"not 'tuple'.*load_model"),
         (lambda opened: Steering.from_experts(opened, {1: [2]}), r"not 'tuple'.*load_model"),
     ],
 )

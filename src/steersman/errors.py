@@ -4,6 +4,9 @@ would be right.
 
 from __future__ import annotations
 
+import json
+import os
+
 
 class SteersmanError(Exception):
     """Base of every error that the user can mend. The command line prints it as one line and exits with 2."""
@@ -47,6 +50,18 @@ class ServingError(SteersmanError, ValueError):
 
 class RequestError(SteersmanError, ValueError):
     """A request to a serving engine that asks for a steering that it cannot have."""
+
+
+def name_of(given: object, error: type[SteersmanError]) -> str:
+    """The name of a file, a folder, a model … as text. Raises `error` where it is no text and no
+    path, is empty, or holds what no name can.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise error(f"a name or a path is wanted, not {given!r:.60} ({type(given).__name__})")
+    name = os.fspath(given)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise error(f"{json.dumps(name) if isinstance(name, str) else name!r:.60} is no file's name")
+    return name
 
 
 def how_to_install(extra: str) -> str:

@@ -131,7 +131,7 @@ class Steering(Shown):
     @classmethod
     def from_experts(
         cls,
-        model: nn.Module | str,
+        model: nn.Module | str | Path,
         activate: ExpertChoice | None = None,
         deactivate: ExpertChoice | None = None,
         *,
@@ -193,7 +193,7 @@ class Steering(Shown):
     @classmethod
     def from_vectors(
         cls,
-        model: nn.Module | str,
+        model: nn.Module | str | Path,
         vectors: Mapping[int, Any],
         *,
         strength: float = 1.0,

@@ -232,7 +232,7 @@ class AffineMap(Shown):
         strength: float | str,
         *,
         layers: int | Sequence[int] | Literal["all"] | None = None,
-        target: tuple[nn.Module, PreTrainedTokenizerBase] | str | None = None,
+        target: tuple[nn.Module, PreTrainedTokenizerBase] | str | Path | None = None,
         pairs: Any = None,
         force: bool = False,
         scope: Scope = "answer",

@@ -38,8 +38,8 @@ MOST_BYTES = 8 << 30
 
 
 def fit_affine_map(
-    source: Opened | str,
-    target: Opened | str,
+    source: Opened | str | Path,
+    target: Opened | str | Path,
     texts: str | Path | Iterable[Any],
     *,
     source_layers: Sequence[int] | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,8 +41,9 @@ class Side:
         ModelError: it cannot be opened.
     """
 
-    def __init__(self, model: Opened | str, late: bool, options: Mapping[str, Any] | None) -> None:
+    def __init__(self, model: Opened | str | Path, late: bool, options: Mapping[str, Any] | None) -> None:
         self._options = dict(options or {})
+        model = str(model) if isinstance(model, Path) else model
         self._name = model if isinstance(model, str) else None
         if isinstance(model, str):
             revision = self._options.get("revision")

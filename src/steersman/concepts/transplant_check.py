@@ -45,7 +45,7 @@ from steersman.pairs import ContrastPairs, Rows, load_pairs
 from steersman.showing import Shown, Table, ranges
 from steersman.ties import largest
 
-Target = tuple[nn.Module, PreTrainedTokenizerBase] | str
+Target = tuple[nn.Module, PreTrainedTokenizerBase] | str | Path
 Pairs = ContrastPairs | str | Path | Rows
 
 FEWEST_SHUFFLES = 19
@@ -519,7 +519,7 @@ def resolve_target(bridge: AffineMap, target: Target | None) -> tuple[nn.Module,
 
 
 def _open_target(bridge: AffineMap, target: Target | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    if isinstance(target, str):
+    if isinstance(target, str | Path):
         return load_model(target)
     if target is not None:
         check_opened(target, "target")

@@ -19,7 +19,10 @@ def check_module(model: Any) -> None:
     """Raise ModelError where something else is given than a model, such as its name."""
     if not isinstance(model, nn.Module):
         given = model if isinstance(model, str) else type(model).__name__
-        raise ModelError(f"a model is wanted, not {given!r}: give what load_model(NAME) returns first")
+        raise ModelError(
+            f"a model is wanted, not {given!r}: load it first, with model, tokenizer = load_model(NAME), and "
+            "give the model"
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from steersman.errors import ArchitectureMismatch, PlanError, SteeringNotApplied, WeightsMismatch
-from steersman.models.adapters import active_adapters
+from steersman.models.adapters import active_adapters, check_module
 from steersman.models.architecture import read_architecture
 from steersman.models.attachment import Attachment
 from steersman.models.identity import has_weights, weights_id
@@ -117,6 +117,7 @@ class Context(AbstractContextManager[Receipt]):
         threads: Threads = "own",
         receipt: ReceiptKind = "tokens",
     ) -> None:
+        check_module(model)
         for name, value, known in (
             ("match", match, ("weights", "architecture")),
             ("threads", threads, ("own", "all")),

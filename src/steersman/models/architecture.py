@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -17,6 +17,9 @@ from steersman.models.families import Family, attribute, family_of, has_bias, ru
 from steersman.models.kernels import kernel_around
 from steersman.models.parallel import HIDDEN, hides_choices
 from steersman.steering import Architecture
+
+if TYPE_CHECKING:
+    from steersman.models.loading import Named
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,22 @@ def routers_beside(model: nn.Module) -> list[Router]:
     return [site.facts for site in sites if site is not first[site.facts.layer]]
 
 
-def read_architecture(model: nn.Module) -> Architecture:
+def read_architecture(model: Named) -> Architecture:
     """The structure of a model as far as a plan depends on it, read from its modules.
 
+    Args:
+        model: The model, or its name (`load_model`); a folder with its configuration alone will do.
+
     Raises:
-        ModelError: the model has no list of decoder layers.
+        ModelError: it cannot be opened, or has no list of decoder layers.
+
+    Example:
+        >>> steersman.read_architecture("lab:moe").routers[3].top_k
+        4
     """
+    from steersman.models.loading import structure_of  # which rests on this file
+
+    model = structure_of(model, weights=False)
     config = decoder_config(model)
     routers = {site.facts.layer: site.facts for site in reversed(find_routers(model))}
     return Architecture(

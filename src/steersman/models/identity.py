@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,16 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import PreTrainedModel, remove_tied_weights_from_state_dict
 
 from steersman.errors import ModelError
-from steersman.models.adapters import adapter_tensors, check_module, unwrap
+from steersman.models.adapters import adapter_tensors, unwrap
 from steersman.models.digest_cache import stamp
 from steersman.models.digests import TensorBytes, id_by_bytes, id_by_sample, windows
 from steersman.models.gguf_models import GGUF
 from steersman.models.stored_tensors import StoredTensor, checkpoint_files, stored_tensors
 from steersman.models.weights import first_index, is_sharded, local, own_tensors, tied_names
 from steersman.models.weights_ids import UNKNOWN, is_by_sample
+
+if TYPE_CHECKING:
+    from steersman.models.loading import Named
 
 NAME = "steersman_name"
 """Attribute of a model that its configuration does not name: what opens it (`lab:…`, `FOLDER#FILE.gguf`)."""
@@ -56,7 +60,7 @@ WEIGHTLESS = "steersman_weightless"
 """Attribute of a model of which only the structure is known: no weights are at hand."""
 
 
-def weights_id(model: nn.Module) -> str:
+def weights_id(model: Named) -> str:
     """Text that tells one set of weights from another, whatever dtype or device they were loaded to: the name
     of a scheme, a colon, and hex sha256 over every byte of every tensor.
 
@@ -64,10 +68,19 @@ def weights_id(model: nn.Module) -> str:
     agrees with them, judged by a sample of its values; otherwise from the tensors in memory, under the names
     and in the layout that saving would give them. What was read from files is kept in the user's cache.
 
+    Args:
+        model: The model, or its name (`load_model`).
+
     Raises:
         ModelError: the checkpoint's files are damaged, or the weights are neither in files nor in memory.
+
+    Example:
+        >>> steersman.weights_id("lab:moe") == steersman.Steering.from_experts("lab:moe", {3: [5]}).weights_id
+        True
     """
-    check_module(model)
+    from steersman.models.loading import structure_of  # which rests on this file
+
+    model = structure_of(model)
     if WEIGHTLESS in model.__dict__:
         return UNKNOWN
     return _identity(model, id_by_bytes)

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from steersman.chats.setting import set_chat_format
-from steersman.errors import ModelError
+from steersman.errors import ModelError, name_of
+from steersman.models.adapters import check_module
 from steersman.models.identity import NAME, WEIGHTLESS, identify_by_files
 from steersman.models.source import Source, exists
 from steersman.models.stored_tensors import check_settings
@@ -36,7 +37,7 @@ DTYPES: dict[str, str | torch.dtype] = {
 
 
 def load_model(
-    name: str,
+    name: str | Path,
     *,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
@@ -69,7 +70,7 @@ def load_model(
         >>> model.config.num_experts_per_tok
         4
     """
-    wanted = _dtype(dtype)
+    name, wanted = name_of(name, ModelError), _dtype(dtype)
     place = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     if place != "auto":
         _check_device(place)
@@ -132,16 +133,23 @@ def open_named(
         ModelError: it cannot be opened, or a model is given without its tokenizer.
     """
     if isinstance(model, str | Path):
-        found, own = load_model(str(model))
+        found, own = load_model(model)
         return found, own if tokenizer is None else tokenizer
     if isinstance(model, tuple) or tokenizer is None:
         raise ModelError("a model and its tokenizer are wanted, one after the other; or a name, and None")
     return cast("PreTrainedModel", model), tokenizer
 
 
-def structure_of(model: Named) -> nn.Module:
-    """A model that is not to be run: as given, or its structure where a name is. Raises ModelError."""
-    return load_structure(str(model)) if isinstance(model, str | Path) else model
+def structure_of(model: Named, *, weights: bool = True) -> nn.Module:
+    """A model that is not to be run: as given, or its structure where a name is (`load_structure`).
+
+    Raises:
+        ModelError: it cannot be opened, or is neither a model nor a name.
+    """
+    if isinstance(model, str | Path):
+        return load_structure(name_of(model, ModelError), weights=weights)
+    check_module(model)
+    return model
 
 
 def load_structure(name: str, *, revision: str | None = None, weights: bool = True) -> PreTrainedModel:
