@@ -33,8 +33,12 @@ def tokens() -> list[str]:
     return [*SPECIAL, *byte_letters(), "he", "ll", "Ġw"]
 
 
-def write_gguf(path: Path, seed: int = 0, architecture: str = "llama", **more: Any) -> Path:
-    """Matrices in Q4_1, embeddings in Q8_0, norms in F32. `more`: metadata and, where arrays, tensors."""
+def write_gguf(
+    path: Path, seed: int = 0, architecture: str = "llama", plain: bool = False, **more: Any
+) -> Path:
+    """Matrices in Q4_1, embeddings in Q8_0 (`plain`: all in F16), norms in F32. `more`: metadata
+    and, where arrays, tensors.
+    """
     writer = GGUFWriter(path, architecture)
     for key, value in {
         "context_length": 128,
@@ -74,6 +78,7 @@ def write_gguf(path: Path, seed: int = 0, architecture: str = "llama", **more: A
     draws = np.random.default_rng(seed)
 
     def add(name: str, *shape: int, kind: GGMLQuantizationType = GGMLQuantizationType.Q4_1) -> None:
+        kind = GGMLQuantizationType.F16 if plain else kind
         matrix = (draws.standard_normal(shape) * 0.15).astype(np.float32)
         writer.add_tensor(f"{name}.weight", quantize(matrix, kind), raw_dtype=kind)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(file: Path) -> tuple[Any, Any]:
-    with pytest.warns(UserWarning, match=r"its weights \(Q4_1, F32, Q8_0\) are dequantised to float32"):
+    with pytest.warns(UserWarning, match="its weights in Q4_1, Q8_0 are dequantised to float32"):
         return load_model(str(file))
 
 
@@ -189,11 +190,21 @@ def test_the_engine_refuses_it(file: Path) -> None:
             folder_of(name)
 
 
+def test_numbers_that_are_not_quantised_are_not_dequantised(tmp_path: Path) -> None:
+    file = g.write_gguf(tmp_path / "tiny.F16.gguf", plain=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(str(file))
+    assert "not quantised: read to float32" in run("describe", file).words
+
+
 def test_commands_take_it(file: Path, tmp_path: Path) -> None:
     told = run("describe", file, "--json")
     assert told.status == 0
-    assert f"{file}: its weights (Q4_1, F32, Q8_0) are dequantised to float32" in told.stderr
-    assert '"dequantised": {"from": ["Q4_1", "F32", "Q8_0"], "to": "float32", "not_read": []}' in told.stdout
+    assert f"{file}: its weights in Q4_1, Q8_0 are dequantised to float32" in told.stderr
+    assert '"dequantised": {"from": ["Q4_1", "Q8_0"], "to": "float32", "not_read": []}' in told.stdout
+    # In a log the bar of the conversion is where it began and where it ended.
+    assert told.stderr.count("\rConverting") <= 2, told.stderr
     pairs = tmp_path / "pairs.jsonl"
     rows = [f'{{"positive": "the {n} is well", "negative": "a {n} was ill"}}' for n in range(24)]
     pairs.write_text("\n".join(rows))

@@ -8,8 +8,10 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partialmethod
 
 import click
+from tqdm import tqdm
 
 from steersman.cli import (
     artifacts,
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    with _ended_cleanly(), _stops_are_heard():
+    with _ended_cleanly(), _stops_are_heard(), _bars_are_brief():
         _run_command(arguments)
 
 
@@ -148,6 +150,22 @@ def _stops_are_heard() -> Iterator[None]:
         sys.unraisablehook = before
         for timer in timers:
             timer.cancel()
+
+
+@contextmanager
+def _bars_are_brief() -> Iterator[None]:
+    """Let every bar, the libraries' too, advance once a minute where no terminal shows it: in a log each step
+    is a line.
+    """
+    if sys.stderr.isatty():
+        yield
+        return
+    before = tqdm.__init__
+    tqdm.__init__ = partialmethod(before, mininterval=60)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = before
 
 
 def _run_command(arguments: list[str]) -> None:

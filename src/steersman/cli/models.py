@@ -154,7 +154,8 @@ def _in_words(result: dict[str, Any]) -> str:
     ]
     if (made := result["dequantised"]) is not None:
         left = f"; not read by transformers: {', '.join(made['not_read'])}" if made["not_read"] else ""
-        lines.append(f"dequantised from {', '.join(made['from'])} to {made['to']}{left}")
+        how = f"dequantised from {', '.join(made['from'])}" if made["from"] else "not quantised: read"
+        lines.append(f"{how} to {made['to']}{left}")
     lines.append("")
     if not routers:
         return "\n".join([*lines, "No routers: the model is dense, so there are no experts to steer."])

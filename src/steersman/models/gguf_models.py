@@ -29,6 +29,7 @@ GGUF = "steersman_gguf"
 """Attribute of a model that was loaded from a GGUF file: what of it, as `Dequantised`."""
 
 _READ = sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"})
+_PLAIN_NUMBERS = {"F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"}
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
 
@@ -138,8 +139,8 @@ class Dequantised:
 
     @property
     def types(self) -> list[str]:
-        """The number formats in the file, those of most tensors first."""
-        names = [tensor.dtype for tensor in self.file.tensors]
+        """The quantised formats in the file, those of most tensors first."""
+        names = [tensor.dtype for tensor in self.file.tensors if tensor.dtype not in _PLAIN_NUMBERS]
         return sorted(set(names), key=lambda name: (-names.count(name), name))
 
     @property
@@ -158,8 +159,8 @@ class Dequantised:
 
 
 def dequantised(model: nn.Module) -> dict[str, Any] | None:
-    """{"from": [format, …], "to": dtype, "not_read": [setting of the file, …]} of a model that was loaded
-    from a GGUF file; None of another.
+    """{"from": [quantised format, …], "to": dtype, "not_read": [setting of the file, …]} of a model that
+    was loaded from a GGUF file; None of another.
     """
     loaded: Dequantised | None = getattr(unwrap(model), GGUF, None)
     if loaded is None:

@@ -63,14 +63,19 @@ class Source:
             setattr(model, GGUF, Dequantised.of(file, model))
 
     def tell(self, model: PreTrainedModel) -> None:
-        """Warn where a model's weights were dequantised."""
-        if (made := dequantised(model)) is not None:
-            left = f"; transformers does not read {', '.join(made['not_read'])}" if made["not_read"] else ""
-            warnings.warn(
-                f"{self.name}: its weights ({', '.join(made['from'])}) are dequantised to {made['to']}; "
-                f"answers can differ from those of engines that compute with the quantised ones{left}",
-                stacklevel=3,
+        """Warn where a model's weights were dequantised, or settings of its file are not read."""
+        if (made := dequantised(model)) is None:
+            return
+        said = []
+        if made["from"]:
+            said.append(
+                f"its weights in {', '.join(made['from'])} are dequantised to {made['to']}; answers can "
+                "differ from those of engines that compute with the quantised ones"
             )
+        if made["not_read"]:
+            said.append(f"transformers does not read {', '.join(made['not_read'])}")
+        if said:
+            warnings.warn(f"{self.name}: {'; '.join(said)}", stacklevel=3)
 
     def _file(self) -> GgufFile | None:
         return None if self.gguf is None else readable(self.gguf, self.revision)
