@@ -163,8 +163,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no date": (templates.SMOLLM2, {"date": DAY}, "asks for no date"),
     "a date of another form": (templates.GPT_OSS, {"date": "29.11.2026"}, "right is YYYY-MM-DD"),
     "a day that is none": (templates.GPT_OSS, {"date": "2026-02-30"}, "right is YYYY-MM-DD"),
-    "no template": ("", {"date": DAY}, "--chat-template"),
-    "no template for arguments": ("", {"arguments": {"a": 1}}, "--chat-template"),
+    "no template": ("", {"date": DAY}, "without a chat template; give one too"),
+    "no template for arguments": ("", {"arguments": {"a": 1}}, "without a chat template; give one too"),
     "a template that is none": ("", {"template": "{% for m in %}"}, "line 1: not a chat template"),
     "a template that shows nothing": ("", {"template": "{{ bos_token }}"}, "does not reach the model"),
 }

@@ -113,6 +113,24 @@ def test_the_target_of_a_map_has_a_template_of_its_own(base: Path, files: Path, 
     assert "the source's chats rendered by the chat template" in shown
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_what_a_map_lacks_is_named_by_its_own_option(
+    side: str, base: Path, files: Path, tmp_path: Path
+) -> None:
+    sides = [base, "lab:source"] if side == "source" else ["lab:source", base]
+    for more in ([], ["--sequential"]):
+        said = run("map", *sides, files / "texts.jsonl", "-o", tmp_path / "m", *more).error
+        assert f"{base} has no chat template" in said
+        assert f"(--{side}-chat-template FILE)" in said
+
+
+def test_a_model_of_the_lab_is_called_by_its_name(tmp_path: Path) -> None:
+    roles = [{"role": role, "content": "hi"} for role in ("tool", "user")]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": roles}))
+    given = ["generate", "lab:moe", "--prompts", tmp_path / "p.jsonl"]
+    assert "the chat template of lab:moe refuses" in run(*given).error
+
+
 def test_arguments_are_json_and_given_once(base: Path, files: Path) -> None:
     command = ["generate", base, "--prompt", "who?", "--chat-template", files / "thinking.jinja"]
     for value, words in (

@@ -129,6 +129,10 @@ def test_what_a_pipe_asks_for_and_cannot_have_ends_it(
     assert message in error
 
 
+def test_nothing_is_shown_of_an_answer_that_is_refused(tiny: Path) -> None:
+    assert "there is none yet" in run("chat", tiny, stdin="/base").error
+
+
 def test_plans_for_other_models_are_refused_before_a_question(
     dense: Path, strong: Path, tmp_path: Path
 ) -> None:

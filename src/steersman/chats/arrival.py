@@ -53,7 +53,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     if template_of(tokenizer) is None:
         raise ModelError(
             f"the tokenizer {name_of(tokenizer)} has no chat template, so messages cannot be rendered; "
-            "give texts instead of messages, or a chat template (--chat-template FILE)"
+            "give texts instead of messages, or a chat template "
+            f"(--{chat_format(tokenizer).side}chat-template FILE)"
         )
     shape = shape_of(tokenizer, messages)
     try:

@@ -53,6 +53,7 @@ class ChatFormat:
         arguments: What the template is given beside the messages.
         date: What it takes for today.
         source: The file that the template was read from; None for the tokenizer's own.
+        side: Which of a map's models it is, as the command line's options begin: `source-`, `target-`.
         count: Chats that were rendered so far.
         asked: How often the template has asked for the date.
         dated: Whether the date was given.
@@ -62,6 +63,7 @@ class ChatFormat:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     date: datetime.date = field(default_factory=datetime.date.today)
     source: str | None = None
+    side: str = ""
     count: int = 0
     asked: int = 0
     dated: bool = False

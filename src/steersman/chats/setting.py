@@ -71,7 +71,7 @@ def set_chat_format(
     own = template_of(tokenizer)
     if own is None:
         what = "chat template arguments" if given else "a chat date"
-        raise ModelError(f"{name_of(tokenizer)}: {what} without a chat template; give one (--chat-template)")
+        raise ModelError(f"{name_of(tokenizer)}: {what} without a chat template; give one too")
     tree = _parsed(own, named(tokenizer))
     _check_arguments(tokenizer, tree)
     asks = any(name.name == "strftime_now" for name in tree.find_all(nodes.Name))

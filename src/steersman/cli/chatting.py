@@ -151,13 +151,17 @@ class Conversation:
         self.items.append(item)
         return item
 
-    def ask_again_unsteered(self, watch: Watch) -> dict[str, Any]:
-        """Answer the last question as the model is. Raises PlanError where there is none, or it was."""
+    def last_steered(self) -> dict[str, Any]:
+        """The last question with its answer. Raises PlanError where there is none, or nothing was steered."""
         if not self.messages:
             raise PlanError("/base answers the last question as the model is: there is none yet")
         item = self.items[-1]
         if "steered" not in item:
             raise PlanError("/base: the last answer is the model's own already, nothing was steered")
+        return item
+
+    def ask_again_unsteered(self, item: dict[str, Any], watch: Watch) -> dict[str, Any]:
+        """Answer a question as the model is."""
         answer = self._answer(Prompt(item["prompt"], "the question"), None, item["seed"], watch)
         item["base"] = answer.text
         return {"ended": answer.ended}
@@ -292,7 +296,8 @@ class Session:
 
     def _base(self, rest: str) -> None:
         _nothing_after("/base", rest)
-        self._answer(f"{'base':9}", self.conversation.ask_again_unsteered)
+        item = self.conversation.last_steered()  # refused before anything is shown
+        self._answer(f"{'base':9}", lambda watch: self.conversation.ask_again_unsteered(item, watch))
 
     def _strength(self, rest: str) -> None:
         conversation = self.conversation

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from steersman.chats.format import name_of
 from steersman.errors import ModelError, PairsError
 from steersman.pairs import Content
 from steersman.rendering import TruncatedTarget, message_span, render, special_ids
@@ -71,7 +72,7 @@ class Reader:
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
-                f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} gives no character "
+                f"the tokenizer {name_of(tokenizer)} gives no character "
                 "offsets, which rows need; load a fast tokenizer (one with a tokenizer.json)"
             )
         self._tokenizer, self._longest, self._embeddings = tokenizer, max_length, embeddings

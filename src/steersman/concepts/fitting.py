@@ -101,7 +101,10 @@ def fit_affine_map(
     _check_options(rows, batch_size, seed, concept)
     part = None if shard is None else Shard.parse(shard)
     read = load_texts(texts)
-    models = Side(source, sequential, source_options), Side(target, sequential, target_options)
+    models = (
+        Side(source, sequential, source_options, "source"),
+        Side(target, sequential, target_options, "target"),
+    )
     sides, chosen = _sides(*models, source_layers, target_layers, concept)
     readers = models[0].reader(), models[1].reader()
     noted = [NotedChats(side.tokenizer) for side in models]

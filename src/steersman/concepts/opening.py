@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from steersman.chats.format import chat_format
 from steersman.concepts.affine_map import MappedModel
 from steersman.concepts.alignment import Reader
 from steersman.errors import ModelError
@@ -36,12 +37,15 @@ class Side:
         model: Model and tokenizer, or a name.
         late: Open a named model only when it is used, and let go of it then.
         options: For `load_model`.
+        which: What errors call a named one on the command line: `source`, `target`.
 
     Raises:
         ModelError: it cannot be opened.
     """
 
-    def __init__(self, model: Opened | str | Path, late: bool, options: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, model: Opened | str | Path, late: bool, options: Mapping[str, Any] | None, which: str = ""
+    ) -> None:
         self._options = dict(options or {})
         model = str(model) if isinstance(model, Path) else model
         self._name = model if isinstance(model, str) else None
@@ -55,6 +59,7 @@ class Side:
             else:
                 self.opened = load_model(model, **self._options)
                 structure, self.tokenizer = self.opened
+            chat_format(self.tokenizer).side = which and f"{which}-"
         else:
             check_opened(model, "model")
             self.opened = model

@@ -283,6 +283,7 @@ def _load_lab(
         raise ModelError(f"{name}: the seed after @ is a whole number below 2^32, as in lab:moe@1")
     model, tokenizer = lab.load(plain, seed=int(seed or 0), progress=True)
     setattr(model, NAME, name)
+    tokenizer.name_or_path = name
     if isinstance(wanted, torch.dtype):
         _move(model, wanted)
     _move(model, "cpu" if place == "auto" else place)

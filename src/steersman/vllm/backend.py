@@ -256,7 +256,7 @@ def _known(name: str, folder: str, revision: str | None, chat: Mapping[str, Any]
     model = structure_of(folder, revision)
     if name.startswith(LAB):
         setattr(model, NAME, name)
-    return model, load_tokenizer(folder, revision=revision, **chat)
+    return model, load_tokenizer(name, revision=revision, **chat)
 
 
 def _dtype(model: Any, folder: str, revision: str | None) -> str:
