@@ -158,6 +158,7 @@ def test_plans_are_negated_divided_subtracted_summed() -> None:
     assert sum([one, two]) == one + two
     assert sum([one]) == one
     assert np.float32(0.5) * two == two * np.float64(0.5) == two / np.int64(2)
+    assert torch.tensor(0.5) * two == two * torch.tensor(0.5) == two / np.array(2) == np.array(0.5) * two
     total = one
     total += two
     total /= 2
@@ -185,6 +186,20 @@ def test_plans_are_compared_by_what_they_do() -> None:
         lambda plan: -vectors(operation="project"),
         lambda plan: plan - plan,
         lambda plan: plan * 3,
+        lambda plan: plan + 1,
+        lambda plan: 1 + plan,
+        lambda plan: plan - 1,
+        lambda plan: "x" * plan,
+        lambda plan: plan * True,
+        lambda plan: plan * torch.tensor(True),
+        lambda plan: plan * torch.ones(2),
+        lambda plan: plan / "2",
+        lambda plan: plan * plan,
+        lambda plan: steersman.compose([plan, plan]),
+        lambda plan: apply_rows(model(), plan),
+        lambda plan: apply_rows(model(), ["plan"]),
+        lambda plan: plan.apply(model(), prompt_lengths=5),
+        lambda plan: plan.apply(model(), prompt_lengths=[None]),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_a_reason(wrong: Callable[[Steering], Any]) -> None:
@@ -193,20 +208,15 @@ def test_what_cannot_be_had_is_refused_with_a_reason(wrong: Callable[[Steering],
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda plan: plan + 1,
-        lambda plan: 1 + plan,
-        lambda plan: plan - 1,
-        lambda plan: 2 / plan,
-        lambda plan: plan * True,
-        lambda plan: plan / "2",
-    ],
-)
-def test_other_operands_are_no_plans(wrong: Callable[[Steering], Any]) -> None:
-    with pytest.raises(TypeError, match=r"Steering|sequence"):
-        wrong(experts())
+def test_what_is_wrong_is_said() -> None:
+    with pytest.raises(PlanError, match=r"factor is a number, not True \(bool\)"):
+        experts() * True
+    with pytest.raises(PlanError, match=r"strength -1: .* no opposite: reverse a plan that adds the vector"):
+        -vectors(operation="project")
+    with pytest.raises(PlanError, match=r"one of all rows, or a list.* is a number, not '0.5' \(str\)"):
+        experts().apply(model(), strength="0.5")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        2 / experts()  # type: ignore[operator]
 
 
 def test_architectures_that_do_not_fit_are_both_named() -> None:
@@ -241,13 +251,18 @@ def test_a_block_is_dialled(plan: Steering) -> None:
 
 def test_rows_are_dialled_together_or_one_by_one() -> None:
     plan = vectors()
-    for strength, parts in ((0.5, (0.5, 0.5)), ([1, 0.25], (1, 0.25)), ((2.0, -1), (2, -1))):
+    for strength, parts in (
+        (0.5, (0.5, 0.5)),
+        ([1, 0.25], (1, 0.25)),
+        ((2.0, -1), (2, -1)),
+        (torch.tensor([2.0, -1]), (2, -1)),
+    ):
         with apply_rows(model(), [part * plan for part in parts]) as expected:
             wanted = logits()
         with apply_rows(model(), [plan, plan], strength=strength) as receipt:
             assert torch.equal(logits(), wanted)
         assert receipt.fingerprint == expected.fingerprint
-    for wrong in ([1.0], "x", [1.0, None], True):
+    for wrong in ([1.0], "x", [1.0, None], True, torch.ones(1, 2), {0: 1.0}):
         with pytest.raises(PlanError, match="strength"):
             apply_rows(model(), [plan, None], strength=wrong)
     with pytest.raises(PlanError, match="project"):

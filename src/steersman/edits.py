@@ -7,9 +7,10 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
-from steersman.errors import PlanError
+from steersman.errors import PlanError, told
 from steersman.showing import Shown, ranges
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class ExpertEdit(Shown):
         for layer in sorted(self.strengths):
             experts = self.strengths[layer]
             if experts:
-                ordered[_whole(layer, "layer")] = {
-                    _whole(expert, "expert"): _valid_strength(layer, expert, experts[expert])
+                ordered[whole(layer, "layer")] = {
+                    whole(expert, "expert"): _valid_strength(layer, expert, experts[expert])
                     for expert in sorted(experts)
                 }
         object.__setattr__(self, "strengths", ordered)
@@ -143,12 +144,15 @@ class ResidualEdit(Shown):
 
     def __post_init__(self) -> None:
         _check_words(self, ("add", "project"))
-        strength = _number(self.strength)
+        strength = number(self.strength)
         if self.operation == "project" and not 0 <= strength <= 1:
-            raise PlanError(f"project has strength {strength:g}: it must lie between 0 and 1")
+            why = ", and a direction that is taken out has no opposite: reverse a plan that adds the vector"
+            raise PlanError(
+                f"project has strength {strength:g}: it must lie between 0 and 1{why if strength < 0 else ''}"
+            )
         if not isinstance(self.vectors, Mapping):
             raise PlanError(f"vectors are a {type(self.vectors).__name__}: right is {{layer: direction}}")
-        named = sorted((_whole(layer, "layer"), vector) for layer, vector in self.vectors.items())
+        named = sorted((whole(layer, "layer"), vector) for layer, vector in self.vectors.items())
         ordered = {layer: _vector(layer, vector, strength) for layer, vector in named}
         if len(ordered) != len(named):
             raise PlanError("a layer is named twice")
@@ -207,17 +211,21 @@ def _check_words(edit: Edit, operations: tuple[str, ...]) -> None:
         raise PlanError(f"when={edit.when!r} is not supported: use 'always'")
 
 
-def _number(strength: Any) -> float:
-    """A strength as a finite float."""
+def number(given: object, what: str = "strength") -> float:
+    """A finite number as a float, also that of a tensor or an array without dimensions. Raises `PlanError`
+    for anything else: texts, True and False are no numbers.
+    """
+    plain: Any = given
+    value = plain.item() if getattr(given, "ndim", None) == 0 and hasattr(given, "item") else given
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise PlanError(f"{what} is a number, not {told(given)}")
     try:
-        value = float(strength)
-    except (TypeError, ValueError):
-        raise PlanError(f"strength {strength!r} is not a number") from None
-    except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
-        raise PlanError(f"strength {value} is not a finite number")
-    return value + 0.0  # -0.0 becomes 0.0: one number, one fingerprint
+        found = float(value)
+    except OverflowError:  # an integer that no float holds
+        found = math.inf
+    if not math.isfinite(found):
+        raise PlanError(f"{what} {found} is not a finite number")
+    return found + 0.0  # -0.0 becomes 0.0: one number, one fingerprint
 
 
 def _vector(layer: int, given: Any, strength: float) -> Tensor:
@@ -246,7 +254,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _whole(value: Any, what: str) -> int:
+def whole(value: Any, what: str) -> int:
     try:
         return operator.index(value)
     except TypeError:
@@ -254,12 +262,12 @@ def _whole(value: Any, what: str) -> int:
 
 
 def _valid_strength(layer: int, expert: int, strength: float) -> float:
-    value = float(strength)
-    if not -1 <= value <= 1:  # also false for NaN
+    value = number(strength, f"expert {expert} of layer {layer}: strength")
+    if not -1 <= value <= 1:
         raise PlanError(
             f"expert {expert} of layer {layer} has strength {value:g}: it must lie between -1 and 1"
         )
-    return value + 0.0  # -0.0 becomes 0.0: one number, one fingerprint
+    return value
 
 
 def expert_edits(edits: Iterable[Edit]) -> list[ExpertEdit]:

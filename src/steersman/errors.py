@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class SteersmanError(Exception):
@@ -52,15 +56,41 @@ class RequestError(SteersmanError, ValueError):
     """A request to a serving engine that asks for a steering that it cannot have."""
 
 
+def told(given: object) -> str:
+    """Something of a wrong kind, for a message of one line."""
+    kind = type(given).__name__
+    return f"{given!r:.60} ({kind})" if isinstance(given, str | int | float | None) else f"a {kind}"
+
+
+def check_kind(given: object, kind: type, error: type[SteersmanError]) -> None:
+    """Raise `error` where something else than a `kind` is given."""
+    if not isinstance(given, kind):
+        raise error(f"a {kind.__name__} is wanted, not {told(given)}")
+
+
+def each_of(given: Iterable[T], kind: type[T], error: type[SteersmanError]) -> list[T]:
+    """What is given, one after the other. Raises `error` where something else than a `kind` is among it."""
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise error(f"a list of {kind.__name__} is wanted, not {told(given)}")
+    found = list(given)
+    for one in found:
+        check_kind(one, kind, error)
+    return found
+
+
 def name_of(given: object, error: type[SteersmanError]) -> str:
-    """The name of a file, a folder, a model … as text. Raises `error` where it is no text and no
-    path, is empty, or holds what no name can.
+    """The name of a file, a folder, a model … as text. Raises `error` where it is no text and no path, is
+    empty, or holds what no name can.
     """
     if not isinstance(given, str | os.PathLike):
-        raise error(f"a name or a path is wanted, not {given!r:.60} ({type(given).__name__})")
+        raise error(f"a name or a path is wanted, not {told(given)}")
     name = os.fspath(given)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise error(f"{json.dumps(name) if isinstance(name, str) else name!r:.60} is no file's name")
+    try:
+        possible = bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half a character
+        possible = False
+    if not possible or not isinstance(name, str):
+        raise error(f"{json.dumps(str(name))} is no name of a file, a folder or anything else")
     return name
 
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal
 
 from steersman.edits import (
     ROLES,
@@ -25,9 +23,10 @@ from steersman.edits import (
     clipped,
     effective_strengths,
     expert_edits,
+    number,
     residual_edits,
 )
-from steersman.errors import PlanError
+from steersman.errors import PlanError, check_kind, each_of
 from steersman.limits import Router, broken_limit
 from steersman.showing import Shown, Table, cut, ranges
 
@@ -161,7 +160,7 @@ class Steering(Shown):
         from steersman.models.loading import structure_of
 
         model = structure_of(model)
-        if not 0 <= strength <= 1:
+        if not 0 <= number(strength) <= 1:
             raise PlanError(
                 f"strength {strength:g} must lie between 0 and 1; use `deactivate` for the other direction"
             )
@@ -174,7 +173,7 @@ class Steering(Shown):
                 for expert, size in sizes.items():
                     if expert in strengths.setdefault(layer, {}):
                         raise PlanError(f"expert {expert} of layer {layer} is both activated and deactivated")
-                    if not 0 <= float(size) <= 1:
+                    if not 0 <= number(size, f"expert {expert} of layer {layer}: its size") <= 1:
                         raise PlanError(
                             f"expert {expert} of layer {layer} is given the size {size:g}: "
                             "it must lie between 0 and 1; `activate` and `deactivate` say which way"
@@ -265,14 +264,15 @@ class Steering(Shown):
             for layer, experts in sorted(total.items())
         }
 
-    def __add__(self, other: object) -> Steering:
-        return compose(self, other) if isinstance(other, Steering) else NotImplemented
+    def __add__(self, other: Steering) -> Steering:
+        return compose(self, other)
 
-    def __radd__(self, other: object) -> Steering:
-        return self if type(other) is int and other == 0 else NotImplemented  # what `sum` begins with
+    def __radd__(self, other: Any) -> Steering:
+        return self if type(other) is int and other == 0 else compose(other, self)  # what `sum` begins with
 
-    def __sub__(self, other: object) -> Steering:
-        return compose(self, -other) if isinstance(other, Steering) else NotImplemented
+    def __sub__(self, other: Steering) -> Steering:
+        check_kind(other, Steering, PlanError)
+        return compose(self, -other)
 
     def __neg__(self) -> Steering:
         return self.reversed()
@@ -292,23 +292,15 @@ class Steering(Shown):
     """numpy's numbers leave their products with a plan to the plan."""
 
     def __truediv__(self, factor: object) -> Steering:
-        if not _is_number(factor):
-            return NotImplemented
-        if not factor:
+        divisor = number(factor, "a steering's divisor")
+        if not divisor:
             raise PlanError("a steering cannot be divided by 0")
-        return self * (1 / float(factor))
+        return self * (1 / divisor)
 
     def __mul__(self, factor: object) -> Steering:
-        if not _is_number(factor):
-            return NotImplemented
-        try:
-            number = float(factor)
-        except OverflowError:  # an integer that no float holds
-            number = math.inf
-        if not math.isfinite(number):
-            raise PlanError(f"a steering cannot be scaled by {factor}")
-        edits = tuple(edit * number for edit in self.edits)
-        return replace(self, edits=edits, provenance=_derived("scaled", [self], factor=number), evidence=())
+        scale = number(factor, "a steering's factor")
+        edits = tuple(edit * scale for edit in self.edits)
+        return replace(self, edits=edits, provenance=_derived("scaled", [self], factor=scale), evidence=())
 
     __rmul__ = __mul__
 
@@ -437,7 +429,7 @@ def compose(*steerings: Steering, on_conflict: OnConflict = "error") -> Steering
     """
     from steersman.models.same_weights import same_weights, with_stronger_id
 
-    if not steerings:
+    if not each_of(steerings, Steering, PlanError):
         raise PlanError("there is nothing to compose: give at least one steering")
     first = steerings[0]
     for other in steerings[1:]:
@@ -513,10 +505,6 @@ def _check_conflicts(edits: Sequence[ExpertEdit]) -> None:
                     f"layer {layer}, expert {expert}: one edit activates it and another deactivates it; "
                     'compose with on_conflict="sum" to add them up'
                 )
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _derived(made: str, sources: Sequence[Steering], **facts: object) -> dict[str, Any]:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from numbers import Real
 from types import TracebackType
 from typing import Any, Literal
 
 from torch import nn
 
-from steersman.errors import ArchitectureMismatch, PlanError, SteeringNotApplied, WeightsMismatch
+from steersman.edits import number, whole
+from steersman.errors import (
+    ArchitectureMismatch,
+    PlanError,
+    SteeringNotApplied,
+    WeightsMismatch,
+    check_kind,
+    told,
+)
 from steersman.models.adapters import active_adapters, check_module
 from steersman.models.architecture import read_architecture
 from steersman.models.attachment import Attachment
@@ -89,18 +96,23 @@ def _dialled(
     steerings: Sequence[Steering | None], strength: float | Sequence[float]
 ) -> tuple[Steering | None, ...]:
     """Plans by row with their strengths multiplied in; rows alike share one."""
-    dials = list(strength) if isinstance(strength, Sequence) else [strength] * len(steerings)
+    if isinstance(steerings, Steering) or not isinstance(steerings, Sequence):
+        raise PlanError(f"apply_rows takes a list with a plan or None for each row, not {told(steerings)}")
+    for plan in steerings:
+        if plan is not None:
+            check_kind(plan, Steering, PlanError)
+    by_row = isinstance(strength, Sequence) and not isinstance(strength, str)
+    by_row = by_row or getattr(strength, "ndim", 0) == 1  # a tensor's or an array's numbers
+    dials: list[Any] = list(strength) if by_row else [strength] * len(steerings)  # type: ignore[arg-type]
     if len(dials) != len(steerings):
         raise PlanError(f"strength has {len(dials)} entries for {len(steerings)} rows")
-    for dial in dials:
-        if isinstance(dial, bool) or not isinstance(dial, Real):
-            raise PlanError(f"strength={dial!r} is not a number")
+    dials = [number(dial, "strength (one of all rows, or a list of one a row)") for dial in dials]
     known: dict[tuple[int, float], Steering | None] = {}
     for plan, dial in zip(steerings, dials, strict=True):
-        key = id(plan), float(dial)
+        key = id(plan), dial
         if key not in known:
             known[key] = plan if plan is None or dial == 1 else plan * dial
-    return tuple(known[id(plan), float(dial)] for plan, dial in zip(steerings, dials, strict=True))
+    return tuple(known[id(plan), dial] for plan, dial in zip(steerings, dials, strict=True))
 
 
 class Context(AbstractContextManager[Receipt]):
@@ -127,8 +139,12 @@ class Context(AbstractContextManager[Receipt]):
                 raise PlanError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
         if not rows:
             raise PlanError("apply_rows needs a plan or None for each row")
-        if prompt_lengths is not None and any(length < 1 for length in prompt_lengths):
-            raise PlanError("prompt_lengths must be at least 1 in every row")
+        if prompt_lengths is not None:
+            if isinstance(prompt_lengths, str) or not isinstance(prompt_lengths, Iterable):
+                raise PlanError(f"prompt_lengths are whole numbers, one a row, not {told(prompt_lengths)}")
+            prompt_lengths = [whole(length, "a prompt length of") for length in prompt_lengths]
+            if any(length < 1 for length in prompt_lengths):
+                raise PlanError("prompt_lengths must be at least 1 in every row")
         self._model: nn.Module | None = model
         self.rows = rows
         self.broadcast = broadcast
