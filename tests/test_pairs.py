@@ -150,6 +150,59 @@ def test_preferences_are_pairs_whose_answers_are_compared(
     assert [(pair.positive, pair.positive_target) for pair in table] == [("may i ? yes", "yes")] * 2
 
 
+BINARIZED = {
+    "prompt": "may i ?",
+    "prompt_id": "0a1b",
+    "chosen": [ASK, YES],
+    "rejected": [ASK, NO],
+    "messages": [ASK, YES],
+    "score_chosen": 8.5,
+    "score_rejected": 3.0,
+}
+ORCA = {
+    "system": "",
+    "prompt": "may i ?",
+    "chosen": "yes",
+    "rejected": "no",
+    "status": "tie",
+    "system_prompt": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        (BINARIZED, "messages, prompt_id, score_chosen, score_rejected"),
+        (
+            {k: v for k, v in BINARIZED.items() if k != "prompt"},
+            "messages, prompt_id, score_chosen, score_rej",
+        ),
+        (ORCA, "status, system"),
+    ],
+)
+def test_columns_of_preferences_that_are_not_read_are_named_once(
+    tmp_path: Path, row: dict[str, object], unread: str
+) -> None:
+    plain = {key: value for key, value in row.items() if key in ("prompt", "chosen", "rejected")}
+    lines, array_ = write(tmp_path / "dpo.jsonl", row, row), tmp_path / "dpo.json"
+    array_.write_text(json.dumps([row, row]))
+    for source in (lines, array_, [row, row], (each for each in (row, row))):
+        name = source if isinstance(source, Path) else "pairs"
+        with pytest.warns(UserWarning, match=f"^{name}: not read of its columns: {unread}") as said:
+            pairs = load_pairs(source)
+        assert pairs.sha256 == load_pairs([plain] * 2).sha256
+        assert len(said) == 1
+
+
+def test_columns_of_a_table_that_are_not_read_are_named_and_the_question_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dpo.csv").write_text("source,prompt,chosen,rejected,system\nx,may i ? ,yes,no,\n")
+    with pytest.warns(UserWarning, match=r"dpo\.csv: not read of its columns: source$"):
+        assert load_pairs(tmp_path / "dpo.csv")[0].positive == "may i ? yes"
+    (tmp_path / "dpo.csv").write_text("question,chosen,rejected\nmay i ?,yes,no\n")
+    with pytest.raises(PairsError, match=r'dpo\.csv:2: "question" says what the model is asked'):
+        load_pairs(tmp_path / "dpo.csv")
+
+
 @pytest.mark.parametrize("source", ["a\0b", "", 5, None, True])
 def test_what_is_no_source_of_pairs_is_refused(source: object) -> None:
     with pytest.raises(PairsError, match=r"is no file's name|where rows are expected"):
@@ -168,6 +221,12 @@ def test_a_dataset_gives_rows() -> None:
     pairs = load_pairs(data.select([0]))  # where the table has nulls for "name" and "group"
     assert (pairs[0].positive, pairs[0].group) == ([ASK, YES], None)
     assert load_pairs(data.select([0]).to_iterable_dataset()).sha256 == pairs.sha256
+    scored = data.select([0]).add_column("score_chosen", [1.0])
+    for given in (scored, scored.to_iterable_dataset()):
+        with pytest.warns(UserWarning, match=r"pairs: not read of its columns: score_chosen$"):
+            assert load_pairs(given).sha256 == pairs.sha256
+    with pytest.raises(PairsError, match='"system" says what the model is asked'):
+        load_pairs(scored.add_column("system", ["be kind"]))
     with pytest.raises(PairsError, match=r"DatasetDict with train; right is .* one part of data"):
         load_pairs(datasets.DatasetDict(train=data))
 
@@ -255,9 +314,21 @@ WRONG_ROWS = {
     "a list of texts": ('["a", "b", "c"]', ":1, row 1: a text where a pair is expected"),
     "three sides": ('[["a", "b", "c"]]', ":1, row 1: a list where a pair is expected"),
     "no chosen": ('{"prompt": "a", "rejected": "b"}', '"chosen" is missing'),
-    "an unknown key of preferences": (
-        '{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1}',
-        ':1: unknown key "score_chosen"; right are chosen, rejected, prompt, id, group',
+    "a key of another form among preferences": (
+        '{"prompt": "a", "chosen": "b", "rejected": "c", "positive_target": "b"}',
+        ':1: unknown key "positive_target"; right are chosen, rejected, prompt, id, group',
+    ),
+    "a system column of preferences": (
+        '{"prompt": "a", "chosen": "b", "rejected": "c", "system": "be kind"}',
+        ':1: "system" says what the model is asked, and would not be read; right is "prompt", as',
+    ),
+    "a question in place of the prompt": (
+        '{"system": "", "question": "a", "chosen": "b", "rejected": "c"}',
+        ':1: "question" says what the model is asked',
+    ),
+    "pictures beside the prompt": (
+        '{"prompt": "a", "chosen": "b", "rejected": "c", "images": ["cat.png"]}',
+        ':1: "images" says what the model is asked',
     ),
     "a number chosen": ('{"prompt": "a", "chosen": 3, "rejected": "c"}', '"chosen" is a number'),
     "an empty prompt": ('{"prompt": " ", "chosen": "b", "rejected": "c"}', '"prompt" is empty'),

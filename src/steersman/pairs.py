@@ -7,9 +7,10 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -38,7 +39,8 @@ class ContrastPair(Shown):
 
     ``positive_target`` and ``negative_target`` are the parts whose tokens are compared (None: see `encode`);
     ``group`` names what the pair shares with others (a document, a template); ``where`` names its source in
-    messages. Raises PairsError where a side cannot be used.
+    messages; ``plain`` are a question and its answers that were given as texts, which go through no chat
+    template. Raises PairsError where a side cannot be used.
     """
 
     positive: Content
@@ -48,6 +50,7 @@ class ContrastPair(Shown):
     id: str = ""
     group: str | None = None
     where: str = "pair"
+    plain: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         for side in ("positive", "negative"):
@@ -156,10 +159,11 @@ def load_pairs(source: str | Path | Rows, *, progress: bool = False) -> Contrast
 
     Files: JSON lines, a JSON array or one JSON object, of ``{"positive", "negative"}`` with optional
     ``positive_target``, ``negative_target``, ``id`` and ``group``; of SteerMoE's ``messages_0`` (positive)
-    and ``messages_1``; of preferences, ``{"prompt", "chosen", "rejected"}``; of ``[positive, negative]``; or
-    of ``{"pos": […], "neg": […]}``; or CSV with such columns. The lab: ``"lab:refusal/train"`` (``train``
-    where no split is named). Rows: the same objects, or tuples ``(positive, negative)``; whatever gives them
-    is gone through once. Raises PairsError that names file and line.
+    and ``messages_1``; of preferences, ``{"prompt", "chosen", "rejected"}``, whose other columns are not read
+    (a warning names them); of ``[positive, negative]``; or of ``{"pos": […], "neg": […]}``; or CSV with such
+    columns. The lab: ``"lab:refusal/train"`` (``train`` where no split is named). Rows: the same objects, or
+    tuples ``(positive, negative)``; whatever gives them is gone through once. Raises PairsError that names
+    file and line.
 
     Of JSON lines with a pair each every line is checked, and read again when its pair is asked for: memory
     holds a number a line. Of the other forms it holds the pairs. ``progress`` shows a bar on stderr where
@@ -265,14 +269,16 @@ def _read_lab(source: str) -> ContrastPairs:
 
 
 def _assemble(rows: Iterable[tuple[Any, str]], name: str) -> ContrastPairs:
-    return ContrastPairs((pair for pair, _ in _pairs_of(rows)), name=name)
+    return ContrastPairs(_pairs_of(rows, name), name=name)
 
 
-def _pairs_of(rows: Iterable[tuple[Any, str]]) -> Iterator[tuple[ContrastPair, str]]:
-    """Rows with their places, in any one of the known forms, as pairs, each with its row's form."""
+def _pairs_of(rows: Iterable[tuple[Any, str]], name: str) -> Iterator[ContrastPair]:
+    """Rows with their places, in any one of the known forms, as pairs; a warning names what is not read."""
     form = first_where = None
+    unread: dict[str, None] = {}
     for row, where in rows:
-        own_form, pairs = _read(row, where)
+        own_form, pairs, more = _read(row, where)
+        unread |= dict.fromkeys(more)
         if form is None:
             form, first_where = own_form, where
         elif own_form != form:
@@ -280,12 +286,15 @@ def _pairs_of(rows: Iterable[tuple[Any, str]]) -> Iterator[tuple[ContrastPair, s
                 f'{where}: a row of the form with "{own_form}" after rows with "{form}" '
                 f"(from {first_where}); right is one form throughout"
             )
-        for pair in pairs:
-            yield pair, form
+        yield from pairs
+    if unread:
+        warnings.warn(f"{name}: not read of its columns: {', '.join(unread)}", stacklevel=1)
 
 
-def _read(row: Any, where: str) -> tuple[str, Iterable[ContrastPair]]:
-    """A row's form, by the key of its positive side, and its pairs; unknown and missing keys are errors."""
+def _read(row: Any, where: str) -> tuple[str, Iterable[ContrastPair], list[str]]:
+    """A row's form, by the key of its positive side, its pairs, and the keys that are not read; missing keys
+    are errors, and unknown ones but of preferences.
+    """
     if isinstance(row, list | tuple) and len(row) == 2:
         row = dict(zip(("positive", "negative"), row, strict=True))
     if not isinstance(row, Mapping):
@@ -294,12 +303,26 @@ def _read(row: Any, where: str) -> tuple[str, Iterable[ContrastPair]]:
     if form is None:
         raise PairsError(f"{where}: neither side of a pair in it; right is {_FORMS}")
     unknown = sorted(str(key) for key in row if key not in form.keys)
-    if unknown:
-        raise PairsError(f'{where}: unknown key "{unknown[0]}"; right are {", ".join(form.keys)}')
+    mistaken = [key for key in unknown if not form.open or any(key in other.keys for other in _TABLE)]
+    if mistaken:
+        raise PairsError(f'{where}: unknown key "{mistaken[0]}"; right are {", ".join(form.keys)}')
     for side in form.sides:
         if side not in row:
             raise PairsError(f'{where}: "{side}" is missing; a pair has both sides')
-    return form.sides[0], form.pairs(row, where)
+    if lost := next((key for key in unknown if _says_what_is_asked(row, key)), None):
+        raise PairsError(
+            f'{where}: "{lost}" says what the model is asked, and would not be read; right is "prompt", as a '
+            'text or as messages ({"role": "system", …}, {"role": "user", …})'
+        )
+    return form.sides[0], form.pairs(row, where), unknown
+
+
+def _says_what_is_asked(row: Mapping[str, Any], key: str) -> bool:
+    """Whether the model would be asked with a column that is not read."""
+    whole = row.get("prompt") is not None or isinstance(row["chosen"], list)
+    value = row.get(key)
+    given = bool(value) if isinstance(value, str | list | dict | None) else True
+    return given and (key in _ASKED_BESIDE or (key in _ASKED and not whole))
 
 
 def _pair_of_row(row: Mapping[str, Any], where: str) -> list[ContrastPair]:
@@ -348,6 +371,7 @@ def _pair_of_preferences(row: Mapping[str, Any], where: str) -> list[ContrastPai
     (positive, positive_target), (negative, negative_target) = sides
     rest = {key: row.get(key) for key in ("id", "group")}
     targets = {"positive_target": positive_target, "negative_target": negative_target}
+    rest["plain"] = isinstance(positive, str)
     return _pair_of_row({"positive": positive, "negative": negative, **targets, **rest}, where)
 
 
@@ -411,6 +435,8 @@ class _Form:
     pairs: Callable[[Mapping[str, Any], str], Iterable[ContrastPair]]
     many: bool = False
     """Whether a row has many pairs, so that reading one reads them all."""
+    open: bool = False
+    """Whether data sets of this form have columns of their own beside, which are not read."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -425,10 +451,18 @@ _TABLE = (
         ("messages_0_target", "messages_1_target", "id", "group"),
         _pair_of_steermoe,
     ),
-    _Form(("chosen", "rejected"), ("prompt", "id", "group"), _pair_of_preferences),
+    _Form(("chosen", "rejected"), ("prompt", "id", "group"), _pair_of_preferences, open=True),
     _Form(("pos", "neg"), (), _pairs_of_lists, many=True),
 )
 """Every form that rows can have."""
+
+_ASKED_BESIDE = frozenset(
+    {"system", "system_prompt", "history", "tools", "documents", "image", "images", "videos", "audios"}
+)
+_ASKED = frozenset(
+    {"question", "instruction", "input", "query", "context", "conversation", "conversations", "messages"}
+)
+"""Columns of preferences that the model would be asked with, beside a prompt or in its place."""
 
 
 def _form_with(keys: Collection[str]) -> _Form | None:
@@ -576,8 +610,7 @@ class _PairsOfFile(Sequence[ContrastPair]):
         self._starts, self._numbers = array("q"), array("q")
         with _opened(path) as stream, _bar(path.stat().st_size, progress) as bar:
             self._stamp = _stamp(stream)
-            pairs = (pair for pair, _ in _pairs_of(self._rows(stream, bar)))
-            for _ in _with_unique_ids(pairs):
+            for _ in _with_unique_ids(_pairs_of(self._rows(stream, bar), str(path))):
                 pass
 
     def _rows(self, stream: BinaryIO, bar: tqdm[Any]) -> Iterator[tuple[Any, str]]:
@@ -705,7 +738,7 @@ def _check_columns(header: list[str], where: str) -> _Form:
     if form.many:
         raise PairsError(f"{where}: lists of sides; CSV holds a pair a row: {', '.join(_TABLE[0].keys)}")
     for column in header:
-        if column not in form.keys:
+        if column not in form.keys and not form.open:
             raise PairsError(f'{where}: unknown column "{column}"; right are {right}')
         if header.count(column) > 1:
             raise PairsError(f'{where}: the column "{column}" twice')

@@ -125,6 +125,26 @@ def test_sides_of_the_same_tokens_are_no_contrast(kind: str) -> None:
             assert all(torch.equal(found.vectors[layer], alone.vectors[layer]) for layer in alone.layers)
 
 
+@pytest.mark.parametrize("use", [detect_experts, refine_concept])
+def test_preferences_that_are_plain_texts_are_said_where_there_is_a_chat_template(use: Any) -> None:
+    told = r"pairs: 2 preferences are plain texts, .* without the chat template; .* \"prompt\": \[\{\"role\""
+    texts: list[dict[str, Any]] = [
+        {"prompt": "one ", "chosen": "sure", "rejected": "no"},
+        {"chosen": "two sure", "rejected": "two no"},
+    ]
+    chats = [{**row, "prompt": [{"role": "user", "content": "one"}]} for row in texts[:1]]
+    with pytest.warns(UserWarning, match=told) as said:
+        use(model(), tokenizer(), [*texts, *chats])
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        use(model(), tokenizer(), [*chats, {**chats[0], "chosen": "two"}])
+        use(model(), tokenizer(), [("one two", "one three"), ("two one", "two three")])
+        plain = tokenizer()
+        plain.chat_template = None
+        use(model(), plain, texts)
+
+
 PROMPTS = [pair(chat("one", "sure"), chat("one", "no")), pair(chat("two", "sure"), chat("two", "no"))]
 """One prompt on both sides of each, and two answers."""
 

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from steersman.chats.format import template_of
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.positions import Position, states_at, tokens_read
 from steersman.errors import ModelError
@@ -108,7 +109,13 @@ def read_pairs(
     """
     side = tokens_read(model, tokenizer, position)
     encoded = EncodedPairs(
-        model, pairs, side, last_alone=position == "last", truncate=truncate, progress=progress
+        model,
+        pairs,
+        side,
+        last_alone=position == "last",
+        template=template_of(tokenizer) is not None,
+        truncate=truncate,
+        progress=progress,
     )
     width = decoder_config(model).hidden_size
     states = PairStates(layers, width, encoded.clusters, encoded.skipped, encoded.alike)

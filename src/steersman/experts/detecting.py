@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from steersman.chat_record import CHATS
-from steersman.chats.format import NotedChats
+from steersman.chats.format import NotedChats, template_of
 from steersman.errors import PairsError
 from steersman.experts.contrast import RoutingContrast
 from steersman.experts.counting_options import Options
@@ -111,6 +111,7 @@ def _encoded(reader: Reader, pairs: ContrastPairs, options: Options, progress: b
         counted_tokens(
             reader.model, reader.tokenizer, options.counted, options.new_tokens, longest=reader.longest
         ),
+        template=template_of(reader.tokenizer) is not None,
         truncate=options.truncate,
         shard=options.shard,
         progress=progress,

@@ -60,6 +60,7 @@ class EncodedPairs(Sequence[EncodedPair]):
         encode_side: Gives a side's token ids and the positions that matter; raises `TruncatedTarget` for one
             that is too long.
         last_alone: Only the last of the positions is compared, so the others make no difference.
+        template: Whether the model's chats go through a template; a warning then says which pairs do not.
         truncate: Leave out pairs with a side that is too long, instead of an error.
         shard: Take this part of the clusters alone.
         progress: Show a bar on stderr where reading them takes more than a second.
@@ -75,11 +76,12 @@ class EncodedPairs(Sequence[EncodedPair]):
         encode_side: EncodeSide,
         *,
         last_alone: bool = False,
+        template: bool = False,
         truncate: bool = False,
         shard: Shard | None = None,
         progress: bool = False,
     ) -> None:
-        self.skipped = self.alike = 0
+        self.skipped = self.alike = plain = 0
         named: dict[str, list[str]] = {}  # how they are alike → pairs
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
         weakref.finalize(self, self._file.close)  # also where an error comes before `close`
@@ -90,6 +92,7 @@ class EncodedPairs(Sequence[EncodedPair]):
             number = appeared.setdefault(cluster, len(appeared))
             if shard is not None and not shard.holds(number):
                 continue
+            plain += pair.plain
             try:
                 sides = _encode(model, pair, encode_side)
             except TruncatedTarget:
@@ -117,6 +120,13 @@ class EncodedPairs(Sequence[EncodedPair]):
             raise PairsError(f"{pairs.name}: no pair is left to count{of}")
         if self.alike:
             warnings.warn(f"{pairs.name}: {self.alike} pairs are left out, as {same}", stacklevel=2)
+        if plain and template:
+            warnings.warn(
+                f"{pairs.name}: {plain} preferences are plain texts, which are read as they are, without the "
+                'chat template; if the model is asked in chats, right are messages: "prompt": [{"role": '
+                '"user", "content": …}] (without a prompt, chosen and rejected as chats)',
+                stacklevel=2,
+            )
         self._order = np.argsort(np.frombuffer(firsts, np.int64), kind="stable")
 
     def __len__(self) -> int:

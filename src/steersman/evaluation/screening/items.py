@@ -114,8 +114,9 @@ def _item(pair: ContrastPair, where: str) -> Item:
     ):
         raise PairsError(
             f"{where}: screening needs what either side answers to the same prompt, and these do not share "
-            "the prompt and differ in the last assistant message; name a task whose items have both "
-            "answers, such as lab:faithfulness/train"
+            "the prompt and differ in the last assistant message; "
+            + ('write "prompt" as messages, or ' if pair.plain else "")
+            + "name a task whose items have both answers, such as lab:faithfulness/train"
         )
     return Item(
         id=pair.id or where,
