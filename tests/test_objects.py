@@ -329,6 +329,91 @@ def test_what_is_no_model_is_named(mistake: Callable[[Any], Any], told: str) -> 
         mistake(steersman.load_model("lab:moe"))
 
 
+NAMED: dict[str, Callable[[Any], Any]] = {
+    "load_model": steersman.load_model,
+    "load_pairs": steersman.load_pairs,
+    "load_task": steersman.load_task,
+    "load_judge": steersman.load_judge,
+    "load_texts": load_texts,
+    "read_architecture": steersman.read_architecture,
+    "weights_id": steersman.weights_id,
+    "from_experts": lambda name: Steering.from_experts(name, {1: [2]}),
+    "import_gguf": lambda name: steersman.import_gguf(name, model()),
+    "import_repeng": lambda name: steersman.import_repeng(name, model()),
+    "import_easysteer": lambda name: steersman.import_easysteer(name, model()),
+    "import_steermoe": lambda name: steersman.import_steermoe(name, model()),
+    "export_gguf": lambda name: steersman.export_gguf(vectors(scope="all"), name),
+    "export_lm_eval": lambda name: steersman.export_lm_eval(vectors(scope="all"), name, model()),
+    "export_easysteer": lambda name: steersman.export_easysteer(experts() / 0.5, name),
+    "save": experts().save_pretrained,
+    "push": lambda name: experts().push_to_hub(name, license="mit"),
+    "template": lambda name: steersman.set_chat_format(
+        steersman.load_model("lab:moe")[1], template=name or ""
+    ),
+    "describe": lambda name: steersman.describe_experts("lab:moe", None, name),
+    "evaluate": lambda name: steersman.evaluate("lab:moe", None, experts(), task=name),
+    "items": lambda name: steersman.screen_experts("lab:moe", None, name),
+    "checkpoint": lambda name: steersman.detect_experts("lab:moe", None, PAIRS, checkpoint=name or ""),
+    **{
+        kind.__name__: kind.from_pretrained
+        for kind in (
+            Steering,
+            steersman.ConceptVector,
+            steersman.RoutingContrast,
+            steersman.AffineMap,
+            steersman.CausalScreen,
+            steersman.ExpertProfile,
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("what", NAMED)
+@pytest.mark.parametrize("name", ["", "a\0b", "a\ud800b", 5, None, True, b"x"], ids=repr)
+def test_what_is_no_name_is_refused_by_one_line(
+    what: str, name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(steersman.SteersmanError) as caught:
+        NAMED[what](name)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [5, None, "words", [1], [None, None]], ids=repr)
+@pytest.mark.parametrize(
+    "function",
+    [
+        steersman.merge_contrasts,
+        steersman.merge_affine_maps,
+        steersman.compose,
+        lambda given: steersman.anchor_map(given, given),
+        lambda given: steersman.check_transplant(given, given),
+        lambda given: steersman.transplant(given, given, 1.0),
+        lambda given: steersman.persona_pairs(given, "kind", "cruel"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_by_one_line(function: Callable[[Any], Any], given: Any) -> None:
+    with pytest.raises(steersman.SteersmanError) as caught:
+        function(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_is_refused_for_its_rows() -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = [{"positive": "a b", "negative": "c d"}]
+    table = pandas.DataFrame(rows)
+    assert len(steersman.load_pairs(table.to_dict("records"))) == 1
+    for function in (steersman.load_pairs, load_texts):
+        with pytest.raises(steersman.PairsError, match=r"not its rows; .* table.to_dict\('records'\)"):
+            function(table)
+        with pytest.raises(steersman.PairsError, match="an object with positive, negative"):
+            function(rows[0])
+    arrow = pytest.importorskip("pyarrow").Table.from_pandas(table)
+    with pytest.raises(steersman.PairsError, match=r"table.to_pylist\(\)"):
+        load_texts(arrow)
+
+
 # The face ---------------------------------------------------------------------------------------------------
 
 

@@ -205,7 +205,7 @@ def test_columns_of_a_table_that_are_not_read_are_named_and_the_question_is_refu
 
 @pytest.mark.parametrize("source", ["a\0b", "", 5, None, True])
 def test_what_is_no_source_of_pairs_is_refused(source: object) -> None:
-    with pytest.raises(PairsError, match=r"is no file's name|where rows are expected"):
+    with pytest.raises(PairsError, match=r"is no name of a file|where rows are expected"):
         load_pairs(source)  # type: ignore[arg-type]
 
 

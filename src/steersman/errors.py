@@ -78,7 +78,7 @@ def each_of(given: Iterable[T], kind: type[T], error: type[SteersmanError]) -> l
     return found
 
 
-def name_of(given: object, error: type[SteersmanError]) -> str:
+def valid_name(given: object, error: type[SteersmanError]) -> str:
     """The name of a file, a folder, a model … as text. Raises `error` where it is no text and no path, is
     empty, or holds what no name can.
     """
@@ -90,7 +90,7 @@ def name_of(given: object, error: type[SteersmanError]) -> str:
     except UnicodeEncodeError:  # half a character
         possible = False
     if not possible or not isinstance(name, str):
-        raise error(f"{json.dumps(str(name))} is no name of a file, a folder or anything else")
+        raise error(f"{json.dumps(str(name))} is no name of a file or of anything else")
     return name
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, overload
 
 from tqdm import tqdm
 
-from steersman.errors import PairsError
+from steersman.errors import PairsError, told, valid_name
 from steersman.showing import SHOWN, Shown, Table, cut
 from steersman.stand_ins import HEAD, annex_link, stand_in
 from steersman.steering import canonical_json, sha256_of
@@ -178,21 +178,38 @@ def load_pairs(source: str | Path | Rows, *, progress: bool = False) -> Contrast
     if isinstance(source, str) and source.startswith("lab:"):
         return _read_lab(source)
     if isinstance(source, str | Path):
-        if not str(source) or "\0" in str(source):
-            raise PairsError(f"pairs: {json.dumps(str(source))} is no file's name")
-        path = Path(source)
+        path = Path(valid_name(source, PairsError))
         if path.suffix.lower() == ".csv":
             return _assemble(_csv_rows(path), str(source))
         return _open_json(path, str(source), progress)
+    check_rows(source, "pairs", f"right is {_FORMS}")
+    return _assemble(((_without_nulls(row), f"pair {n}") for n, row in enumerate(source, 1)), "pairs")
+
+
+def check_rows(source: object, what: str, right: str) -> None:
+    """Raise PairsError for what, in Python, does not give rows one by one; `right` says what does."""
     if isinstance(source, Mapping):
         parts = ", ".join(map(str, source))
         raise PairsError(
-            f"pairs: {_kind(source)} with {parts or 'nothing'}; right is a list of rows, or one part of data "
-            "that has several (data['train'])"
+            f"{what}: {_kind(source)} with {parts or 'nothing'}; right is a list of rows, or one part of "
+            "data that has several (data['train'])"
         )
+    for name, call in _ROWS_OF_TABLES.items():
+        if hasattr(source, "columns") and hasattr(source, name):
+            raise PairsError(
+                f"{what}: a {type(source).__name__} gives its columns one by one, not its rows; right are "
+                f"its rows, as {call} gives them"
+            )
     if not isinstance(source, Iterable):
-        raise PairsError(f"pairs: {_kind(source)} where rows are expected; right is {_FORMS}")
-    return _assemble(((_without_nulls(row), f"pair {n}") for n, row in enumerate(source, 1)), "pairs")
+        raise PairsError(f"{what}: {_kind(source)} where rows are expected; {right}")
+
+
+_ROWS_OF_TABLES = {
+    "to_dicts": "table.to_dicts()",
+    "to_pylist": "table.to_pylist()",
+    "to_dict": "table.to_dict('records')",
+}
+"""How tables give their rows, by the method that tells polars', pyarrow's and pandas' apart."""
 
 
 def _without_nulls(row: Any) -> Any:
@@ -232,8 +249,8 @@ def persona_pairs(
         <ContrastPairs: 2 pairs from persona pairs>
     """
     ours, theirs = ([of] if isinstance(of, str) else list(of) for of in (positive, negative))
-    if "{persona}" not in template:
-        raise PairsError(f"the template {json.dumps(template)} has no place for the persona: {{persona}}")
+    if not isinstance(template, str) or "{persona}" not in template:
+        raise PairsError(f"the template {told(template)} has no place for the persona: {{persona}}")
     if len(ours) != len(theirs):
         raise PairsError(f"{len(ours)} positive personas and {len(theirs)} negative: right is a partner each")
 
@@ -588,8 +605,8 @@ def _opened(path: Path) -> BufferedReader:
         raise PairsError(f"{path}: {annex_link(path) or 'no such file'}") from None
     except IsADirectoryError:
         raise PairsError(f"{path}: is a folder; pairs are a file or lab:NAME") from None
-    except OSError as error:
-        raise PairsError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise PairsError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
 def _bar(size: int, shown: bool) -> tqdm[Any]:
@@ -770,10 +787,10 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise PairsError(f"{path}: {annex_link(path) or 'no such file'}") from None
-    except OSError as error:
-        raise PairsError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise PairsError(f"{path}: not UTF-8 (byte {error.start}); right is a text file in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise PairsError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
 # --------------------------------------------------------------------------------------------------- checking

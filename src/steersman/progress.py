@@ -23,7 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from steersman.chat_record import CHATS, rendered_otherwise
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 from steersman.steering import canonical_json, sha256_of
 
 FORMAT, FORMAT_VERSION = "steersman-progress", 2
@@ -78,7 +78,7 @@ class Progress(Generic[S]):
         *,
         resume: bool,
     ) -> None:
-        self._folder = Path(folder)
+        self._folder = Path(valid_name(folder, ArtifactError))
         self._read = read
         self._run = dict(run)
         self._number = 0

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from steersman.errors import PairsError
-from steersman.pairs import Content, check_content, parse_json, read_text
+from steersman.errors import PairsError, valid_name
+from steersman.pairs import Content, check_content, check_rows, parse_json, read_text
 from steersman.steering import sha256_of
 
 RIGHT = 'right is one text a line: a text, {"text": text} or {"messages": [...]}'
@@ -64,7 +64,8 @@ def load_texts(source: str | Path | Iterable[str | Mapping[str, Any] | list[dict
     if isinstance(source, str) and source.startswith("lab:"):
         return Texts(_of_lab(source), source)
     if isinstance(source, str | Path):
-        return Texts(_of_file(Path(source), str(source)), str(source))
+        return Texts(_of_file(Path(valid_name(source, PairsError)), str(source)), str(source))
+    check_rows(source, "texts", RIGHT)
     return Texts((Text(_content(value, f"text {n}"), f"text {n}") for n, value in enumerate(source, 1)))
 
 

@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "not a number": (templates.QWEN_3, {"arguments": {"enable_thinking": math.nan}}, "not JSON"),
     "half a letter": (templates.QWEN_3, {"arguments": {"enable_thinking": ["\ud800"]}}, "not UTF-8"),
     "a name that is none": (templates.QWEN_3, {"arguments": {1: 2}}, "its name is no text"),
-    "a file without a name": (templates.QWEN_3, {"template": ""}, "named by an empty text"),
+    "a file without a name": (templates.QWEN_3, {"template": ""}, "is no name of a file"),
     "an argument in a branch that no chat takes": (
         "{% if false %}{{ foo }}{% endif %}" + templates.CHATML,
         {"arguments": {"foo": "a"}},

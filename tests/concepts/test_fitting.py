@@ -434,9 +434,9 @@ def test_what_is_given_in_the_wrong_place(tmp_path: Path) -> None:
     for given in (model, (read, model), (model, read, MANY)):
         with pytest.raises(ModelError, match=r"no \(model, tokenizer\): give both, in this order"):
             fit_affine_map(given, big(), MANY)  # type: ignore[arg-type]
-    with pytest.raises(PlanError, match="a str is no concept"):
+    with pytest.raises(PlanError, match=r"a ConceptVector is wanted, not .* \(str\)"):
         fit_affine_map(small(), big(), MANY, concept="refusal")  # type: ignore[arg-type]
-    with pytest.raises(PlanError, match="a AffineMap is no concept"):
+    with pytest.raises(PlanError, match="a ConceptVector is wanted, not a AffineMap"):
         found.transplant(found, 1.0)  # type: ignore[arg-type]
     with pytest.raises(PairsError, match="seed is 1180591620717411303424"):
         fit_affine_map(small(), big(), MANY, seed=2**70)

@@ -154,3 +154,14 @@ def test_an_engine_follows_what_it_knows_and_refuses_the_rest() -> None:
 
 def test_a_model_that_does_not_generate_wishes_nothing() -> None:
     assert d.own_settings(nn.Linear(2, 2)).in_words() == ""
+
+
+def test_what_ends_a_text() -> None:
+    model = f.tiny("olmoe")
+    for given, ends in ((None, []), (3, [3]), ([3, 5], [3, 5]), (torch.tensor([3]), [3]), ((4,), [4])):
+        model.generation_config.eos_token_id = given
+        assert d.text_ends(model) == ends
+    for wrong in ("</s>", [2, "</s>"], 2.5, [None], {"id": 2}):
+        model.generation_config.eos_token_id = wrong
+        with pytest.raises(ModelError, match="right is a token's id, or some"):
+            d.text_ends(model)

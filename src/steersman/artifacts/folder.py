@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
@@ -25,7 +25,7 @@ def check_free(folder: str | Path, *, force: bool = False, ours: set[str]) -> No
     """Raise `ArtifactError` where a folder cannot be written: occupied without `force`, or holding others'
     files.
     """
-    target = Path(folder)
+    target = Path(valid_name(folder, ArtifactError))
     try:
         check_outside(target)
         if target.is_symlink():
@@ -78,7 +78,7 @@ def new_folder(folder: str | Path, *, force: bool = False, ours: set[str]) -> It
     Raises:
         ArtifactError: the place is occupied or cannot be written (no space, no permission).
     """
-    target = Path(folder)
+    target = Path(valid_name(folder, ArtifactError))
     if target.name in ("", ".."):
         target = target.resolve()  # "." has no name to put a folder beside
     check_free(target, force=force, ours=ours)

@@ -10,7 +10,7 @@ from typing import Any
 
 from steersman.artifacts.fields import one_line
 from steersman.artifacts.folder import MANIFEST, TENSORS, new_folder
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 
 CARD = "README.md"
 """What the Hub shows of a repository."""
@@ -21,8 +21,8 @@ _YAML_WORDS = {"yes", "no", "y", "n", "on", "off", "true", "false", "null", "nan
 
 def resolve(source: str | Path, revision: str | None) -> Path:
     """The local folder of an artifact: given, or downloaded from the Hub (only the two files)."""
-    folder = Path(source)
-    name = str(source)
+    name = valid_name(source, ArtifactError)
+    folder = Path(name)
     try:
         here = folder.exists()
     except (OSError, ValueError) as error:  # a name that no file system takes
@@ -92,7 +92,7 @@ def save_with_card(
     save: Callable[[Path], None], folder: Path, repo_id: str, license: str | None, *, force: bool = False
 ) -> None:
     """Write what is uploaded: an artifact's two files and its model card. Raises ArtifactError."""
-    if not is_repository(repo_id):
+    if not isinstance(repo_id, str) or not is_repository(repo_id):
         raise ArtifactError(f"{repo_id!r} is no repository's name; right is OWNER/NAME, such as you/safer")
     if license is None:
         raise ArtifactError(

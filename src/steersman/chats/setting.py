@@ -25,7 +25,7 @@ from steersman.chats.format import (
     template_of,
 )
 from steersman.chats.ordinary import counts_as_true, shows_argument, shows_date
-from steersman.errors import ModelError, PairsError
+from steersman.errors import ModelError, PairsError, valid_name
 from steersman.pairs import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ def _read_template(template: str | Path) -> tuple[str, str]:
     """The name of a template's source, and its text."""
     if isinstance(template, str) and any(sign in template for sign in "{\n"):
         return "given", template
-    if not str(template):
-        raise ModelError("the chat template is named by an empty text; right is a file")
-    path = Path(template)
+    path = Path(valid_name(template, ModelError))
     try:
         text = read_text(path)
         if path.suffix == ".json":
@@ -149,7 +147,7 @@ def _day(date: str | datetime.date | None) -> datetime.date:
         return date
     try:
         return datetime.datetime.strptime(date, "%Y-%m-%d").date()
-    except ValueError:
+    except (ValueError, TypeError):
         raise ModelError(f"the chat date {date!r} is none; right is YYYY-MM-DD") from None
 
 

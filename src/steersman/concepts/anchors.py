@@ -29,7 +29,7 @@ from steersman.concepts.opening import Side
 from steersman.concepts.regression import R2_TIE, RIDGES, HeldOut, effective_rank
 from steersman.concepts.rows import states_of_texts
 from steersman.concepts.states import check_layers
-from steersman.errors import ModelError, PairsError
+from steersman.errors import ModelError, PairsError, check_kind
 from steersman.models.loading import Named, open_named
 from steersman.showing import Shown, cut, ranges
 from steersman.texts import load_texts
@@ -127,6 +127,8 @@ def anchor_map(source: AnchorEncoder, target: AnchorEncoder, *, seed: int = 0) -
 
     Raises ModelError where they were encoded with other anchors, or states are the same at all of them.
     """
+    for encoder in (source, target):
+        check_kind(encoder, AnchorEncoder, ModelError)
     if source.made_from["sha256"] != target.made_from["sha256"]:
         raise ModelError(
             f"the models were encoded with other anchors ({source.made_from['name']} and "

@@ -27,7 +27,7 @@ from steersman.concepts.rows import Ints, RowStates, rows_of_states, states_of_t
 from steersman.concepts.solving import choose_source, solve
 from steersman.concepts.state_store import StateStore
 from steersman.concepts.states import check_layers
-from steersman.errors import ModelError, PairsError, PlanError, WeightsMismatch
+from steersman.errors import ModelError, PairsError, PlanError, WeightsMismatch, check_kind
 from steersman.models.same_weights import same_weights
 from steersman.progress import Arrays, Progress, discard
 from steersman.shards import Shard
@@ -163,8 +163,8 @@ def _check_options(rows: str, batch_size: int, seed: int, concept: object) -> No
         raise PairsError(f"batch_size is {batch_size}: give 1 or more")
     if not 0 <= seed < 2**63:
         raise PairsError(f"seed is {seed}: give 0 to 2^63 − 1")
-    if concept is not None and not isinstance(concept, ConceptVector):
-        raise PlanError(f"a {type(concept).__name__} is no concept: give a ConceptVector")
+    if concept is not None:
+        check_kind(concept, ConceptVector, PlanError)
 
 
 def _sides(

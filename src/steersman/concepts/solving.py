@@ -19,7 +19,7 @@ from steersman.concepts.joint_moments import FIT, JointMoments
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.regression import R2_TIE, Fitting, Pair, held_out_moments, spreads
 from steersman.concepts.separation import AUROC_TIE
-from steersman.errors import ArtifactError, ModelError, PairsError
+from steersman.errors import ArtifactError, ModelError, PairsError, each_of
 from steersman.models.same_weights import same_weights
 from steersman.progress import differences
 from steersman.shards import Shard
@@ -156,6 +156,7 @@ def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:
 
     Raises ArtifactError where one is missing or given twice, or they are not parts of one map.
     """
+    parts = each_of(parts, AffineMap, ArtifactError)
     first = _checked_parts(parts)
     moments = _copy_of(first)
     norms: dict[int, NormHistogram] = dict(first.norms)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 from steersman.progress import differences
 from steersman.steering import canonical_json, sha256_of
 
@@ -50,7 +50,7 @@ class StateStore:
     def __init__(
         self, folder: str | Path, facts: Mapping[str, Any], layers: Sequence[int], lengths: Mapping[int, int]
     ) -> None:
-        self._folder, self._wanted = Path(folder), list(layers)
+        self._folder, self._wanted = Path(valid_name(folder, ArtifactError)), list(layers)
         self.layers = list(layers)
         numbers = sorted(lengths, key=lambda number: (number // (32 * CHUNK_TEXTS), lengths[number], number))
         self._chunks = [numbers[at : at + CHUNK_TEXTS] for at in range(0, len(numbers), CHUNK_TEXTS)]

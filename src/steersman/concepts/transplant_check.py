@@ -36,6 +36,7 @@ from steersman.errors import (
     PairsError,
     PlanError,
     WeightsMismatch,
+    check_kind,
 )
 from steersman.models.architecture import read_architecture
 from steersman.models.identity import has_weights, model_name
@@ -428,8 +429,8 @@ def _one_in_twenty(count: int) -> int:
 
 def check_source(bridge: AffineMap, concept: ConceptVector) -> None:
     """Raise where a concept is of another model than a map's source, or the map is a part of one."""
-    if not isinstance(concept, ConceptVector):
-        raise PlanError(f"a {type(concept).__name__} is no concept: give a ConceptVector")
+    check_kind(bridge, AffineMap, PlanError)
+    check_kind(concept, ConceptVector, PlanError)
     if bridge.shard is not None:
         raise ArtifactError(f"this is part {bridge.shard} of a map: merge all parts first")
     source = bridge.source

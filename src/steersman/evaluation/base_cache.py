@@ -11,7 +11,7 @@ from typing import Any
 
 from steersman.chat_record import to_json
 from steersman.chats.format import chat_record
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.tasks import Task
 from steersman.steering import sha256_of
@@ -31,7 +31,7 @@ def files(
     """
     if folder is None:
         return {}
-    place = Path(folder)
+    place = Path(valid_name(folder, ArtifactError))
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

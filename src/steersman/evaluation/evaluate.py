@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steersman.chat_record import CHATS
-from steersman.errors import JudgeError, PairsError, PlanError
+from steersman.errors import ArtifactError, JudgeError, PairsError, PlanError, valid_name
 from steersman.evaluation import base_cache
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.expert_map import expert_map
@@ -174,7 +174,8 @@ def evaluate(
         ],
         "arms": [told_arm(arm, arms, paths or {}) for arm in arms],
     }
-    store = RunStore(None if checkpoint is None else Path(checkpoint), run, resume=resume)
+    folder = None if checkpoint is None else Path(valid_name(checkpoint, ArtifactError))
+    store = RunStore(folder, run, resume=resume)
     files = base_cache.files(cache, subject, [part.task for part in parts], told["model"], seed)
     runner = Runner(subject, parts, arms, others or {}, store, files, seed=seed, progress=progress)
     with closing(runner), evaluating(model):
@@ -220,11 +221,12 @@ def _named(steering: Steering | Mapping[str, Steering] | None) -> dict[str, Stee
 
 
 def _tasks(given: Tasks, role: str, limit: int | None, judge: Judge | None) -> list[tuple[Task, str]]:
-    each: Sequence[str | Task] = [given] if isinstance(given, str | Task) else list(given)
+    several = isinstance(given, Iterable) and not isinstance(given, str | Task)
+    each: Iterable[Any] = given if several else [given]
     return [(_task(one, limit, judge if role == "effect" else None), role) for one in each]
 
 
-def _task(given: str | Task, limit: int | None, judge: Judge | None) -> Task:
+def _task(given: Any, limit: int | None, judge: Judge | None) -> Task:
     if isinstance(given, Task):
         return given if judge is None else given.judged_by(judge)
     return load_task(given, limit=limit, judge=judge)

@@ -14,7 +14,7 @@ from steersman.errors import ModelError
 from steersman.experts.moments import Integers
 from steersman.experts.recording import recording
 from steersman.models.architecture import RouterSite
-from steersman.models.decoding import decoding, generating
+from steersman.models.decoding import decoding, generating, text_ends
 from steersman.models.reading import input_device, padded, read_batch
 
 Ints = np.ndarray[Any, Any]
@@ -156,14 +156,3 @@ def _counts(sites: Sequence[RouterSite], chosen: list[Tensor], owner: Tensor, ow
         counts = torch.zeros(size, dtype=torch.int64, device=keys.device)
         counts.scatter_add_(0, keys, torch.ones_like(keys))
     return counts.view(owners, layers, experts).cpu().numpy()
-
-
-def text_ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the tokens that end a text: the model's own, else the tokenizer's."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    try:
-        return [] if ends is None else [int(end) for end in np.atleast_1d(ends)]
-    except (ValueError, TypeError):
-        raise ModelError(f"the model's eos_token_id is {ends!r}; right is a token's id, or several") from None

@@ -15,7 +15,7 @@ import numpy as np
 
 from steersman.chat_record import ChatRecord, common, in_provenance, rendered_otherwise, to_json
 from steersman.edits import ExpertEdit, Scope
-from steersman.errors import PlanError
+from steersman.errors import PlanError, each_of
 from steersman.experts import risk_difference as rd
 from steersman.experts import strata as st
 from steersman.experts.adjustment import Adjustment, adjust, adjusted_replicates
@@ -542,7 +542,7 @@ def merge_contrasts(contrasts: Iterable[RoutingContrast]) -> RoutingContrast:
         PlanError: the shards are of different models or weightings, or a cluster (a pair, a group) is in two
             of them.
     """
-    shards = list(contrasts)
+    shards = each_of(contrasts, RoutingContrast, PlanError)
     if not shards:
         raise PlanError("there is nothing to merge: give at least one contrast")
     total = shards[0]

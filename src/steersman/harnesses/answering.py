@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from steersman.errors import PairsError
 from steersman.evaluation.prompts import Batch, batches, pad_id
 from steersman.models.architecture import check_ids
-from steersman.models.decoding import decoding, generating, require_repeatable
+from steersman.models.decoding import decoding, generating, require_repeatable, text_ends
 from steersman.steering import Steering
 
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ class Answerer:
 
     def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
         """A row until its end token, and whether there is one; after it there is padding."""
-        end = getattr(self.model.generation_config, "eos_token_id", None)
-        ends = set(end) if isinstance(end, list | tuple) else {end}
+        ends = text_ends(self.model)
         first = next((place for place, token in enumerate(ids) if token in ends), None)
         return (ids, False) if first is None else (ids[: first + 1], True)
 

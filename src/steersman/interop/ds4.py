@@ -40,7 +40,7 @@ def export_ds4(steering: Steering, target: str | Path, *, force: bool = False) -
     for layer, experts in full_strengths(steering, "ds4's map"):
         for expert, strength in experts.items():
             table[layer, expert] = strength
-    write_bytes(Path(target), table.tobytes(), force=force)
+    write_bytes(target, table.tobytes(), force=force)
 
 
 def _check_architecture(architecture: Architecture) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from steersman.edits import ExpertEdit, Scope, residual_edits
-from steersman.errors import ArtifactError, PlanError
+from steersman.errors import ArtifactError, PlanError, valid_name
 from steersman.interop.easysteer_vectors import parse_vectors
 from steersman.interop.foreign_files import read_bytes, read_json, write_bytes
 from steersman.interop.foreign_vectors import check_scope, steering_of
@@ -58,7 +58,7 @@ def import_easysteer(source: str | Path, model: Named, *, scope: Scope = "all") 
             lacks, or of another width.
     """
     model = structure_of(model)
-    path = Path(source)
+    path = Path(valid_name(source, ArtifactError))
     if (content := read_bytes(path)).startswith(MAGIC):
         found = parse_vectors(content, path)
         return steering_of(
@@ -174,7 +174,7 @@ def export_easysteer(steering: Steering, target: str | Path, *, force: bool = Fa
     if not configs:
         raise ArtifactError("the steering changes nothing, and EasySteer takes no empty plan")
     content = json.dumps({"layer_configs": configs}, indent=2) + "\n"
-    write_bytes(Path(target), content.encode(), force=force)
+    write_bytes(target, content.encode(), force=force)
 
 
 def _config(experts: Mapping[int, float]) -> dict[str, Any]:

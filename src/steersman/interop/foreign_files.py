@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 from steersman.interop.inert_pickle import MOST_BYTES
 from steersman.stand_ins import HEAD, annex_link, stand_in
 
@@ -96,11 +96,12 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-def write_bytes(path: Path, content: bytes, *, force: bool = False) -> None:
+def write_bytes(target: str | Path, content: bytes, *, force: bool = False) -> None:
     """Write a file that is there whole or not at all.
 
     Raises `ArtifactError` where one is there already (unless `force`) or it cannot be written.
     """
+    path = Path(valid_name(target, ArtifactError))
     try:
         if path.exists() and (path.is_dir() or not force):
             remedy = "a folder" if path.is_dir() else "already there; name another, or --force to replace it"

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steersman.edits import Scope
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 from steersman.interop.foreign_files import read_bytes, write_bytes
 from steersman.interop.foreign_vectors import MOST_LAYERS, Array, edits_by_layer, steering_of, sum_of
 from steersman.models import gguf_header
@@ -76,7 +76,7 @@ def import_gguf(source: str | Path, model: Named, *, scope: Scope = "all") -> St
         PlanError: it has vectors of layers that the model lacks, or of another width.
     """
     model = structure_of(model)
-    path = Path(source)
+    path = Path(valid_name(source, ArtifactError))
     content = read_bytes(path)
     found = parse_gguf(content, path)
     check_layers(found, path)
@@ -230,7 +230,7 @@ def export_gguf(steering: Steering, target: str | Path, *, force: bool = False) 
     vectors = {layer: vector for layer, vector in vectors.items() if vector.any()}
     if not vectors:
         raise ArtifactError(f"the steering's vectors add up to nothing, and {what} takes no empty plan")
-    write_bytes(Path(target), written(vectors, steering.architecture.model_type), force=force)
+    write_bytes(target, written(vectors, steering.architecture.model_type), force=force)
 
 
 def written(directions: Mapping[int, Array], model_hint: str) -> bytes:

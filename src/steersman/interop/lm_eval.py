@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from steersman.edits import ResidualEdit
-from steersman.errors import ArchitectureMismatch, ArtifactError, ModelError
+from steersman.errors import ArchitectureMismatch, ArtifactError, ModelError, valid_name
 from steersman.interop.foreign_files import write_bytes
 from steersman.interop.foreign_vectors import edits_by_layer, sum_of
 from steersman.models.adapters import unwrap
@@ -48,7 +48,7 @@ def export_lm_eval(steering: Steering, target: str | Path, model: Named, *, forc
         ArchitectureMismatch: the model is not of the plan's architecture.
     """
     model = structure_of(model)
-    path = Path(target)
+    path = Path(valid_name(target, ArtifactError))
     if path.suffix not in (".pt", ".pth"):
         raise ArtifactError(f"{path}: {_WHAT} wants a name that ends with .pt")
     if read_architecture(model).id != steering.architecture_id:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from steersman.edits import Scope
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 from steersman.interop.foreign_files import read_bytes
 from steersman.interop.foreign_vectors import MOST_LAYERS, exact_float32, steering_of
 from steersman.interop.gguf import ControlVector, parse_gguf
@@ -49,7 +49,7 @@ def import_repeng(source: str | Path, model: Named, *, scope: Scope = "all") -> 
         PlanError: it has vectors of layers that the model lacks, or of another width.
     """
     model = structure_of(model)
-    path = Path(source)
+    path = Path(valid_name(source, ArtifactError))
     content = read_bytes(path)
     found = _parsed(content, path)
     model_type = decoder_config(model).model_type

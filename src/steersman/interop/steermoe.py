@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 from steersman.experts.contrast import RoutingContrast
 from steersman.experts.estimate import Floats
 from steersman.experts.moments import Integers
@@ -127,7 +127,7 @@ def _check_model(name: str, found: dict[int, tuple[int, int]], expected: dict[in
 
 def read_ranking(source: str | Path) -> Ranking:
     """Read and check a ranking. Raises `ArtifactError` as `import_steermoe` does."""
-    path = Path(source)
+    path = Path(valid_name(source, ArtifactError))
     content = read_bytes(path)
     columns = read_frame(content, str(path))
     missing = [name for name in (*COUNTS, "risk_diff") if name not in columns]

@@ -8,13 +8,15 @@ transformers' `GenerationConfig` is of one.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from steersman.errors import ModelError, SteersmanError
 
@@ -183,6 +185,24 @@ def _given(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "generation_config", None)
     said = {} if config is None else json.loads(json.dumps(config.to_dict(), default=_plain))
     return {name: value for name, value in said.items() if value is not None and not name.startswith("_")}
+
+
+def text_ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
+    """Ids of the tokens that end a text: the model's own, else the tokenizer's if one is given.
+
+    Raises:
+        ModelError: the model's settings give something else.
+    """
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if ends is None and tokenizer is not None:
+        ends = tokenizer.eos_token_id
+    try:
+        found = [] if ends is None else np.atleast_1d(ends).tolist()
+        return [operator.index(end) for end in found]
+    except (ValueError, TypeError):
+        raise ModelError(
+            f"the model's eos_token_id is {ends!r} (generation_config.json); right is a token's id, or some"
+        ) from None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from steersman.chats.setting import set_chat_format
-from steersman.errors import ModelError, name_of
+from steersman.errors import ModelError, valid_name
 from steersman.models.adapters import check_module
 from steersman.models.identity import NAME, WEIGHTLESS, identify_by_files
 from steersman.models.source import Source, exists
@@ -70,7 +70,7 @@ def load_model(
         >>> model.config.num_experts_per_tok
         4
     """
-    name, wanted = name_of(name, ModelError), _dtype(dtype)
+    name, wanted = valid_name(name, ModelError), _dtype(dtype)
     place = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     if place != "auto":
         _check_device(place)
@@ -147,7 +147,7 @@ def structure_of(model: Named, *, weights: bool = True) -> nn.Module:
         ModelError: it cannot be opened, or is neither a model nor a name.
     """
     if isinstance(model, str | Path):
-        return load_structure(name_of(model, ModelError), weights=weights)
+        return load_structure(valid_name(model, ModelError), weights=weights)
     check_module(model)
     return model
 

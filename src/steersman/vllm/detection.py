@@ -12,10 +12,10 @@ import numpy as np
 from torch import nn
 
 from steersman.errors import ServingError, SteeringNotApplied
-from steersman.experts.batches import text_ends
 from steersman.experts.counting_options import Options, options_of
 from steersman.experts.detecting import Pairs, detect
 from steersman.experts.recording import countable_routers
+from steersman.models.decoding import text_ends
 from steersman.models.loading import load_tokenizer
 from steersman.vllm.backend import ask, structure_of
 from steersman.vllm.counting import CountedText, Run, merged

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steersman.errors import ServingError
-from steersman.models.decoding import own_settings
+from steersman.models.decoding import own_settings, text_ends
 from steersman.steering import Steering
 from steersman.vllm.backend import Engine
 
@@ -51,6 +51,7 @@ def write(
 
     Raises:
         ServingError: the checkpoint's own settings ask for what an engine cannot do.
+        ModelError: they name no token that ends an answer, but something else.
     """
     from vllm import SamplingParams
 
@@ -64,7 +65,7 @@ def write(
             seed=None if seeds is None else seeds[number],
             max_tokens=max_new_tokens,
             ignore_eos=True,  # the model's settings alone say what ends an answer, as in transformers
-            stop_token_ids=ends_of(engine.model),
+            stop_token_ids=text_ends(engine.model),
             detokenize=False,
             **own,
         )
@@ -103,11 +104,3 @@ def own_of_engine(model: Any, *, sampled: bool = False) -> dict[str, Any]:
             "out --backend vllm, or remove it there"
         )
     return {_AS_THE_ENGINE_SAYS[name]: value for name, value in acting.items()}
-
-
-def ends_of(model: Any) -> list[int]:
-    """Ids of the tokens that end what a model generates; none where its settings name none."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    if ends is None:
-        return []
-    return [int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from steersman.errors import JudgeError
+from steersman.errors import JudgeError, valid_name
 from steersman.evaluation.judges.classifier import ClassifierJudge
 from steersman.evaluation.judges.endpoint import endpoint_judge
 from steersman.evaluation.judges.guard import GuardJudge
@@ -57,6 +57,7 @@ def load_judge(name: str) -> Judge:
 
     Raises JudgeError where none has the name, or its place does not hold what it should.
     """
+    name = valid_name(name, JudgeError)
     kind, _, place = name.partition(":")
     if name in LISTED:
         return ListJudge(phrase_list(LISTED[name]))

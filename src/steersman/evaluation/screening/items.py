@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steersman.errors import PairsError
+from steersman.errors import PairsError, valid_name
 from steersman.evaluation.judges import PhraseJudge, judge_answer
 from steersman.evaluation.prompts import same_answers
 from steersman.evaluation.tasks import Behaviour, Item, Task, load_task
@@ -34,8 +34,7 @@ def open_items(source: Items) -> Task:
         return source
     if isinstance(source, ContrastPairs):
         return task_of_pairs(source)
-    if isinstance(source, Path):
-        source = str(source)
+    source = valid_name(source, PairsError)
     if Path(source).is_dir():
         raise PairsError(f"{source}: is a folder; ITEMS is a file, lab:NAME/split, or another task's name")
     if Path(source).is_file() and not _is_task(Path(source)):

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from steersman.errors import PairsError
+from steersman.errors import PairsError, valid_name
 from steersman.evaluation.judges.verdict import Judge
 from steersman.evaluation.tasks.item import Task
 
@@ -47,7 +47,7 @@ def known_forms() -> dict[str, str]:
     return {**{entry.name: f"from {entry.value}" for entry in entry_points(group=ENTRY_POINTS)}, **ours}
 
 
-def load_task(source: str, *, limit: int | None = None, judge: Judge | None = None) -> Task:
+def load_task(source: str | Path, *, limit: int | None = None, judge: Judge | None = None) -> Task:
     """Open a task: `lab:NAME[/train|dev|test]`, `FORM:PLACE`, or a JSONL file of the form `jsonl`.
 
     Args:
@@ -58,6 +58,7 @@ def load_task(source: str, *, limit: int | None = None, judge: Judge | None = No
     Raises PairsError for an unknown form, a file that is not there, a row that lacks a field, and where there
     are fewer items than asked for.
     """
+    source = valid_name(source, PairsError)
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise PairsError(f"{source}: {limit!r} items asked for; right is at least 1, or no limit for all")
     name, colon, place = source.partition(":")
