@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.command_line import run
+from cli.command_line import run, save_tiny
 
 
 def test_describe(tiny: Path) -> None:
@@ -14,7 +14,7 @@ def test_describe(tiny: Path) -> None:
     assert (result["layers"], result["hidden_size"], result["model_type"]) == (3, 32, "olmoe")
     assert len(result["architecture"]) == 64
     assert result["weights"].startswith("bytes-sha256:")
-    assert result["dequantised"] is None
+    assert (result["dequantised"], result["chat_template"]) == (None, True)
     assert result["routers"] == [
         {
             "layer": layer,
@@ -62,6 +62,27 @@ def test_models_that_are_none(model: str, message: str) -> None:
 def test_a_folder_without_a_model_and_a_device_that_is_not_there(tmp_path: Path, tiny: Path) -> None:
     assert str(tmp_path) in run("describe", tmp_path).error
     assert "'abacus'" in run("describe", tiny, "--device", "abacus").error
+
+
+def test_a_folder_without_a_tokenizer_is_described(tmp_path: Path, tiny: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    whole, result = (run("describe", folder, "--json").json for folder in (tiny, tmp_path))
+    assert result == {**whole, "model": str(tmp_path), "chat_template": None}
+    words = run("describe", tmp_path).words
+    assert "no tokenizer in the folder, so no chat template" in words
+    assert "Next" not in words
+    assert "tokenizer" in run("describe", tmp_path, "--experts", "lab:refusal").error
+    assert run("describe", tmp_path, "--chat-date", "2026-11-29").error
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    assert "cannot be opened as a model" in (said := run("describe", tmp_path).error)
+    assert "tokenizer" not in said
+
+
+def test_a_base_model_is_said_to_have_no_chat_template(tmp_path: Path) -> None:
+    plain = save_tiny(tmp_path / "plain", chat=False)
+    assert run("describe", plain, "--json").json["chat_template"] is False
+    assert "no chat template" in run("describe", plain).words
 
 
 def test_a_damaged_checkpoint(tmp_path: Path, tiny: Path) -> None:

@@ -67,9 +67,13 @@ def describe(
     from steersman.models.architecture import read_architecture, routers_beside
     from steersman.models.gguf_models import dequantised
     from steersman.models.identity import weights_id
-    from steersman.models.loading import is_without_weights, load_structure
+    from steersman.models.loading import is_without_tokenizer, is_without_weights, load_structure
 
-    opened = load_structure(model.name, weights=False) if is_without_weights(model.name) else model.open()[0]
+    bare, tokenizer = is_without_tokenizer(model.name) and not model.chat, None
+    if bare or is_without_weights(model.name):
+        opened = load_structure(model.name, weights=not is_without_weights(model.name))
+    else:
+        opened, tokenizer = model.open()
     architecture = read_architecture(opened)
     result = {
         "model": model.name,
@@ -79,6 +83,7 @@ def describe(
         "architecture": architecture.id,
         "weights": weights_id(opened),
         "dequantised": dequantised(opened),
+        "chat_template": None if tokenizer is None else bool(tokenizer.chat_template),
         "routers": [
             {
                 "layer": router.layer,
@@ -94,7 +99,10 @@ def describe(
         ],
         "beside": [{"layer": router.layer, "reason": router.reason} for router in routers_beside(opened)],
     }
-    put_out(result, as_json, lambda: _in_words(result) + _next_steps(result, opened, model))
+    more = "\n\nThere is no tokenizer in the folder, so no chat template: steering it needs one."
+    put_out(
+        result, as_json, lambda: _in_words(result) + (more if bare else _next_steps(result, opened, model))
+    )
 
 
 def _next_steps(result: dict[str, Any], opened: Any, model: ModelChoice) -> str:
@@ -156,6 +164,8 @@ def _in_words(result: dict[str, Any]) -> str:
         left = f"; not read by transformers: {', '.join(made['not_read'])}" if made["not_read"] else ""
         how = f"dequantised from {', '.join(made['from'])}" if made["from"] else "not quantised: read"
         lines.append(f"{how} to {made['to']}{left}")
+    if result["chat_template"] is False:
+        lines.append("no chat template: it reads texts, and chats by --chat-template FILE")
     lines.append("")
     if not routers:
         return "\n".join([*lines, "No routers: the model is dense, so there are no experts to steer."])

@@ -176,7 +176,10 @@ def load_structure(name: str, *, revision: str | None = None, weights: bool = Tr
             raise ModelError(f"{name}: its configuration cannot be read ({_first_line(error)})") from error
     try:
         return _structure(name, revision=revision)
-    except Exception:  # whatever keeps it from being read this way, opening it whole says best
+    except Exception as error:
+        if is_without_tokenizer(name):  # which opening it whole would ask for
+            raise ModelError(f"{name}: cannot be opened as a model ({_first_line(error)})") from error
+        # Whatever keeps it from being read this way, opening it whole says best.
         return load_model(name, device="cpu", revision=revision)[0]
 
 
@@ -198,6 +201,13 @@ def is_without_weights(name: str) -> bool:
     """Whether a name is a folder with a model's configuration and no weights that could be opened."""
     folder = Path(name)
     return (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*"))
+
+
+def is_without_tokenizer(name: str) -> bool:
+    """Whether a name is a folder with a model's configuration and no file of a tokenizer's vocabulary."""
+    folder = Path(name)
+    kinds = ("*token*", "vocab*", "*.model", "merges.txt", "tekken.json")
+    return (folder / "config.json").is_file() and not any(any(folder.glob(kind)) for kind in kinds)
 
 
 def _structure(name: str, *, revision: str | None, weights: bool = True, **options: Any) -> PreTrainedModel:
