@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from concepts import twins
 from concepts.test_refinement import slow_states
 from experts.test_counting import tokenizer
 from steersman import (
+    AffineMap,
     ArchitectureMismatch,
     ContrastPairs,
     ModelError,
@@ -25,6 +27,7 @@ from steersman import (
     refine_concept,
     transplant,
 )
+from steersman.chat_record import ChatRecord
 from steersman.concepts import transplant_check
 from steersman.concepts.directions import fold_of
 from steersman.concepts.separation import Separation, separation
@@ -242,6 +245,33 @@ def test_a_concept_of_another_model_is_refused() -> None:
     found = said(twins.bridge(), moe, 1.0)
     assert found.startswith("ArchitectureMismatch: the concept is of a model without a name")
     assert found.endswith("of another architecture; refine it there, or fit a map from its model")
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_chats_that_are_not_rendered_as_the_maps_are_said(side: str) -> None:
+    words = [[{"role": "user", "content": pair.positive}] for pair in twins.concept_pairs(24)]
+    other = [[{"role": "user", "content": pair.negative}] for pair in twins.concept_pairs(24)]
+    pairs = [*zip(words, other, strict=True)]
+    concept = refine_concept(twins.source(), tokenizer(), pairs)
+    record = concept.chat
+    assert record is not None
+
+    def bridge(chat: ChatRecord) -> AffineMap:
+        made = twins.bridge()
+        chats = {"source": record, "target": record, side: chat}
+        return replace(
+            made, **{key: replace(getattr(made, key), chat=chats[key]) for key in ("source", "target")}
+        )
+
+    told = (
+        rf"chats of the {side} differ .* in the chat template \(sha256 f+… of the map, .*--chat-template FILE"
+    )
+    with pytest.warns(UserWarning, match=told) as said:
+        check_transplant(bridge(replace(record, template_sha256="f" * 64)), concept, TARGET, pairs)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_transplant(bridge(record), concept, TARGET, pairs)
 
 
 def test_another_target_is_refused() -> None:

@@ -12,6 +12,7 @@ A good R² alone proves nothing: a map can carry everything but the concept.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from steersman.certainty import CANNOT_TELL, MARGIN, NOT_SHOWN, SHOWN, Verdict
+from steersman.chat_record import ChatRecord, rendered_otherwise, to_json
+from steersman.chats.format import NotedChats
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.concept import ConceptVector
 from steersman.concepts.opening import check_opened
@@ -314,6 +317,7 @@ def check_transplant(
     chosen = mapped_layers(bridge, concept, layers)
     source = resolve_pairs(concept, pairs)
     model, tokenizer = resolve_target(bridge, target)
+    noted = NotedChats(tokenizer)
     with read_pairs(
         model,
         tokenizer,
@@ -324,6 +328,7 @@ def check_transplant(
         truncate=truncate,
         progress=progress,
     ) as states:
+        _warn_of_chats(bridge, concept, noted.record)
         rows = _direction_rows(concept, states.clusters)
         found = {layer: _check_layer(bridge, concept, layer, states, rows) for layer in chosen}
         return TransplantCheck(
@@ -477,6 +482,20 @@ def mapped_layers(
                 f"it has {has}"
             )
     return asked
+
+
+def _warn_of_chats(bridge: AffineMap, concept: ConceptVector, target: ChatRecord | None) -> None:
+    """Say where chats of the concept or the target were rendered otherwise than those of the map."""
+    for side, there, here, again in (
+        ("source", bridge.source.chat, concept.chat, "refine the concept"),
+        ("target", bridge.target.chat, target, "look"),
+    ):
+        if told := rendered_otherwise(to_json(there), to_json(here), "{} of the map, {} here"):
+            warnings.warn(
+                f"chats of the {side} differ from those that the map was fitted on in {told[0]}: the map may "
+                f"not hold for them; {again} with {told[1]} for chats that are alike",
+                stacklevel=3,
+            )
 
 
 def resolve_pairs(concept: ConceptVector, pairs: Pairs | None) -> ContrastPairs:

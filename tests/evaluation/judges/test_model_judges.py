@@ -15,7 +15,7 @@ from transformers import (
 
 from cli.command_line import tokenizer
 from steersman.errors import JudgeError
-from steersman.evaluation.judges import ClassifierJudge, GuardJudge, load_judge
+from steersman.evaluation.judges import ClassifierJudge, GuardJudge, guard, load_judge
 from steersman.evaluation.judges.guard import read_guard
 from steersman.evaluation.tasks import Item
 
@@ -114,6 +114,25 @@ def test_a_guard_reads_prompt_and_answer_in_its_template(tmp_path: Path) -> None
             said = model.generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
             told = words.decode(said, skip_special_tokens=True).strip()[:200]
             assert verdict.why == f"malformed verdict: {told!r}"
+
+
+DATED = (
+    "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+)
+
+
+def test_a_guards_day_is_one_for_all_and_what_it_judges_is_proven_to_arrive(tmp_path: Path) -> None:
+    folder = save_guard(tmp_path)
+    (folder / "chat_template.jinja").write_text(DATED)
+    assert set(GuardJudge(str(folder)).record()) == {"judge", "model", "weights_id", "template_sha256"}
+    condition = guard._opened(str(folder))
+    chat = guard._chat(ITEMS[0].content, "the teacher")
+    text = condition.subject.tokenizer.decode(condition.subject.encoded(chat))
+    assert text == "2026-01-01<|user|>Question 0?<|assistant|>the teacher"
+    (folder / "chat_template.jinja").write_text(DATED.replace("in messages", "in messages[:1]"))
+    guard._opened.cache_clear()
+    with pytest.raises(JudgeError, match=r'message 2 \("the teacher"\), .* does not reach'):
+        GuardJudge(str(folder)).judge(ITEMS, TEXTS)
 
 
 def test_guards_that_cannot_be_used(tmp_path: Path) -> None:

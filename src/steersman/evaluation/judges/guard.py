@@ -5,6 +5,7 @@ Llama Guard's form (Inan et al., arXiv 2312.06674): the chat template of the che
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 SAID = re.compile(r"(?P<side>safe|unsafe)(?:\s+(?P<categories>\w+(?:\s*,\s*\w+)*))?")
 TOKENS = 24
 BATCH = 8
+DAY = datetime.date(2026, 1, 1)
+"""What a guard's template takes for today: one day for all, or its verdicts would change overnight."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def _chat(content: Content, answer: str) -> Content:
 
 @lru_cache(maxsize=1)
 def _opened(place: str) -> Condition:
+    from steersman.chats.format import chat_format
     from steersman.evaluation.arms import Arm, Subject
     from steersman.evaluation.condition import Condition
     from steersman.models.loading import load_model
@@ -95,5 +99,6 @@ def _opened(place: str) -> Condition:
         raise JudgeError(f"guard:{place}: cannot be opened ({error})") from None
     if not getattr(tokenizer, "chat_template", None):
         raise JudgeError(f"guard:{place}: has no chat template, which is what a guard is asked by")
+    chat_format(tokenizer).date = DAY
     subject = Subject(model, tokenizer, batch_size=BATCH, max_new_tokens=TOKENS)
     return Condition(subject, Arm("guard", None))
