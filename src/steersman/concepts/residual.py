@@ -23,7 +23,8 @@ NOTHING = -0.0
 """x + (−0.0) is x to the bit, for every x; x + 0.0 would turn −0.0 into 0.0."""
 
 
-@dataclass(frozen=True)
+# Not frozen: steps are made in compiled code, where torch 2.11 would lose their attributes.
+@dataclass(eq=False)
 class Add:
     """h + `vector`: one [width] for all tokens, or each its own [tokens, width]."""
 
@@ -35,7 +36,7 @@ class Add:
         return added if added.dtype is hidden.dtype else added.to(hidden.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Project:
     """h − `share` (h·`direction`) `direction`, with unit directions [width] and a share []; or each token its
     own, [tokens, width] and [tokens, 1]. Tokens with the share 0 keep their bits.

@@ -44,7 +44,7 @@ def edit_scores(scores: Tensor, strengths: Tensor, plan: Tensor | None = None) -
     return Moving.by(strengths if plan is None else strengths[plan])(scores)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: it is made in compiled code, where torch 2.11 would lose its attributes
 class Moving:
     """Strengths made ready for `edit_scores`, where the same ones edit scores step after step.
 
@@ -125,6 +125,8 @@ def _bounds(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """
     offset, factor = _candidates(dtype, x.dtype, x.device)
     around = torch.addcmul(offset, x.unsqueeze(-2), factor).flatten(-2)
+    if around.requires_grad:  # of which torch 2.11 knows no derivative
+        return around.amin(dim=-1, keepdim=True), around.amax(dim=-1, keepdim=True)
     low, high = torch.aminmax(around, dim=-1, keepdim=True)
     return low, high
 

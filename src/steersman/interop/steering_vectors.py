@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from steersman.edits import Scope
 from steersman.errors import ArtifactError
 from steersman.interop.foreign_files import read_bytes
@@ -113,7 +115,7 @@ def _placed(bare: list[Array], layers: Sequence[int] | None, path: Path) -> dict
             f"{path}: holds {many} and does not say of which layers: give them with --layers, such as 12 or "
             "0-31 (in Python layers=)"
         )
-    if wrong := [layer for layer in layers if isinstance(layer, bool) or not hasattr(layer, "__index__")]:
+    if wrong := [n for n in layers if isinstance(n, bool | np.bool_) or not hasattr(n, "__index__")]:
         raise ArtifactError(f"{path}: layers={list(layers)}: {wrong[0]!r} is no layer's number")
     if len(set(layers)) < len(layers):
         raise ArtifactError(f"{path}: --layers names a layer twice")
