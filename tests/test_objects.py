@@ -342,6 +342,7 @@ NAMED: dict[str, Callable[[Any], Any]] = {
     "import_repeng": lambda name: steersman.import_repeng(name, model()),
     "import_easysteer": lambda name: steersman.import_easysteer(name, model()),
     "import_steermoe": lambda name: steersman.import_steermoe(name, model()),
+    "import_steering_vectors": lambda name: steersman.import_steering_vectors(name, model()),
     "export_gguf": lambda name: steersman.export_gguf(vectors(scope="all"), name),
     "export_lm_eval": lambda name: steersman.export_lm_eval(vectors(scope="all"), name, model()),
     "export_easysteer": lambda name: steersman.export_easysteer(experts() / 0.5, name),

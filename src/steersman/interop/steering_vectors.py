@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from steersman.edits import Scope
-from steersman.errors import ArtifactError
+from steersman.errors import ArtifactError, valid_name
 from steersman.interop.foreign_files import read_bytes
 from steersman.interop.foreign_vectors import MOST_LAYERS, Array, exact_float32, steering_of
 from steersman.interop.inert_pickle import HostilePickle, Record
@@ -56,7 +56,7 @@ def import_steering_vectors(
         PlanError: it has vectors of layers that the model lacks, or of another width.
     """
     model = structure_of(model)
-    path = Path(source)
+    path = Path(valid_name(source, ArtifactError))
     content = read_bytes(path, zipped=True)
     vectors = _parsed(content, path, layers)
     return steering_of(vectors, model, scope=scope, path=path, kind="steering-vectors", content=content)
