@@ -30,7 +30,7 @@ from safetensors.numpy import load, save
 
 import contrasts
 import steersman.artifacts
-from hub_server import LocalHub, local_hub
+from hub_server import LocalHub, client_at_local_hub
 from steersman import (
     AffineMap,
     ArtifactError,
@@ -1078,17 +1078,7 @@ def test_random_manifests_and_tensors_with_fitting_hashes_never_crash(kind: str,
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    """The Hub's own client, and a server of its protocol on this machine."""
-    with local_hub() as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            server.address + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with client_at_local_hub(monkeypatch, tmp_path / "cache") as server:
         yield server
 
 

@@ -17,6 +17,8 @@ from torch import nn
 import families as f
 import steersman
 from gguf_files import write_gguf
+from hub_server import client_at_local_hub
+from rankings import ranking
 from steersman import ArchitectureMismatch, ModelError, PlanError, Steering, apply_rows
 from steersman.showing import LONGEST, Shown, cut, ranges
 from steersman.texts import load_texts
@@ -422,32 +424,52 @@ def test_dir_shows_the_public_names_only() -> None:
     assert dir(steersman) == sorted(steersman.__all__)
 
 
-EXAMPLES = {
-    name: thing
-    for name in steersman.__all__
-    if inspect.isfunction(thing := getattr(steersman, name)) and ">>>" in (thing.__doc__ or "")
-} | {f"Steering.{name}": getattr(Steering, name) for name in ("from_experts", "from_vectors", "apply")}
+METHODS = {"apply", "select", "steering", "transplant", "from_experts", "from_vectors", "from_pretrained"}
+METHODS |= {"push_to_hub"}
+CALLABLE = {
+    name: thing for name in steersman.__all__ if inspect.isfunction(thing := getattr(steersman, name))
+} | {
+    f"{kind.__name__}.{name}": getattr(kind, name)
+    for kind in (getattr(steersman, name) for name in steersman.__all__)
+    if isinstance(kind, type)
+    for name in METHODS & {*vars(kind)}
+}
+MADE_BY_HAND = {
+    kind.__name__: kind
+    for kind in (
+        steersman.ContrastPair,
+        steersman.ContrastPairs,
+        steersman.ExpertEdit,
+        steersman.ResidualEdit,
+    )
+}
+STORED = ("AffineMap", "CausalScreen", "ConceptVector", "ExpertProfile", "RoutingContrast")
+WITHOUT_EXAMPLE = {
+    **{f"{kind}.from_pretrained": "as Steering.from_pretrained" for kind in STORED},
+    **{f"{kind}.push_to_hub": "as Steering.push_to_hub" for kind in STORED},
+    "AffineMap.transplant": "as transplant",
+    "CausalScreen.select": "as RoutingContrast.select; what finds an expert to select runs for long",
+}
+"""Why these have none."""
+EXAMPLES = {name: thing for name, thing in (CALLABLE | MADE_BY_HAND).items() if name not in WITHOUT_EXAMPLE}
 
 
-def test_the_main_functions_have_examples() -> None:
-    main = {
-        "load_model",
-        "load_pairs",
-        "detect_experts",
-        "describe_experts",
-        "refine_concept",
-        "fit_affine_map",
-    }
-    main |= {"transplant", "evaluate", "screen_experts", "compose", "apply_rows"}
-    assert main <= set(EXAMPLES)
+def test_exceptions_are_needed() -> None:
+    assert set(WITHOUT_EXAMPLE) <= set(CALLABLE)
+    assert not [name for name in WITHOUT_EXAMPLE if ">>>" in (CALLABLE[name].__doc__ or "")]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_in_docstrings_run(name: str) -> None:
-    function = EXAMPLES[name]
-    text = inspect.getdoc(function) or ""
+def test_everything_public_has_an_example_that_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ranking(4, 32, 4).to_pickle("activations.pkl")
+    text = inspect.getdoc(EXAMPLES[name]) or ""
+    assert "\nExample:\n" in text
     test = doctest.DocTestParser().get_doctest(text, {"steersman": steersman}, name, None, None)
     said: list[str] = []
-    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+    with client_at_local_hub(monkeypatch, tmp_path / "cache"):
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
     assert result.attempted
     assert not result.failed, "".join(said)

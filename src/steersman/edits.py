@@ -40,6 +40,10 @@ class ExpertEdit(Shown):
     `strengths` is {layer: {expert: λ}} with λ in [-1, 1]: 1 puts the expert into every token's top-k, -1
     keeps it out, ±½ moves its score by one standard deviation of the token's scores, 0 leaves it (SteerMoE,
     arXiv 2509.09660).
+
+    Example:
+        >>> steersman.ExpertEdit({3: {5: 1.0, 7: -0.5}}, scope="answer")
+        <ExpertEdit: 2 experts at layers 3, scope answer>
     """
 
     strengths: Mapping[int, Mapping[int, float]]
@@ -132,6 +136,10 @@ class ResidualEdit(Shown):
     Vectors may be torch tensors, numpy arrays or lists; they are kept as float32 tensors on the CPU, and
     copies of them given out (`Vectors`). Raises `PlanError` where one is zero, not finite or not
     one-dimensional.
+
+    Example:
+        >>> steersman.ResidualEdit({2: [0.1, 0.2]}, strength=0.5, operation="project")
+        <ResidualEdit: project at layers 2, strength 0.5, scope answer>
     """
 
     vectors: Mapping[int, Tensor]
@@ -144,7 +152,7 @@ class ResidualEdit(Shown):
 
     def __post_init__(self) -> None:
         _check_words(self, ("add", "project"))
-        strength = number(self.strength)
+        strength = finite_number(self.strength)
         if self.operation == "project" and not 0 <= strength <= 1:
             why = ", and a direction that is taken out has no opposite: reverse a plan that adds the vector"
             raise PlanError(
@@ -211,7 +219,7 @@ def _check_words(edit: Edit, operations: tuple[str, ...]) -> None:
         raise PlanError(f"when={edit.when!r} is not supported: use 'always'")
 
 
-def number(given: object, what: str = "strength") -> float:
+def finite_number(given: object, what: str = "strength") -> float:
     """A finite number as a float, also that of a tensor or an array without dimensions. Raises `PlanError`
     for anything else: texts, True and False are no numbers.
     """
@@ -262,7 +270,7 @@ def whole(value: Any, what: str) -> int:
 
 
 def _valid_strength(layer: int, expert: int, strength: float) -> float:
-    value = number(strength, f"expert {expert} of layer {layer}: strength")
+    value = finite_number(strength, f"expert {expert} of layer {layer}: strength")
     if not -1 <= value <= 1:
         raise PlanError(
             f"expert {expert} of layer {layer} has strength {value:g}: it must lie between -1 and 1"

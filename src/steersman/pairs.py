@@ -41,6 +41,10 @@ class ContrastPair(Shown):
     ``group`` names what the pair shares with others (a document, a template); ``where`` names its source in
     messages; ``plain`` are a question and its answers that were given as texts, which go through no chat
     template. Raises PairsError where a side cannot be used.
+
+    Example:
+        >>> steersman.ContrastPair("i am kind", "i am cruel", positive_target="kind", negative_target="cruel")
+        <ContrastPair: pair: i am kind / i am cruel>
     """
 
     positive: Content
@@ -90,6 +94,10 @@ class ContrastPairs(Shown, Sequence[ContrastPair]):
     """Contrast pairs in order, with a name for messages and a hash of what they say.
 
     Raises PairsError where there is none, or an id is given twice.
+
+    Example:
+        >>> steersman.ContrastPairs([steersman.ContrastPair("i am kind", "i am cruel")], name="by hand")
+        <ContrastPairs: 1 pairs from by hand>
     """
 
     def __init__(self, items: Iterable[ContrastPair], name: str = "pairs") -> None:

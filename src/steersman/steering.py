@@ -23,7 +23,7 @@ from steersman.edits import (
     clipped,
     effective_strengths,
     expert_edits,
-    number,
+    finite_number,
     residual_edits,
 )
 from steersman.errors import PlanError, check_kind, each_of
@@ -160,7 +160,7 @@ class Steering(Shown):
         from steersman.models.loading import structure_of
 
         model = structure_of(model)
-        if not 0 <= number(strength) <= 1:
+        if not 0 <= finite_number(strength) <= 1:
             raise PlanError(
                 f"strength {strength:g} must lie between 0 and 1; use `deactivate` for the other direction"
             )
@@ -173,7 +173,7 @@ class Steering(Shown):
                 for expert, size in sizes.items():
                     if expert in strengths.setdefault(layer, {}):
                         raise PlanError(f"expert {expert} of layer {layer} is both activated and deactivated")
-                    if not 0 <= number(size, f"expert {expert} of layer {layer}: its size") <= 1:
+                    if not 0 <= finite_number(size, f"expert {expert} of layer {layer}: its size") <= 1:
                         raise PlanError(
                             f"expert {expert} of layer {layer} is given the size {size:g}: "
                             "it must lie between 0 and 1; `activate` and `deactivate` say which way"
@@ -292,13 +292,13 @@ class Steering(Shown):
     """numpy's numbers leave their products with a plan to the plan."""
 
     def __truediv__(self, factor: object) -> Steering:
-        divisor = number(factor, "a steering's divisor")
+        divisor = finite_number(factor, "a steering's divisor")
         if not divisor:
             raise PlanError("a steering cannot be divided by 0")
         return self * (1 / divisor)
 
     def __mul__(self, factor: object) -> Steering:
-        scale = number(factor, "a steering's factor")
+        scale = finite_number(factor, "a steering's factor")
         edits = tuple(edit * scale for edit in self.edits)
         return replace(self, edits=edits, provenance=_derived("scaled", [self], factor=scale), evidence=())
 
@@ -362,6 +362,12 @@ class Steering(Shown):
         """Read a plan from a folder or from the Hub.
 
         Raises `ArtifactError` for anything damaged, foreign or newer.
+
+        Example:
+            >>> plan = steersman.Steering.from_experts("lab:moe", {3: [5]})
+            >>> plan.save_pretrained("plan")
+            >>> steersman.Steering.from_pretrained("plan") == plan
+            True
         """
         from steersman.artifacts import load_steering
 
@@ -372,6 +378,11 @@ class Steering(Shown):
 
         `license` is asked for, as the Hub names it ("apache-2.0"); options are `private`, `revision`,
         `token`, and those of `HfApi.upload_folder`. Raises `ArtifactError` where it fails.
+
+        Example:
+            >>> plan = steersman.Steering.from_experts("lab:moe", {3: [5]})
+            >>> plan.push_to_hub("you/safer", license="apache-2.0")
+            'http...you/safer/commit/...'
         """
         from steersman.artifacts import push_folder
 

@@ -60,6 +60,13 @@ def set_chat_format(
     Raises:
         ModelError: there is no such file, it is no template that shows the user's words, the template uses
             no such argument, or no ordinary chat shows it, or asks for no date.
+
+    Example:
+        >>> model, tokenizer = steersman.load_model("lab:moe")
+        >>> template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
+        >>> steersman.set_chat_format(tokenizer, template=template)
+        >>> tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+        'user: hello '
     """
     given = _kept(arguments or {})
     source = None

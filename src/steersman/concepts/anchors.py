@@ -82,6 +82,11 @@ def encode_anchors(
     Raises:
         PairsError: a text cannot be read, or there are too few to hold some out.
         ModelError: a layer does not exist, or a state is not finite.
+
+    Example:
+        >>> anchors = [f"please give me {number}" for number in range(40)]
+        >>> steersman.encode_anchors("lab:source", None, anchors)
+        <AnchorEncoder: 40 anchors at layers 0–1 of lab:source>
     """
     model, tokenizer = open_named(model, tokenizer)
     side = Side((model, tokenizer), late=False, options=None)
@@ -126,6 +131,12 @@ def anchor_map(source: AnchorEncoder, target: AnchorEncoder, *, seed: int = 0) -
     """The map between two encoded models by way of their anchors, judged on the anchors that are held out.
 
     Raises ModelError where they were encoded with other anchors, or states are the same at all of them.
+
+    Example:
+        >>> anchors = [f"please give me {number}" for number in range(40)]
+        >>> encoded = [steersman.encode_anchors(name, None, anchors) for name in ("lab:source", "lab:target")]
+        >>> steersman.anchor_map(*encoded)
+        <AffineMap: lab:source → lab:target, target layers 0–3; 40 rows of 40 texts>
     """
     for encoder in (source, target):
         check_kind(encoder, AnchorEncoder, ModelError)

@@ -148,6 +148,12 @@ class ConceptVector(Shown):
 
         Raises:
             PlanError: a layer that the concept lacks, a strength that is no number, a zero vector.
+
+        Example:
+            >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
+            >>> concept = steersman.refine_concept("lab:source", None, pairs)
+            >>> concept.steering("dose:0.5", layers=1)
+            <Steering: vectors (add) at layer 1; scope answer; for lab:source, ...>
         """
         dial = Strength.parse(strength)
         chosen = {layer: self.vectors[layer] for layer in self.chosen_layers(layers)}

@@ -155,6 +155,13 @@ def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:
     """Add up the parts of a map (`fit_affine_map(…, shard="I/N")`), all of them: the result of one run.
 
     Raises ArtifactError where one is missing or given twice, or they are not parts of one map.
+
+    Example:
+        >>> texts = [f"please give me the {thing}" for thing in ("badge", "key", "book")] * 20
+        >>> models = "lab:source", "lab:target"
+        >>> parts = [steersman.fit_affine_map(*models, texts, shard=shard) for shard in ("1/2", "2/2")]
+        >>> steersman.merge_affine_maps(parts)
+        <AffineMap: lab:source → lab:target, target layers 0–3; 180 rows of 60 texts>
     """
     parts = each_of(parts, AffineMap, ArtifactError)
     first = _checked_parts(parts)

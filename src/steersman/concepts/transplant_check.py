@@ -312,6 +312,14 @@ def check_transplant(
             target is not the one that the map leads to.
         PlanError: a layer that concept or map lacks.
         ModelError, PairsError: target or pairs cannot be had.
+
+    Example:
+        >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
+        >>> concept = steersman.refine_concept("lab:source", None, pairs)
+        >>> texts = [f"please give me the {thing}" for thing in ("badge", "key", "book")] * 20
+        >>> bridge = steersman.fit_affine_map("lab:source", "lab:target", texts)
+        >>> steersman.check_transplant(bridge, concept, layers=[2])
+        <TransplantCheck: not shown to carry over; best at layer 2 of layers 2; 24 pairs>
     """
     check_source(bridge, concept)
     chosen = mapped_layers(bridge, concept, layers)

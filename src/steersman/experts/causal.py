@@ -14,7 +14,7 @@ from scipy import stats
 
 from steersman.certainty import CANNOT_TELL, NOT_SHOWN, SHOWN
 from steersman.chat_record import ChatRecord, in_provenance
-from steersman.edits import ExpertEdit, Scope
+from steersman.edits import ExpertEdit, Scope, finite_number
 from steersman.errors import PlanError
 from steersman.experts.causal_effects import (
     DIRECTIONS,
@@ -197,7 +197,7 @@ class CausalScreen(Shown):
             PlanError: nothing was found to cause the behaviour, or less than asked for. What breaks a
                 router's limit is skipped and listed in the steering's `provenance["skipped"]`.
         """
-        if not 0 <= strength <= 1:
+        if not 0 <= finite_number(strength) <= 1:
             raise PlanError(
                 f"strength {strength:g} must lie between 0 and 1; use reverse for the other direction"
             )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from steersman.chat_record import ChatRecord, common, in_provenance, rendered_otherwise, to_json
-from steersman.edits import ExpertEdit, Scope
+from steersman.edits import ExpertEdit, Scope, finite_number
 from steersman.errors import PlanError, each_of
 from steersman.experts import risk_difference as rd
 from steersman.experts import strata as st
@@ -386,8 +386,14 @@ class RoutingContrast(Shown):
             PlanError: fewer experts than asked for, or a preset for another architecture. What breaks a
                 router's limit is skipped, in rank order, and listed in the steering's
                 `provenance["skipped"]`.
+
+        Example:
+            >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
+            >>> contrast = steersman.detect_experts("lab:moe", None, pairs)
+            >>> contrast.select(activate=2, deactivate=2, scope="answer")
+            <Steering: 2 experts activated, 2 experts deactivated; scope answer; for lab:moe, ...>
         """
-        if not 0 <= strength <= 1:
+        if not 0 <= finite_number(strength) <= 1:
             raise PlanError(
                 f"strength {strength:g} must lie between 0 and 1; use reverse for the other direction"
             )
@@ -541,6 +547,12 @@ def merge_contrasts(contrasts: Iterable[RoutingContrast]) -> RoutingContrast:
     Raises:
         PlanError: the shards are of different models or weightings, or a cluster (a pair, a group) is in two
             of them.
+
+    Example:
+        >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
+        >>> shards = [steersman.detect_experts("lab:moe", None, pairs, shard=f"{n}/2") for n in (1, 2)]
+        >>> steersman.merge_contrasts(shards)
+        <RoutingContrast: 24 pairs in 21 clusters, ...>
     """
     shards = each_of(contrasts, RoutingContrast, PlanError)
     if not shards:

@@ -34,6 +34,12 @@ def export_ds4(steering: Steering, target: str | Path, *, force: bool = False) -
     Raises:
         ArtifactError: the plan is for another model, has soft strengths or another scope than `all`, or the
             file cannot be written.
+
+    Example:
+        >>> routers = tuple(steersman.Router(layer, 256, 6, "softmax-topk") for layer in range(43))
+        >>> flash = steersman.Architecture("deepseek_v4", 4096, routers)  # read_architecture gives a model's
+        >>> plan = steersman.Steering((steersman.ExpertEdit({3: {5: 1.0}}),), flash, weights_id="")
+        >>> steersman.export_ds4(plan, "plan.f32")
     """
     _check_architecture(steering.architecture)
     table = np.zeros((LAYERS, EXPERTS), "<f4")

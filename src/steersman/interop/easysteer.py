@@ -56,6 +56,12 @@ def import_easysteer(source: str | Path, model: Named, *, scope: Scope = "all") 
         ArtifactError: the file is damaged or foreign, or says what a steering cannot say exactly.
         PlanError: the plan breaks a limit of the model's routers, or has vectors of layers that the model
             lacks, or of another width.
+
+    Example:
+        >>> plan = steersman.Steering.from_experts("lab:moe", {3: [5]})
+        >>> steersman.export_easysteer(plan, "plan.json")
+        >>> steersman.import_easysteer("plan.json", "lab:moe") == plan
+        True
     """
     model = structure_of(model)
     path = Path(valid_name(source, ArtifactError))
@@ -165,6 +171,10 @@ def export_easysteer(steering: Steering, target: str | Path, *, force: bool = Fa
     Raises:
         ArtifactError: the plan has what the format cannot say exactly (soft strengths, another scope than
             `all`, a routing rule other than a softmax), or the file cannot be written.
+
+    Example:
+        >>> plan = steersman.Steering.from_experts("lab:moe", {3: [5]})
+        >>> steersman.export_easysteer(plan, "plan.json")
     """
     configs = {
         str(layer): _config(experts) for layer, experts in full_strengths(steering, "EasySteer's format")

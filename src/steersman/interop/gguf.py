@@ -74,6 +74,12 @@ def import_gguf(source: str | Path, model: Named, *, scope: Scope = "all") -> St
     Raises:
         ArtifactError: the file is damaged, foreign, or has what no control vector has.
         PlanError: it has vectors of layers that the model lacks, or of another width.
+
+    Example:
+        >>> plan = steersman.Steering.from_vectors("lab:moe", {2: [0.1] * 96}, scope="all")
+        >>> steersman.export_gguf(plan, "vectors.gguf")
+        >>> steersman.import_gguf("vectors.gguf", "lab:moe", scope="answer")
+        <Steering: vectors (add) at layer 2; scope answer; for lab:moe, ...>
     """
     model = structure_of(model)
     path = Path(valid_name(source, ArtifactError))
@@ -221,6 +227,12 @@ def export_gguf(steering: Steering, target: str | Path, *, force: bool = False) 
     Raises:
         ArtifactError: the plan has what the format cannot say exactly (layer 0, `project`, another scope than
             `all`, experts), or the file cannot be written.
+
+    Example:
+        >>> plan = steersman.Steering.from_vectors("lab:moe", {2: [0.1] * 96}, scope="all")
+        >>> steersman.export_gguf(plan, "plan.gguf")
+        >>> steersman.import_gguf("plan.gguf", "lab:moe") == plan
+        True
     """
     what = "a GGUF control vector"
     layers = edits_by_layer(steering, what)

@@ -46,6 +46,10 @@ def export_lm_eval(steering: Steering, target: str | Path, model: Named, *, forc
             `project` beside another edit of the layer or at another strength than 1), the name does not end
             with .pt, or the file cannot be written.
         ArchitectureMismatch: the model is not of the plan's architecture.
+
+    Example:
+        >>> plan = steersman.Steering.from_vectors("lab:moe", {2: [0.1] * 96}, scope="all")
+        >>> steersman.export_lm_eval(plan, "plan.pt", "lab:moe")
     """
     model = structure_of(model)
     path = Path(valid_name(target, ArtifactError))

@@ -47,6 +47,12 @@ def import_repeng(source: str | Path, model: Named, *, scope: Scope = "all") -> 
         ArtifactError: the file is damaged, foreign, names what no control vector needs, is for another model
             type, or holds numbers that float32 cannot say.
         PlanError: it has vectors of layers that the model lacks, or of another width.
+
+    Example:
+        >>> plan = steersman.Steering.from_vectors("lab:moe", {2: [0.1] * 96}, scope="all")
+        >>> steersman.export_gguf(plan, "vectors.gguf")  # of the same form as repeng's own export_gguf
+        >>> steersman.import_repeng("vectors.gguf", "lab:moe") == plan
+        True
     """
     model = structure_of(model)
     path = Path(valid_name(source, ArtifactError))

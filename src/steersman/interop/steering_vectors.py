@@ -54,6 +54,12 @@ def import_steering_vectors(
             than `decoder_block`, holds numbers that float32 cannot say, or does not say its layers and
             `layers` neither.
         PlanError: it has vectors of layers that the model lacks, or of another width.
+
+    Example:
+        >>> import torch
+        >>> torch.save(torch.ones(96), "vector.pt")
+        >>> steersman.import_steering_vectors("vector.pt", "lab:moe", layers=[2])
+        <Steering: vectors (add) at layer 2; scope all; for lab:moe, ...>
     """
     model = structure_of(model)
     path = Path(valid_name(source, ArtifactError))

@@ -74,6 +74,10 @@ def import_steermoe(source: str | Path, model: Named) -> RoutingContrast:
 
     Raises:
         ArtifactError: the file is damaged, foreign or hostile, contradicts itself, or is of another model.
+
+    Example:
+        >>> steersman.import_steermoe("activations.pkl", "lab:moe")
+        <RoutingContrast: ...of lab:moe>
     """
     model = structure_of(model)
     ranking = read_ranking(source)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from steersman.edits import number, whole
+from steersman.edits import finite_number, whole
 from steersman.errors import (
     ArchitectureMismatch,
     PlanError,
@@ -106,7 +106,7 @@ def _dialled(
     dials: list[Any] = list(strength) if by_row else [strength] * len(steerings)  # type: ignore[arg-type]
     if len(dials) != len(steerings):
         raise PlanError(f"strength has {len(dials)} entries for {len(steerings)} rows")
-    dials = [number(dial, "strength (one of all rows, or a list of one a row)") for dial in dials]
+    dials = [finite_number(dial, "strength (one of all rows, or a list of one a row)") for dial in dials]
     known: dict[tuple[int, float], Steering | None] = {}
     for plan, dial in zip(steerings, dials, strict=True):
         key = id(plan), dial

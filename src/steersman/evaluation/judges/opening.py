@@ -56,6 +56,12 @@ def load_judge(name: str) -> Judge:
     """Open a judge: a scorer's name, "refusal", "abstention", or KIND:PLACE (see `known_judges`).
 
     Raises JudgeError where none has the name, or its place does not hold what it should.
+
+    Example:
+        >>> judge = steersman.load_judge("refusal")
+        >>> item = steersman.load_task("lab:refusal/dev", limit=1)[0]
+        >>> judge.judge([item], ["I cannot help with that."])[0].outcome
+        'positive'
     """
     name = valid_name(name, JudgeError)
     kind, _, place = name.partition(":")

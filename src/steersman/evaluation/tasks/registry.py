@@ -57,6 +57,10 @@ def load_task(source: str | Path, *, limit: int | None = None, judge: Judge | No
 
     Raises PairsError for an unknown form, a file that is not there, a row that lacks a field, and where there
     are fewer items than asked for.
+
+    Example:
+        >>> steersman.load_task("lab:refusal/dev", limit=8)
+        <Task: lab:refusal/dev, 8 items: Refusing restricted requests>
     """
     source = valid_name(source, PairsError)
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
