@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 import families as f
-from steersman import ModelError
+from steersman import ModelError, Steering, load_model
 from steersman.errors import ServingError
 from steersman.models import decoding as d
 from steersman.vllm.writing import own_of_engine
@@ -165,3 +165,14 @@ def test_what_ends_a_text() -> None:
         model.generation_config.eos_token_id = wrong
         with pytest.raises(ModelError, match="right is a token's id, or some"):
             d.text_ends(model)
+
+
+def test_stop_strings_that_a_tokenizer_cannot_spell() -> None:
+    model, tokenizer = load_model("lab:moe")
+    plan = Steering.from_experts(model, {3: [5]})
+    ids = tokenizer("please give me the badge", return_tensors="pt")
+    for block in (plan.apply(model), d.generating(model)):
+        with pytest.raises(ModelError, match="stop_strings need a tokenizer that can write any word"), block:
+            model.generate(**ids, max_new_tokens=2, stop_strings=["the"], tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="of another kind"), d.finding_stop_strings():
+        raise ValueError("of another kind")

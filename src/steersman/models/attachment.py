@@ -20,6 +20,7 @@ from steersman.errors import PlanError, SteeringNotApplied
 from steersman.models.adapters import unwrap
 from steersman.models.architecture import find_decoder
 from steersman.models.compiled import compiled_entrances, holds_compiled_code
+from steersman.models.decoding import finding_stop_strings
 from steersman.models.following import (
     Following,
     cache_length,
@@ -393,7 +394,8 @@ class Attachment:
             context.generated = True
         self._generating.append(active)
         try:
-            output = generate(*args, **kwargs)
+            with finding_stop_strings():
+                output = generate(*args, **kwargs)
         finally:
             self._generating.remove(active)
             self._local.generation = outer

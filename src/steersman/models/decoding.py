@@ -213,11 +213,28 @@ def generating(model: nn.Module) -> Iterator[None]:
     if not callable(getattr(model, "generate", None)):
         raise ModelError(f"{type(model).__name__} cannot generate: give a model with a language-model head")
     try:
-        yield
+        with finding_stop_strings():
+            yield
     except (ValueError, TypeError, IndexError, AssertionError) as error:
         if isinstance(error, SteersmanError):
             raise
         raise _cannot_generate(model, error) from error
+
+
+@contextmanager
+def finding_stop_strings() -> Iterator[None]:
+    """Raise ModelError where transformers cannot look for stop strings. It writes a word of its own,
+    "abcdef", before each token, and fails with a tokenizer that cannot, such as the lab's.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(error) != "substring not found":
+            raise
+        raise ModelError(
+            "stop_strings need a tokenizer that can write any word, and this one has only the words of its "
+            "vocabulary: leave them out, or give stopping_criteria that look at token ids"
+        ) from error
 
 
 def _cannot_generate(model: nn.Module, error: Exception) -> ModelError:
