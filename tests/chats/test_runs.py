@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from steersman import (
     ArtifactError,
     ConceptVector,
+    ModelError,
     PlanError,
     RoutingContrast,
     describe_experts,
@@ -26,6 +28,7 @@ from steersman import (
     screen_experts,
 )
 from steersman.chat_record import ChatRecord
+from steersman.chats.format import chat_format
 from steersman.lab.tokenizer import CHAT_TEMPLATE
 
 DATED = "{{ strftime_now('%d %B %Y') ~ ' ' }}" + CHAT_TEMPLATE
@@ -81,6 +84,30 @@ def test_a_run_of_another_day_says_which_and_how_to_go_on(name: str, tmp_path: P
     assert f"({FIRST} there, {SECOND} here): give {option} {FIRST} to go on" in line
     assert "tokenization" not in line
     run(FIRST, checkpoint=tmp_path / "partial", resume=True)
+
+
+SELDOM = "{% if messages[0].role == 'system' %}{{ strftime_now('%Y ') }}{% endif %}" + CHAT_TEMPLATE
+"""Asks for the date only where there is a system message."""
+
+
+@pytest.mark.parametrize("name", ["evaluate", "screen"])
+def test_a_date_is_part_of_a_run_where_a_chat_of_it_asks(name: str, tmp_path: Path) -> None:
+    model, tokenizer = load_model("lab:moe", device="cpu", chat_template=SELDOM, chat_date=FIRST)
+    few: dict[str, Any] = {"limit": 40, "exact_runs": 1, "at_most": 0, "method": "estimate"}
+    run: Callable[..., Any] = functools.partial(
+        screen_experts, model, tokenizer, "lab:faithfulness/dev", **few
+    )
+    if name == "evaluate":
+        few = {"limit": 4, "max_new_tokens": 2, "random": 0, "shown": 0}
+        run = functools.partial(evaluate, model, tokenizer, task="lab:refusal/dev", **few)
+        assert run(instruction="be brief .").to_json()["chats"]["date"] == FIRST
+    with pytest.raises(ModelError, match="asks for no date in these chats"):
+        run()
+    chat_format(tokenizer).dated = False
+    made = run(checkpoint=tmp_path / "partial")
+    assert (made.to_json()["chats"]["date"] if name == "evaluate" else made.chat.date) is None
+    chat_format(tokenizer).date = datetime.date(2030, 1, 1)
+    run(checkpoint=tmp_path / "partial", resume=True)
 
 
 def test_kept_states_of_another_day_are_not_used(tmp_path: Path) -> None:

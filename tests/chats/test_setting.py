@@ -16,7 +16,7 @@ from chats import templates
 from chats.templates import chat
 from steersman import ModelError, load_model
 from steersman.chat_record import ChatRecord, common, rendered_otherwise
-from steersman.chats.format import NotedChats, chat_format, chat_record
+from steersman.chats.format import NotedChats, chat_format
 from steersman.chats.setting import set_chat_format
 from steersman.models.loading import load_tokenizer
 from steersman.progress import differences
@@ -42,8 +42,9 @@ def test_the_date_is_what_was_asked_for(name: str) -> None:
     tokenizer = fresh(template)
     today = tokenizer.apply_chat_template(chat("user"), tokenize=False)
     set_chat_format(tokenizer, date=DAY)
+    noted = NotedChats(tokenizer)
     assert words in render(tokenizer, chat("user"))[0]
-    record = chat_record(tokenizer)
+    record = noted.record
     assert record is not None
     assert record.date == DAY
     # Whoever renders with transformers alone has the machine's clock, before and after.
@@ -68,15 +69,17 @@ def test_a_date_is_fixed_for_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_template_that_asks_for_no_date_has_none() -> None:
     tokenizer = fresh(templates.CHATML)
+    noted = NotedChats(tokenizer)
     render(tokenizer, chat("user"))
-    record = chat_record(tokenizer)
+    record = noted.record
     assert record is not None
     assert record.date is None
     # One that was told the date as text does not ask.
     told = fresh(templates.LLAMA_3)
     set_chat_format(told, arguments={"date_string": "1 Jan 2000"})
+    noted = NotedChats(told)
     assert "Today Date: 1 Jan 2000" in render(told, chat("user"))[0]
-    record = chat_record(told)
+    record = noted.record
     assert record is not None
     assert (record.arguments, record.date) == ({"date_string": "1 Jan 2000"}, None)
 
@@ -96,8 +99,9 @@ def test_of_several_templates_the_one_for_tools_is_recorded_and_dated() -> None:
     with_tools = dated + "{% if tools %}tools{% endif %}" + templates.CHATML
     tokenizer.chat_template["tool_use"] = with_tools
     set_chat_format(tokenizer, arguments={"tools": [tool]}, date=DAY)
+    noted = NotedChats(tokenizer)
     assert render(tokenizer, chat("user"))[0].startswith(f"{DAY} tools")
-    record = chat_record(tokenizer)
+    record = noted.record
     assert record is not None
     assert record.template_sha256 == hashlib.sha256(with_tools.encode()).hexdigest()
 
@@ -210,6 +214,8 @@ def test_a_date_is_recorded_where_a_chat_of_the_run_asked_for_it() -> None:
     render(tokenizer, chat("system", "user"))
     with pytest.raises(ModelError, match="asks for no date in these chats"):
         _ = noted.record
+    assert noted.so_far is not None
+    assert noted.so_far.date is None
     render(tokenizer, chat("user"))
     assert noted.record is not None
     assert noted.record.date == DAY
@@ -253,7 +259,7 @@ def test_chats_are_noted_and_texts_are_not() -> None:
     render(tokenizer, "a text")
     assert noted.record is None
     render(tokenizer, chat("user"))
-    assert noted.record == chat_record(tokenizer)
+    assert noted.record == noted.so_far == ChatRecord(hashlib.sha256(templates.SMOLLM2.encode()).hexdigest())
     assert NotedChats(tokenizer).record is None
 
 

@@ -299,10 +299,21 @@ def test_chats_are_those_of_hf_and_of_steersman() -> None:
     shots = [*CHAT, {"role": "assistant", "content": "w7"}, {"role": "user", "content": "w8"}]
     for chat in (CHAT, CHAT[1:], shots):
         assert ours.apply_chat_template(chat) == hf.apply_chat_template(chat)
+    for said in ("w7 w8", "w7 w8 "):
+        begun = [*CHAT, {"role": "assistant", "content": said}]
+        assert ours.apply_chat_template(begun, add_generation_prompt=False) == hf.apply_chat_template(
+            begun, add_generation_prompt=False
+        )
+
+
+def test_an_answer_that_is_begun_is_rendered_as_every_chat_is() -> None:
+    parts = TEMPLATE.replace("m['content']", "m['content'][0].text")
+    ours = chatting("{{ strftime_now('%Y-%m-%d ') }}" + parts, chat_date="2026-11-29")
+    assert "chats" not in ours.get_model_info()["steersman"]
     begun = [*CHAT, {"role": "assistant", "content": "w7 w8"}]
-    assert ours.apply_chat_template(begun, add_generation_prompt=False) == hf.apply_chat_template(
-        begun, add_generation_prompt=False
-    )
+    text = ours.apply_chat_template(begun, add_generation_prompt=False)
+    assert text == "2026-11-29 <|system|> w3 w4 <end> <|user|> w5 w6 <end> <|assistant|> w7 w8"
+    assert ours.get_model_info()["steersman"]["chats"]["date"] == "2026-11-29"
 
 
 @pytest.mark.parametrize(

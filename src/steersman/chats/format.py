@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -100,39 +100,27 @@ class NotedChats:
         self._tokenizer, self._before, self._asked = tokenizer, of.count, of.asked
 
     @property
-    def record(self) -> ChatRecord | None:
-        """How they were, with the date if one of them asked for it; None where none was rendered. Raises
-        ModelError where a date was given and none asked.
-        """
+    def so_far(self) -> ChatRecord | None:
+        """How they were, with the date if one of them asked for it; None where none was rendered."""
         of = chat_format(self._tokenizer)
-        if of.count <= self._before:
-            return None
-        asked = of.asked > self._asked
-        if of.dated and not asked:
+        return None if of.count <= self._before else _record(self._tokenizer, of.asked > self._asked)
+
+    @property
+    def record(self) -> ChatRecord | None:
+        """The same of all chats of a run. Raises ModelError where a date was given and none asked."""
+        found, of = self.so_far, chat_format(self._tokenizer)
+        if found is not None and found.date is None and of.dated:
             raise ModelError(
                 f"{named(self._tokenizer)} asks for no date in these chats, so that the chat date "
                 f"{of.date.isoformat()} would not reach the model; right is none"
             )
-        return _record(self._tokenizer, asked)
-
-
-def chat_record(tokenizer: PreTrainedTokenizerBase) -> ChatRecord | None:
-    """How a tokenizer's chats are rendered, with the date if it may ask for it; None without a template."""
-    if template_of(tokenizer) is None:
-        return None
-    return _record(tokenizer, chat_format(tokenizer).asked > 0 or _asks_for_date(tokenizer))
+        return found
 
 
 def _record(tokenizer: PreTrainedTokenizerBase, dated: bool) -> ChatRecord:
     of = chat_format(tokenizer)
     digest = hashlib.sha256((template_of(tokenizer) or "").encode()).hexdigest()
     return ChatRecord(digest, of.arguments, of.date.isoformat() if dated else None)
-
-
-def _asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template asks what day it is in any ordinary chat."""
-    of = replace(chat_format(tokenizer), asked=0)
-    return any(of.asked for _ in ordinary_texts(tokenizer, of))
 
 
 def ordinary_texts(tokenizer: PreTrainedTokenizerBase, of: ChatFormat) -> Iterator[str | None]:

@@ -9,8 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from steersman.chat_record import to_json
-from steersman.chats.format import chat_record
+from steersman.chat_record import CHATS
 from steersman.errors import ArtifactError, valid_name
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.tasks import Task
@@ -21,7 +20,7 @@ UNHELD = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
 def files(
-    folder: str | Path | None, subject: Subject, tasks: Sequence[Task], model: Mapping[str, Any], seed: int
+    folder: str | Path | None, subject: Subject, tasks: Sequence[Task], told: Mapping[str, Any], seed: int
 ) -> dict[str, Path]:
     """Task → the file for its unsteered batches; empty without a folder.
 
@@ -37,12 +36,12 @@ def files(
     except OSError as error:
         raise ArtifactError(f"{place}: cannot be written ({error.strerror})") from None
     common = {
-        **held(subject),
+        **held(subject, told.get(CHATS)),
         "versions": {name: version(name) for name in ("steersman", "torch", "transformers", "tokenizers")},
         "batch_size": subject.batch_size,
         "max_new_tokens": subject.max_new_tokens,
-        "weights": model["weights_id"],
-        "architecture": model["architecture_id"],
+        "weights": told["model"]["weights_id"],
+        "architecture": told["model"]["architecture_id"],
         "seed": seed,
     }
     return {
@@ -52,8 +51,10 @@ def files(
     }
 
 
-def held(subject: Subject) -> dict[str, Any]:
-    """How a model's weights are held and asked: what else than they decides its answers."""
+def held(subject: Subject, chats: Any) -> dict[str, Any]:
+    """How a model's weights are held and asked: what else than they decides its answers; `chats`: how they
+    are rendered.
+    """
     model, tokenizer = subject.model, subject.tokenizer
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -66,9 +67,7 @@ def held(subject: Subject) -> dict[str, Any]:
         "attention": getattr(model.config, "_attn_implementation", None),
         "quantised": repr(getattr(model.config, "quantization_config", None)),
         "generation": None if model.generation_config is None else _digest(model.generation_config.to_dict()),
-        "tokenizer": _digest(
-            [vocabulary, str(tokenizer.chat_template), rules, to_json(chat_record(tokenizer))]
-        ),
+        "tokenizer": _digest([vocabulary, str(tokenizer.chat_template), rules, chats]),
     }
 
 

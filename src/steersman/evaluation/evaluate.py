@@ -14,6 +14,7 @@ from steersman.errors import ArtifactError, JudgeError, PairsError, PlanError, v
 from steersman.evaluation import base_cache
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.expert_map import expert_map
+from steersman.evaluation.instructing import instructed
 from steersman.evaluation.judges.verdict import Judge
 from steersman.evaluation.planning import Arms, plan_arms
 from steersman.evaluation.prompts import chats_of
@@ -155,7 +156,15 @@ def evaluate(
         for each, role in opened
     ]
     subject = subject_of(model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens, match=match)
-    chat = chats_of(tokenizer, (each for each, _ in opened))
+    chat = chats_of(
+        tokenizer,
+        (
+            instructed(item.content, *around, tokenizer)
+            for part in parts
+            for around in {(arm.system, arm.template) for arm in part.arms if arm.other is None}
+            for item in part.task
+        ),
+    )
     told: dict[str, Any] = {
         "model": told_model(model, model_name),
         **({} if chat is None else {CHATS: chat.to_json()}),
@@ -168,7 +177,7 @@ def evaluate(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "steersman": version("steersman"),
         **told,
-        **base_cache.held(subject),
+        **base_cache.held(subject, told.get(CHATS)),
         "tasks": [
             [part.task.name, part.role, part.task.sha256, part.task.measure.record()] for part in parts
         ],
@@ -176,7 +185,7 @@ def evaluate(
     }
     folder = None if checkpoint is None else Path(valid_name(checkpoint, ArtifactError))
     store = RunStore(folder, run, resume=resume)
-    files = base_cache.files(cache, subject, [part.task for part in parts], told["model"], seed)
+    files = base_cache.files(cache, subject, [part.task for part in parts], told, seed)
     runner = Runner(subject, parts, arms, others or {}, store, files, seed=seed, progress=progress)
     with closing(runner), evaluating(model):
         noted = runner.run(more=more_steps(parts, arms, settings, len(steerings)))

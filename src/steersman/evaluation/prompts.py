@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from steersman.chat_record import ChatRecord
-from steersman.chats.format import chat_record
+from steersman.chats.format import NotedChats
 from steersman.errors import PairsError
-from steersman.evaluation.tasks import Item, Task
+from steersman.evaluation.tasks import Item
 from steersman.pairs import Content, shared_length
 from steersman.rendering import render
 
@@ -48,10 +48,14 @@ class Batch:
         return (self.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def chats_of(tokenizer: PreTrainedTokenizerBase, tasks: Iterable[Task]) -> ChatRecord | None:
-    """How the chats of tasks are rendered; None where all their prompts are texts."""
-    chats = any(not isinstance(item.content, str) for task in tasks for item in task)
-    return chat_record(tokenizer) if chats else None
+def chats_of(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Content]) -> ChatRecord | None:
+    """How a run's prompts are rendered; None where all of them are texts. Raises as `render`, and ModelError
+    where a date was given and none asks for it.
+    """
+    noted = NotedChats(tokenizer)
+    for content in prompts:
+        render(tokenizer, content)
+    return noted.record
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, content: Content) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from steersman.chats.format import chat_record
+from steersman.chats.format import NotedChats
 from steersman.chats.setting import set_chat_format
 from steersman.errors import PairsError
 from steersman.evaluation.prompts import encode_prompt
@@ -104,6 +104,7 @@ class SteersmanAPI(ModelAPI):
         model, self.tokenizer = load_model(model_name, device=device, dtype=dtype, revision=revision)
         check_fits(plan, model, match)
         set_chat_format(self.tokenizer, template=chat_template, arguments=chat_template_args, date=chat_date)
+        self._noted = NotedChats(self.tokenizer)
         self.batch_size = batch_size
         self.answerer: Answerer | None = Answerer(model, self.tokenizer, plan, match)
         self._batcher: Batcher[Request, tuple[Answered, ...]] = Batcher(
@@ -192,7 +193,7 @@ class SteersmanAPI(ModelAPI):
         plan = self.answerer.plan if self.answerer else None
         own = own_settings(self.answerer.model) if self.answerer else None
         said: dict[str, Any] = {"generation": own.to_json()} if own is not None and own.in_words() else {}
-        chats = chat_record(self.tokenizer)
+        chats = self._noted.so_far
         if plan is not None and chats is not None:
             said["chats"] = chats.to_json()
         if plan is not None:

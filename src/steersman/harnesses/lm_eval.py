@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from steersman.chats.format import chat_record
+from steersman.chats.arrival import content_span
+from steersman.chats.format import NotedChats
 from steersman.chats.setting import set_chat_format
 from steersman.errors import ArtifactError, ModelError, PairsError, SteeringNotApplied
 from steersman.harnesses.plans import check_fits, open_plan
@@ -134,7 +135,7 @@ class SteeredHFLM(HFLM):
         own = own_settings(self.model, sampled=True)
         if own.in_words():  # `hf` sets none of them aside
             found["generation"] = {**own.acting, **own.set_aside}
-        if (chats := chat_record(self.tokenizer)) is not None:
+        if (chats := self._noted.so_far) is not None:
             found["chats"] = chats.to_json()
         if plan is not None:
             found["steering"] = {
@@ -191,12 +192,11 @@ class SteeredHFLM(HFLM):
             if not chat_history or chat_history[-1]["role"] not in ("user", "tool"):
                 raise PairsError("the chat does not end with a user's message, so there is nothing to answer")
             return render(self.tokenizer, chat_history)[0]
-        render(self.tokenizer, chat_history)  # that every message arrives
-        begun = super().apply_chat_template(chat_history, add_generation_prompt=False)
-        said = chat_history[-1]["content"]
-        if not begun.rstrip().endswith(said.rstrip()):
-            raise PairsError(f"the chat template does not end with the answer that is begun, {said!r}")
-        return str(begun)
+        text, _ = render(self.tokenizer, chat_history)
+        if (span := content_span(self.tokenizer, chat_history, len(chat_history) - 1, text)) is None:
+            said = chat_history[-1]["content"]
+            raise PairsError(f"nothing shows where the chat template puts the answer that is begun, {said!r}")
+        return text[: span[1]]
 
     # ---------------------------------------------------------------- what is steered
 
@@ -254,6 +254,7 @@ class SteeredHFLM(HFLM):
     def _set_chat_format(self, template: str | None = None) -> None:
         arguments = self.chat_template_args
         set_chat_format(self.tokenizer, template=template, arguments=arguments, date=self._chat_date)
+        self._noted = NotedChats(self.tokenizer)
 
     @contextmanager
     def _applied(self, prompt_lengths: list[int] | None = None) -> Iterator[None]:

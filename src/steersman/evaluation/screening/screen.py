@@ -150,7 +150,7 @@ def screen_experts(
     identity = weights_id(model)
     if contrast is not None:
         _check_contrast(contrast, model)
-    chat = chats_of(tokenizer, (task, *kept, *harmed))
+    chat = chats_of(tokenizer, (item.content for each in (task, *kept, *harmed) for item in each))
     run = {
         "weights_id": identity,
         "tasks": [each.sha256 for each in (task, *kept, *harmed)],
