@@ -74,7 +74,7 @@ def test_a_limit_is_broken_exactly_where_routing_could_break_the_promise(
         # Both kept groups are full activations': the other two may be dead.
         (router(groups=(4, 2)), {0: 1, 2: 1, 4: -1, 5: -1, 6: -1, 7: -1}, None),
         # A soft activation does not make sure of its group.
-        (router(groups=(4, 2)), {0: 0.9, 2: 1, 4: -1, 5: -1, 6: -1, 7: -1, 3: -1}, "1 experts left alive"),
+        (router(groups=(4, 2)), {0: 0.9, 2: 1, 4: -1, 5: -1, 6: -1, 7: -1, 3: -1}, "1 expert left alive"),
     ],
 )
 def test_limits_in_words(site: Router, strengths: dict[int, float], words: str | None) -> None:

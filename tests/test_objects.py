@@ -20,7 +20,7 @@ from gguf_files import write_gguf
 from hub_server import client_at_local_hub
 from rankings import ranking
 from steersman import ArchitectureMismatch, ModelError, PlanError, Steering, apply_rows
-from steersman.showing import LONGEST, Shown, cut, ranges
+from steersman.showing import LONGEST, Shown, count_of, cut, ranges
 from steersman.texts import load_texts
 
 PAIRS = steersman.load_pairs("lab:refusal/train")[:24]
@@ -40,6 +40,11 @@ def vectors(**options: Any) -> Steering:
 
 
 # One line ---------------------------------------------------------------------------------------------------
+
+
+def test_counts_agree_with_their_nouns() -> None:
+    assert [count_of(number, "pair") for number in (0, 1, 2)] == ["0 pairs", "1 pair", "2 pairs"]
+    assert [count_of(number, "entry", "entries") for number in (1, 2)] == ["1 entry", "2 entries"]
 
 
 @pytest.fixture(scope="module")

@@ -261,7 +261,7 @@ def test_effective_strength_is_the_clipped_sum_over_edits_that_hold_the_token(
         ({1: {0.5: 1.0}}, "expert 0.5 is not a whole number"),
         ({"1": {0: 1.0}}, "layer '1' is not a whole number"),
         ({1: {0: 1.0, 1: 1.0, 2: 0.01}}, "layer 1: 3 experts activated, but the router chooses 2"),
-        ({2: {0: -1.0, 1: -1.0, 2: -1.0}}, "layer 2: 1 experts left alive in 2 groups"),
+        ({2: {0: -1.0, 1: -1.0, 2: -1.0}}, "layer 2: 1 expert left alive in 2 groups"),
     ],
 )
 def test_plans_that_cannot_be(strengths: dict[int, dict[int, float]], words: str) -> None:

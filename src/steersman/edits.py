@@ -11,7 +11,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from steersman.errors import PlanError, told
-from steersman.showing import Shown, ranges
+from steersman.showing import Shown, count_of, ranges
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,7 @@ class ExpertEdit(Shown):
     def in_words(self) -> str:
         """How many experts it moves, where."""
         number = len(self.entries())
-        return f"{number} expert{'s' * (number != 1)} at layers {ranges(self.layers)}, scope {self.scope}"
+        return f"{count_of(number, 'expert')} at layers {ranges(self.layers)}, scope {self.scope}"
 
 
 class Vectors(Mapping[int, "Tensor"]):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from steersman.showing import count_of
+
 
 @dataclass(frozen=True)
 class Router:
@@ -48,7 +50,7 @@ def broken_limit(router: Router, strengths: Mapping[int, float]) -> str | None:
     dead = {expert for expert, strength in strengths.items() if strength < 0}
     k = router.top_k
     if len(activated) > k:
-        return f"{len(activated)} experts activated, but the router chooses {k}"
+        return f"{count_of(len(activated), 'expert')} activated, but the router chooses {k}"
     if router.groups is None:
         live = router.experts - len(dead)
         if live < k:
@@ -67,7 +69,8 @@ def _broken_group_limit(
     n_group, topk_group = groups
     activated_groups = {router.group_of(expert) for expert in activated}
     if len(activated_groups) > topk_group:
-        return f"activated experts in {len(activated_groups)} groups, but the router keeps {topk_group}"
+        found = count_of(len(activated_groups), "group")
+        return f"activated experts in {found}, but the router keeps {topk_group}"
     live = [router.experts // n_group] * n_group
     for expert in dead:
         live[router.group_of(expert)] -= 1
@@ -77,7 +80,7 @@ def _broken_group_limit(
     worst = sum(live[group] for group in kept) + sum(others[: topk_group - len(kept)])
     if worst < router.top_k:
         return (
-            f"{worst} experts left alive in {topk_group} groups that the router could keep, "
-            f"but it chooses {router.top_k}"
+            f"{count_of(worst, 'expert')} left alive in {count_of(topk_group, 'group')} that the router "
+            f"could keep, but it chooses {router.top_k}"
         )
     return None

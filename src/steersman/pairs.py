@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, overload
 from tqdm import tqdm
 
 from steersman.errors import PairsError, told, valid_name
-from steersman.showing import SHOWN, Shown, Table, cut
+from steersman.showing import SHOWN, Shown, Table, count_of, cut
 from steersman.stand_ins import HEAD, annex_link, stand_in
 from steersman.steering import canonical_json, sha256_of
 
@@ -134,7 +134,7 @@ class ContrastPairs(Shown, Sequence[ContrastPair]):
 
     def in_words(self) -> str:
         """How many there are, from where."""
-        return f"{len(self)} pairs from {self.name}"
+        return f"{count_of(len(self), 'pair')} from {self.name}"
 
     def as_tables(self) -> list[Table]:
         """The first pairs, each side from its beginning."""

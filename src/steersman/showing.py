@@ -35,6 +35,11 @@ def cut(text: object, longest: int = 60) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
+def count_of(number: int, one: str, many: str = "") -> str:
+    """A number of things: "1 pair", "2 pairs", "0 pairs"; `many` where the plural is not `one` and an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def ranges(numbers: Sequence[int]) -> str:
     """Ascending numbers with runs drawn together: "0–11, 14"."""
     runs: list[list[int]] = []

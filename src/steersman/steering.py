@@ -28,7 +28,7 @@ from steersman.edits import (
 )
 from steersman.errors import PlanError, check_kind, each_of
 from steersman.limits import Router, broken_limit
-from steersman.showing import Shown, Table, cut, ranges
+from steersman.showing import Shown, Table, count_of, cut, ranges
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,10 +101,15 @@ class Architecture(Shown):
     def in_words(self) -> str:
         """ "olmoe, width 2048, 16 layers, 16 routers: 64 experts, top-8, softmax-topk"."""
         facts = sorted(
-            {f"{router.experts} experts, top-{router.top_k}, {router.rule}" for router in self.routers}
+            {
+                f"{count_of(router.experts, 'expert')}, top-{router.top_k}, {router.rule}"
+                for router in self.routers
+            }
         )
-        routers = f"{len(self.routers)} routers{': ' + ' | '.join(facts) if facts else ''}"
-        return f"{self.model_type} (width {self.hidden_size}, {self.layer_count} layers, {routers})"
+        routers = f"{count_of(len(self.routers), 'router')}{': ' + ' | '.join(facts) if facts else ''}"
+        return (
+            f"{self.model_type} (width {self.hidden_size}, {count_of(self.layer_count, 'layer')}, {routers})"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -392,7 +397,11 @@ class Steering(Shown):
         """What the plan does, for which model."""
         of = {"activated": 1, "deactivated": -1}
         signs = [strength for experts in self.strengths.values() for strength in experts.values()]
-        words = [f"{n} experts {way}" for way, sign in of.items() if (n := sum(s * sign > 0 for s in signs))]
+        words = [
+            f"{count_of(n, 'expert')} {way}"
+            for way, sign in of.items()
+            if (n := sum(s * sign > 0 for s in signs))
+        ]
         vectors = residual_edits(self.edits)
         if layers := sorted({layer for edit in vectors for layer in edit.layers}):
             done = "/".join(sorted({edit.operation for edit in vectors}))
@@ -500,7 +509,7 @@ def _check_vectors(edit: ResidualEdit, architecture: Architecture) -> None:
         architecture.check_layer(layer)
         if len(vector) != architecture.hidden_size:
             raise PlanError(
-                f"layer {layer}: its vector has {len(vector)} numbers, but the model's width is "
+                f"layer {layer}: its vector has {count_of(len(vector), 'number')}, but the model's width is "
                 f"{architecture.hidden_size}"
             )
 

@@ -100,7 +100,7 @@ def test_what_passes_and_what_is_selected() -> None:
     assert screen.deactivate.mean[1, 2] == -0.4
     with pytest.raises(PlanError, match="chose no expert reversed: the best of 1 more"):
         screen.select(reverse=True)
-    with pytest.raises(PlanError, match="activate asks for 1 experts, but 0 pass"):
+    with pytest.raises(PlanError, match="activate asks for 1 expert, but 0 pass"):
         screen.select(activate=1, reverse=True)
 
 

@@ -45,7 +45,7 @@ def test_experts_and_vectors_in_one_plan(plans: dict[str, Path], tmp_path: Path)
     )
     assert vector["norm"] == pytest.approx(float(torch.arange(1.0, 33.0).norm()))
     words = run("compose", plans["projected"], both, "-o", tmp_path / "all").words
-    assert "1 experts activated, 0 deactivated, vectors at 2 layers" in words
+    assert "1 expert activated, 0 deactivated, vectors at layers 0, 2" in words
     shown = run("show", tmp_path / "all").words
     assert "project" in shown
     assert "residual stream" in shown

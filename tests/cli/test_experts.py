@@ -162,7 +162,7 @@ def test_too_long_for_the_model(tmp_path: Path) -> None:
     assert "at most 40" in message
     result = run("detect", model, pairs, "-o", out, "--truncate", "--json").json
     assert (result["pairs"], result["skipped"]) == (1, 1)
-    assert "1 pairs left out" in run("detect", model, pairs, "-o", out, "--truncate", "--force").words
+    assert "1 pair left out" in run("detect", model, pairs, "-o", out, "--truncate", "--force").words
     pairs.write_text(json.dumps(rows[1]) + "\n")
     assert "no pair is left" in _refused(model, pairs, tmp_path / "d", "--truncate")
 

@@ -141,5 +141,5 @@ def test_pictures_where_none_can_be(given: tuple[Path, Path, Path], tmp_path: Pa
 def test_too_few_texts_leave_nothing_behind(given: tuple[Path, Path, Path], tmp_path: Path) -> None:
     file = tmp_path / "few.jsonl"
     file.write_text('"ban bar bas bat"\n"kin kir"\n')
-    assert f"{file}: 1 rows to fit" in run("map", *given[:2], file, "-o", tmp_path / "m").error
+    assert f"{file}: 1 row to fit" in run("map", *given[:2], file, "-o", tmp_path / "m").error
     assert list(tmp_path.iterdir()) == [file]

@@ -56,7 +56,7 @@ def test_show_has_both_ranks_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert "causal rank" in words
     assert "risk difference" in words
     assert "toward: " in words
-    assert "then it stopped: 1 experts are as many as asked for" in words
+    assert "then it stopped: as many as asked for: 1 expert" in words
     table = tmp_path / "t.csv"
     found = run("show", folder / "causes", "--table", table, "--json").json
     assert found["manifest"]["kind"] == "causal_screen"

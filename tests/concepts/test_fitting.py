@@ -444,7 +444,7 @@ def test_what_is_given_in_the_wrong_place(tmp_path: Path) -> None:
 
 def test_progress_that_leads_nowhere_is_not_kept(tmp_path: Path) -> None:
     few, partial = ["ban bar bas bat", "kin kir"], tmp_path / "m.partial"
-    with pytest.raises(PairsError, match="texts: 1 rows to fit and 3 held out are too few for a map"):
+    with pytest.raises(PairsError, match="texts: 1 row to fit and 3 held out are too few for a map"):
         fit_affine_map(small(), big(), few, checkpoint=partial)
     assert not partial.exists()
 

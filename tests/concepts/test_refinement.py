@@ -267,7 +267,7 @@ def test_pairs_that_are_alike_where_they_are_read() -> None:
     assert said.endswith("right are sides, or targets, whose tokens differ")
     keys = ("positive", "negative", "positive_target", "negative_target")
     rows = [dict(zip(keys, pair, strict=False)) for pair in [*alike, ("w1", "w2")]]
-    with pytest.warns(UserWarning, match="6 pairs are left out"):
+    with pytest.warns(UserWarning, match="6 pairs left out"):
         concept = refine_concept(model_of("dense"), tokenizer(), rows)
     assert concept.vectors[0].any()  # one that differs is enough
     assert (concept.pairs, concept.alike) == (1, 6)

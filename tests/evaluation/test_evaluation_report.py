@@ -329,6 +329,11 @@ def test_random_plans_that_do_as_much_are_no_comfort(result: dict[str, Any], tmp
         assert "random plans of its shape move it either way: 4 of 19 did as much (p = 0.25)." in text, name
         assert "Cannot tell whether safer moves d" in text, name
         assert "clear of 0, but of the random plans 4 of 19 did as much" in text, name
+    # As steersman once counted: those alone that do as much the same way.
+    changed["tasks"][0]["random"][0] |= {"observed": 0.2, "draws": [-0.9, 0.1, 0.3], "at_least": 1, "p": 0.5}
+    for name, text in some_verdicts(changed, tmp_path / "one-sided").items():
+        assert "of its shape move it up: 1 of 3 did as much (one-sided p = 0.5)" in text, name
+        assert "two-sided" not in text, name
     changed["tasks"][0]["random"] = None
     for name, text in some_verdicts(changed, tmp_path / "none").items():
         assert "clear of 0, but no random plans were run beside it" in text, name

@@ -229,7 +229,7 @@ def test_a_group_in_two_shards_is_refused() -> None:
     one = made(5)
     other = made(5, first=5)
     ids = np.sort(np.append(other.cluster_ids[:-1], one.cluster_ids[2]))
-    refused([one, replace(other, cluster_ids=ids)], "1 clusters .* or it splits a group")
+    refused([one, replace(other, cluster_ids=ids)], "1 cluster .* or it splits a group")
 
 
 @pytest.mark.parametrize(

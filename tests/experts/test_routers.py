@@ -314,7 +314,7 @@ def test_plans_that_could_break_the_promise_are_refused(name: str) -> None:
     with pytest.raises(PlanError, match="left alive"):
         Steering.from_experts(model, None, {LAYER: list(range(7))})
     if name in f.GROUPED:
-        with pytest.raises(PlanError, match="1 experts left alive in 2 groups"):
+        with pytest.raises(PlanError, match="1 expert left alive in 2 groups"):
             Steering.from_experts(model, None, {LAYER: [0, 1, 2]})
 
 

@@ -70,7 +70,7 @@ def test_reasons_say_which_limit() -> None:
     assert "1 of 6 experts left alive" in str(broken_limit(PLAIN, dict.fromkeys(range(5), -1)))
     wide = Router(5, 8, 4, "rule", groups=(4, 2))
     assert "activated experts in 3 groups" in str(broken_limit(wide, {0: 1, 2: 1, 4: 1}))
-    assert "1 experts left alive in 2 groups" in str(broken_limit(GROUPED, {0: -1, 1: -1, 2: -1}))
+    assert "1 expert left alive in 2 groups" in str(broken_limit(GROUPED, {0: -1, 1: -1, 2: -1}))
     assert broken_limit(GROUPED, {0: -1, 1: -1, 2: -1, 4: 1}) is None  # group 2 is sure to be kept
 
 

@@ -117,7 +117,7 @@ def test_sides_of_the_same_tokens_are_no_contrast(kind: str) -> None:
             "pairs: no pair is a contrast, as both sides are the same tokens: pair 1, pair 2 ("
         )
         assert how in said
-        with pytest.warns(UserWarning, match=r"pairs: 1 pairs are left out, as both .*: pair 2 \("):
+        with pytest.warns(UserWarning, match=r"pairs: 1 pair left out, as both .*: pair 2 \("):
             found = use(model(), reads, [CONTRAST, alike])
         alone = use(model(), reads, [CONTRAST])
         assert (found.pairs, found.alike, alone.alike) == (1, 1, 0)
@@ -170,7 +170,7 @@ def test_one_prompt_on_both_sides(options: dict[str, Any], how: str) -> None:
                 detect_experts(model(), tokenizer(), rows, **options)
     assert detect_experts(model(), tokenizer(), PROMPTS, tokens="answer").alike == 0
     other = pair(chat("one", "sure"), chat("three", "sure"))
-    with pytest.warns(UserWarning, match="2 pairs are left out"):
+    with pytest.warns(UserWarning, match="2 pairs left out"):
         found = detect_experts(model(), tokenizer(), [*PROMPTS, other], **options)
     assert (found.pairs, found.alike, found.skipped) == (1, 2, 0)
 
@@ -191,7 +191,7 @@ def test_the_same_tokens_at_other_places_are_a_contrast() -> None:
         assert detect_experts(model(), tokenizer(), rows).alike == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*pairs are left out")
+@pytest.mark.filterwarnings("ignore:.*pairs left out")
 def test_shards_add_up_and_a_nuisance_counts_its_own(tmp_path: Path) -> None:
     rows = load_pairs(
         [pair(f"{word} one", f"{word} two") for word in WORDS[:6]]

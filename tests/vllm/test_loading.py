@@ -35,7 +35,7 @@ def test_a_plan_that_cannot_be_kept_is_never_dropped(sites: str) -> None:
     for routers, layers, reason in (
         ({0: None, 1: "its kernel"}, 2, "layer 1 cannot be steered here: its kernel"),
         ({0: None}, 2, "layer 1 cannot be steered here: it is not found"),
-        ({0: None}, 1, "edits layer 1; the engine's model has 1 layers"),
+        ({0: None}, 1, "edits layer 1; the engine's model has 1 layer"),
     ):
         with pytest.raises(ServingError, match=reason):
             _sites(found(routers, layers), settings, [plan], layers)

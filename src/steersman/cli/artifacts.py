@@ -21,7 +21,7 @@ from steersman.cli.screening import draw_screen, screen_for_json, screen_in_word
 from steersman.cli.shards import shards_in_words
 from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
 from steersman.models.weights_ids import in_brief
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
     from steersman import CausalScreen, ExpertProfile, RoutingContrast, Steering
@@ -276,7 +276,7 @@ def _steering_in_words(artifact: str, manifest: dict[str, Any], steering: Steeri
     tables = [in_columns(*table) for table in steering.as_tables()]
     skipped = on_one_line(steering.provenance.get("skipped", []))
     lines = [
-        f"{artifact}: a steering, {plan_in_words(steering)}",
+        f"{artifact}: a steering, {plan_in_words(plan_for_json(steering))}",
         *_origin(manifest),
         f"fingerprint {steering.fingerprint}",
     ]
@@ -318,7 +318,7 @@ def _origin(manifest: dict[str, Any]) -> list[str]:
     ]
     lines = [
         f"for {model['name'] or 'a model in memory'}{revision}: {architecture['model_type']}, "
-        f"{len(architecture['layers'])} layers, "
+        f"{count_of(len(architecture['layers']), 'layer')}, "
         f"weights {in_brief(model['weights_id'])}",
         f"made with steersman {manifest['tool_version']}"
         + (f", {made_from['made']}" if "made" in made_from else "")

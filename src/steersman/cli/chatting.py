@@ -38,6 +38,7 @@ from steersman.cli.output import harmless, put_out, whole_file
 from steersman.cli.writers import Match, Prompt, Streamed, Writer
 from steersman.errors import PairsError, PlanError
 from steersman.pairs import check_content
+from steersman.showing import count_of
 
 if TYPE_CHECKING:
     from steersman.steering import OnConflict, Steering
@@ -336,7 +337,7 @@ class Session:
         with whole_file(Path(rest), force=None) as place:
             lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in self.conversation.items]
             place.write_text("".join(lines), encoding="utf-8")
-        self._say(f"{rest}: {len(self.conversation.items)} turns")
+        self._say(f"{rest}: {count_of(len(self.conversation.items), 'turn')}")
 
     def _plan_in_words(self) -> str:
         conversation = self.conversation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import put_out, require_free
 from steersman.errors import PlanError
+from steersman.showing import count_of, ranges
 
 if TYPE_CHECKING:
     from steersman.edits import Scope
@@ -65,7 +66,7 @@ def compose(
     put_out(
         result,
         as_json,
-        lambda: f"{output}: a steering, {plan_in_words(plan)}\nfingerprint {plan.fingerprint}",
+        lambda: f"{output}: a steering, {plan_in_words(result)}\nfingerprint {plan.fingerprint}",
     )
 
 
@@ -96,15 +97,15 @@ def plan_for_json(plan: Steering) -> dict[str, Any]:
     }
 
 
-def plan_in_words(plan: Steering) -> str:
-    """What a plan holds: "2 experts activated, 1 deactivated, vectors at 1 layer"."""
-    facts = plan_for_json(plan)
-    layers = len({entry["layer"] for entry in facts["vectors"]})
+def plan_in_words(facts: Mapping[str, Any]) -> str:
+    """What a plan holds, of `plan_for_json`: "2 experts activated, 1 deactivated, vectors at layers 0, 2"."""
+    layers = sorted({entry["layer"] for entry in facts["vectors"]})
     words = []
     if facts["activated"] or facts["deactivated"] or not layers:
-        words.append(f"{len(facts['activated'])} experts activated, {len(facts['deactivated'])} deactivated")
+        activated = count_of(len(facts["activated"]), "expert")
+        words.append(f"{activated} activated, {len(facts['deactivated'])} deactivated")
     if layers:
-        words.append(f"vectors at {layers} layer{'s' if layers > 1 else ''}")
+        words.append(f"{'vectors at layers' if layers[1:] else 'a vector at layer'} {ranges(layers)}")
     return ", ".join(words)
 
 

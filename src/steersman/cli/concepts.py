@@ -23,7 +23,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import in_columns, next_steps, put_out, require_free, unused, whole_file
 from steersman.errors import ArtifactError, PairsError
-from steersman.showing import ranges
+from steersman.showing import count_of, ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -256,11 +256,12 @@ def concept_in_words(concept: ConceptVector, result: dict[str, Any]) -> list[str
         "pca": "top direction of the differences",
         "pca_diff": "top direction of the differences less their mean",
     }[result["method"]]
-    lines = [f"{result['pairs']} pairs in {result['clusters']} clusters, read {read}; {how}"]
+    pairs, clusters = count_of(result["pairs"], "pair"), count_of(result["clusters"], "cluster")
+    lines = [f"{pairs} in {clusters}, read {read}; {how}"]
     if result["skipped"]:
-        lines.append(f"{result['skipped']} pairs left out: longer than the model's context")
+        lines.append(f"{count_of(result['skipped'], 'pair')} left out: longer than the model's context")
     if result["alike"]:
-        lines.append(f"{result['alike']} pairs left out: both sides are the same tokens")
+        lines.append(f"{count_of(result['alike'], 'pair')} left out: both sides are the same tokens")
     lines += ["", *(in_columns(*table) for table in concept.as_tables()), ""]
     if result["best"] is None:
         lines.append("no AUROC: its pairs are of one group, so none could be held out")

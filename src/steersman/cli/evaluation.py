@@ -32,7 +32,7 @@ from steersman.cli.options import (
 from steersman.cli.output import in_columns, put_out
 from steersman.errors import PairsError, PlanError
 from steersman.pairs import parse_json, read_text
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
     from steersman import Evaluation, Steering
@@ -296,7 +296,9 @@ def in_words(evaluation: Evaluation, output: Path) -> str:
         first = task["metrics"][0]
         rows = table[(table["task"] == task["name"]) & (table["metric"] == first["name"])]
         lines = [_row(row) for row in rows.to_dict("records")]
-        title = on_one_line(f"{task['name']} ({task['role']}): {first['title']}, {task['items']} items")
+        title = on_one_line(
+            f"{task['name']} ({task['role']}): {first['title']}, {count_of(task['items'], 'item')}"
+        )
         parts.append(f"{title}\n{in_columns(COLUMNS, lines)}")
         for control in task["random"] or ():
             among = Control(len(control["draws"]), control["p"])

@@ -27,7 +27,7 @@ from steersman.cli.output import in_columns, next_steps, number, put_out, requir
 from steersman.cli.selecting import select_of_screen, selected_in_words, selection_for_json
 from steersman.cli.shards import shards_for_json, shards_in_words
 from steersman.errors import PairsError, PlanError
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
     from steersman import RoutingContrast
@@ -440,19 +440,21 @@ def counts_in_words(result: dict[str, Any]) -> list[str]:
     origin = (
         "an imported ranking"
         if result["imported"]
-        else f"{result['pairs']} pairs in {result['clusters']} clusters"
+        else f"{count_of(result['pairs'], 'pair')} in {count_of(result['clusters'], 'cluster')}"
     )
     lines = [
-        f"{origin}, {len(result['layers'])} layers; "
+        f"{origin}, {count_of(len(result['layers']), 'layer')}; "
         f"{positive} positive and {negative} negative tokens, weighted by {result['weighting']}",
     ]
     if result["counted"] != "target":
         lines.append(_COUNTED[result["counted"]].format(result["new_tokens"]))
     if result["skipped"]:
         ended = ", or with a side that the model ends at once" if result["counted"] == "generated" else ""
-        lines.append(f"{result['skipped']} pairs left out: longer than the model's context{ended}")
+        lines.append(
+            f"{count_of(result['skipped'], 'pair')} left out: longer than the model's context{ended}"
+        )
     if result["alike"]:
-        lines.append(f"{result['alike']} pairs left out: both sides are the same tokens")
+        lines.append(f"{count_of(result['alike'], 'pair')} left out: both sides are the same tokens")
     if result["generation"]:
         own = ", ".join(f"{name} {value}" for name, value in result["generation"].items())
         lines.append(f"the checkpoint's own settings acting: {own}")
@@ -478,8 +480,9 @@ _COUNTED = {
 
 def _adjusted_in_words(adjustment: dict[str, Any]) -> str:
     return (
-        f"adjusted: less {adjustment['slope']:+.3f} times the nuisance ({adjustment['pairs']} pairs in "
-        f"{adjustment['clusters']} clusters), which is {adjustment['share']:.0%} of all ΣΔ²"
+        f"adjusted: less {adjustment['slope']:+.3f} times the nuisance ("
+        f"{count_of(adjustment['pairs'], 'pair')} in {count_of(adjustment['clusters'], 'cluster')}), "
+        f"which is {adjustment['share']:.0%} of all ΣΔ²"
     )
 
 
@@ -506,7 +509,7 @@ def _detected_in_words(result: dict[str, Any], contrast: RoutingContrast) -> str
     lines = [f"{result['output']}: a routing contrast", *counts_in_words(result), "", in_table(result["top"])]
     lines += ["", CAVEAT]
     if "resumed_after" in result:
-        lines.insert(1, f"resumed after {result['resumed_after']} pairs")
+        lines.insert(1, f"resumed after {count_of(result['resumed_after'], 'pair')}")
     if "planting" in result:
         planting = result["planting"]
         lines += ["", f"planted, with the right sign: {planting['right']} of these {planting['top']}"]

@@ -30,6 +30,7 @@ from steersman.cli.output import put_out
 from steersman.cli.writers import EngineWriter, Match, Prompt, Writer
 from steersman.errors import PairsError
 from steersman.pairs import check_content, parse_json, read_text
+from steersman.showing import count_of
 from steersman.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
@@ -247,13 +248,13 @@ _CHANGED = {"router": "routing", "block_output": "states"}
 def receipt_in_words(receipt: dict[str, Any]) -> str:
     """At how many places what was changed, by the kind of site: "routing changed at 8 of 40 places"."""
     if receipt["changed"] is None:  # an engine does not tell
-        return f"steered at {sum(receipt['tokens'].values())} places (tokens × layers)"
+        return f"steered at {count_of(sum(receipt['tokens'].values()), 'place')} (tokens × layers)"
     parts = []
     for point, what in _CHANGED.items():
         sites = [site for site in receipt["tokens"] if site.partition(":")[0] == point]
         changed, tokens = (sum(receipt[key][site] for site in sites) for key in ("changed", "tokens"))
         if sites:
-            parts.append(f"{what} changed at {changed} of {tokens} places")
+            parts.append(f"{what} changed at {changed} of {count_of(tokens, 'place')}")
     return f"{', '.join(parts) or 'nothing planned'} (tokens × layers)"
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from steersman.cli.composition import plan_for_json, plan_in_words
 from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import force_option, json_option, layers_option, output_option, scope_option
 from steersman.cli.output import put_out, require_free
-from steersman.edits import residual_edits
 from steersman.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def import_(
     else:
         steering = _importer(form)(file, opened, scope=scope or "all", **placed)
         steering.save_pretrained(output, force=force)
-        result = {"output": str(output), "format": form, "kind": "steering", **chosen(steering)}
+        result = {"output": str(output), "format": form, "kind": "steering", **plan_for_json(steering)}
         result["weights"] = steering.weights_id
         put_out(result, as_json, lambda: _plan_in_words(file, result) + _without_weights(result))
 
@@ -209,7 +209,7 @@ def export(
         _export_lm_eval(plan, output, model, force)
     else:
         _exporter(form)(plan, output, force=force)
-    result = {"output": str(output), "format": form, **chosen(plan)}
+    result = {"output": str(output), "format": form, **plan_for_json(plan)}
     put_out(result, as_json, lambda: _exported_in_words(result))
 
 
@@ -235,31 +235,6 @@ def _export_lm_eval(plan: Steering, output: Path, model: str | None, force: bool
     export_lm_eval(plan, output, opened, force=force)
 
 
-def chosen(steering: Steering) -> dict[str, Any]:
-    """A plan's fingerprint, experts and vectors, for JSON."""
-    entries = [
-        {"layer": layer, "expert": expert, "strength": strength}
-        for layer, experts in steering.strengths.items()
-        for expert, strength in experts.items()
-    ]
-    return {
-        "fingerprint": steering.fingerprint,
-        "activated": [entry for entry in entries if entry["strength"] > 0],
-        "deactivated": [entry for entry in entries if entry["strength"] < 0],
-        "vectors": [
-            {
-                "layer": layer,
-                "norm": float(vector.norm()),
-                "operation": edit.operation,
-                "strength": edit.strength,
-                "scope": edit.scope,
-            }
-            for edit in residual_edits(steering.edits)
-            for layer, vector in edit.vectors.items()
-        ],
-    }
-
-
 def _ranking(contrast: RoutingContrast) -> dict[str, Any]:
     return {**summary(contrast), "top_k": [int(k) for k in contrast.top_k]}
 
@@ -276,22 +251,9 @@ def _ranking_in_words(file: Path, result: dict[str, Any]) -> str:
 
 def _plan_in_words(file: Path, result: dict[str, Any]) -> str:
     return (
-        f"{result['output']}: a steering, from {file.name}: {_held(result)}\n"
+        f"{result['output']}: a steering, from {file.name}: {plan_in_words(result)}\n"
         f"fingerprint {result['fingerprint']}"
     )
-
-
-def _held(result: dict[str, Any]) -> str:
-    """What a plan holds, in words."""
-    held = []
-    if result["activated"] or result["deactivated"] or not result["vectors"]:
-        held.append(f"{len(result['activated'])} experts activated, {len(result['deactivated'])} deactivated")
-    if vectors := result["vectors"]:
-        layers = ", ".join(str(vector["layer"]) for vector in vectors)
-        held.append(
-            f"{len(vectors)} vectors, at layers {layers}" if vectors[1:] else f"a vector at layer {layers}"
-        )
-    return "; ".join(held)
 
 
 def _exported_in_words(result: dict[str, Any]) -> str:
@@ -301,4 +263,4 @@ def _exported_in_words(result: dict[str, Any]) -> str:
         "gguf": "to load with --control-vector, at its own scale of 1",
         "lm-eval": "to load with --model steered --model_args pretrained=MODEL,steer_path=FILE",
     }
-    return f"{result['output']}: {_held(result)}; {steered[result['format']]}"
+    return f"{result['output']}: {plan_in_words(result)}; {steered[result['format']]}"

@@ -10,7 +10,7 @@ import click
 from steersman.cli.options import json_option, seed_option
 from steersman.cli.output import in_columns, put_out
 from steersman.errors import JudgeError
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
     from steersman.evaluation.judging import Judged
@@ -67,7 +67,7 @@ def _in_words(found: Judged) -> str:
         kappa = "does not exist" if compared.kappa is None else f"{compared.kappa:.2f}{interval}"
         lines.append(
             f"agreement with people: kappa {kappa}, the same side in {compared.share:.0%} of "
-            f"{compared.count} answers"
+            f"{count_of(compared.count, 'answer')}"
         )
         if compared.unjudged:
             lines.append(f"{compared.unjudged} labelled answers have no verdict and are left out")

@@ -24,7 +24,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import in_columns, next_steps, number, put_out, require_free, unused, whole_file
 from steersman.errors import ArtifactError, PairsError
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -274,13 +274,16 @@ def _table_for_json(table: MapTable) -> dict[str, Any]:
 
 def map_in_words(found: AffineMap) -> str:
     """What was fitted and how well it does, in words."""
+    rows, texts = count_of(found.rows, "row"), count_of(found.texts, "text")
     lines = [
         on_one_line(f"{found.source.name or 'a model'} → {found.target.name or 'a model'}"),
-        f"{found.rows} rows ({found.alignment}) of {found.texts} texts, of which held out: "
+        f"{rows} ({found.alignment}) of {texts}, of which held out: "
         f"{found.held_out_rows} of {found.held_out_texts}",
     ]
     if found.skipped:
-        lines.append(f"{found.skipped} texts left out: too long, or without a row that both models share")
+        lines.append(
+            f"{count_of(found.skipped, 'text')} left out: too long, or without a row that both models share"
+        )
     if found.table is None:
         return "\n".join([*lines, f"part {found.shard}: merge all parts for the map"])
     caveat = (

@@ -12,7 +12,7 @@ from steersman.cli.output import in_columns, next_steps, put_out, require_free, 
 from steersman.cli.profiles import filter_options, profile_for_json, profile_in_words
 from steersman.errors import PlanError
 from steersman.models.weights_ids import in_brief
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
     from steersman import Architecture
@@ -157,7 +157,7 @@ def _in_words(result: dict[str, Any]) -> str:
     routers = result["routers"]
     lines = [
         f"{result['model']}: {result['model_type']}, "
-        f"{result['layers']} layers, width {result['hidden_size']}",
+        f"{count_of(result['layers'], 'layer')}, width {result['hidden_size']}",
         f"architecture {result['architecture'][:16]}…, weights {in_brief(result['weights'])}",
     ]
     if (made := result["dequantised"]) is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from steersman.cli.output import in_columns
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
     from steersman import ExpertProfile
@@ -51,7 +51,7 @@ def profile_in_words(profile: ExpertProfile, layer: int | None, expert: int | No
     listed = uses if asked else sorted(uses, key=_first_lift, reverse=True)[:SHOWN]
     rows = [(use.layer, use.expert, f"{use.rate:.1%}", _tokens(use)) for use in listed]
     lines = [
-        f"{profile.tokens} tokens of {profile.texts} texts, special tokens aside",
+        f"{count_of(profile.tokens, 'token')} of {count_of(profile.texts, 'text')}, special tokens aside",
         "",
         in_columns(
             ("layer", "expert", "used by", "tokens that use it most: share of their occurrences"), rows

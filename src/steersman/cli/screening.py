@@ -29,7 +29,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import in_columns, number, put_out, require_free
 from steersman.errors import PlanError
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
     from steersman import CausalScreen, Steering
@@ -272,7 +272,8 @@ def _plain(value: Any) -> Any:
 def screen_in_words(found: CausalScreen) -> str:
     """The same for people: effects beside risk differences, the sets, what they harm."""
     lines = [
-        f"{found.items} items in {found.clusters} groups screened {len(found.layers)} layers, "
+        f"{count_of(found.items, 'item')} in {count_of(found.clusters, 'group')} screened "
+        f"{count_of(len(found.layers), 'layer')}, "
         f"signs {on_one_line(', '.join(found.signs))}; method {on_one_line(found.method)}",
         on_one_line(found.reason),
         *(f"note: {on_one_line(note)}" for note in found.notes),

@@ -19,7 +19,7 @@ from steersman.cli.options import (
 )
 from steersman.cli.output import in_columns, put_out, require_free
 from steersman.errors import ModelError
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,9 +135,8 @@ def _check_usage(
         if output is not None or strength is not None:
             wrong = "--check writes nothing: leave out -o and --strength"
         elif len(pairs) > 1 and len(pairs) != len(concepts):
-            wrong = (
-                f"--pairs is given {len(pairs)} times for {len(concepts)} concepts: once, or once a concept"
-            )
+            many = count_of(len(concepts), "concept")
+            wrong = f"--pairs is given {len(pairs)} times for {many}: once, or once a concept"
     elif len(concepts) > 1:
         wrong = "one CONCEPT at a time, and then the MAP; --check looks at several"
     elif output is None or strength is None:
@@ -240,8 +239,8 @@ def _page(entry: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{entry['concept']}: {_verdict(entry)}",
-            f"looked at with {entry['held_out']} held-out pairs of {entry['pairs']['name']}, in "
-            f"{entry['clusters']} clusters{left_out}",
+            f"looked at with {count_of(entry['held_out'], 'held-out pair')} of {entry['pairs']['name']}, in "
+            f"{count_of(entry['clusters'], 'cluster')}{left_out}",
             "",
             in_columns(header, rows),
         ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from steersman.errors import PairsError
 from steersman.rendering import render, special_ids
+from steersman.showing import count_of
 
 if TYPE_CHECKING:
     from steersman.models.decoding import OwnSettings
@@ -81,7 +82,7 @@ class Writer:
         if self._context is not None and len(ids) + new > self._context:
             right = "shorten the prompt, or lower --max-new-tokens"
             raise PairsError(
-                f"{prompt.where}: {len(ids)} tokens and {new} new {'one' if new == 1 else 'ones'}, but the "
+                f"{prompt.where}: {count_of(len(ids), 'token')} and {count_of(new, 'new one')}, but the "
                 f"model's context holds {self._context}; {right if least is None else 'shorten it'}"
             )
         return ids

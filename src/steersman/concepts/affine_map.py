@@ -20,7 +20,7 @@ from steersman.concepts.joint_moments import JointMoments
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.regression import HeldOut
 from steersman.errors import ArtifactError, PlanError
-from steersman.showing import Shown, Table, cut, ranges
+from steersman.showing import Shown, Table, count_of, cut, ranges
 from steersman.steering import Architecture
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class LayerMap(Shown):
     def in_words(self) -> str:
         """Where it comes from, how large it is, how well it does."""
         rows, columns = self.weight.shape
-        size = f"{columns} → {rows} numbers"
+        size = f"{columns} → {count_of(rows, 'number')}"
         return f"from layer {self.source_layer}, {size}, R² {self.r2:.3f}, ridge {self.ridge:.1g}"
 
 
@@ -284,7 +284,7 @@ class AffineMap(Shown):
         part = f", part {self.shard}" if self.shard else ""
         layers = f"target layers {ranges(self.layers)}" if self.maps else "no layers yet"
         models = f"{cut(self.source.name or 'a model')} → {cut(self.target.name or 'a model')}"
-        return f"{models}, {layers}; {self.rows} rows of {self.texts} texts{part}"
+        return f"{models}, {layers}; {count_of(self.rows, 'row')} of {count_of(self.texts, 'text')}{part}"
 
     def as_tables(self) -> list[Table]:
         """Target layer by target layer: where it comes from, and how well."""

@@ -21,6 +21,7 @@ from steersman.concepts.alignment import Aligned, ReadText, Rows, align
 from steersman.errors import PairsError
 from steersman.pairs import Content
 from steersman.rendering import TruncatedTarget
+from steersman.showing import count_of
 from steersman.steering import sha256_of
 from steersman.texts import Texts
 
@@ -144,8 +145,8 @@ class AlignedTexts:
         if held_out in (0, len(self)):
             what = "is held out" if not held_out else "is left to fit"
             raise PairsError(
-                f"{self.name}: of {len(self)} texts none {what} (about one in {HELD_OUT_IN} is held out, "
-                "by its content): give more texts"
+                f"{self.name}: of {count_of(len(self), 'text')} none {what} (about one in {HELD_OUT_IN} is "
+                "held out, by its content): give more texts"
             )
 
 

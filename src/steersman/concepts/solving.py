@@ -23,6 +23,7 @@ from steersman.errors import ArtifactError, ModelError, PairsError, each_of
 from steersman.models.same_weights import same_weights
 from steersman.progress import differences
 from steersman.shards import Shard
+from steersman.showing import count_of
 from steersman.ties import largest
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _check_rows(moments: JointMoments) -> None:
     fitted, held_out = (part.rows for part in moments.parts)
     if fitted < 2 or held_out < 2:
         raise PairsError(
-            f"{fitted} rows to fit and {held_out} held out are too few for a map: give more texts"
+            f"{count_of(fitted, 'row')} to fit and {held_out} held out are too few for a map: give more texts"
         )
 
 
@@ -126,8 +127,8 @@ def _warn_of_few_rows(moments: JointMoments, rank: float) -> None:
     rows, width = moments.parts[FIT].rows, moments.sides.source_width
     if rows < width:
         warnings.warn(
-            f"{rows} rows to fit {width} dimensions of the source (effective rank of its states {rank:.1f}): "
-            "the map knows few directions; more texts give more",
+            f"{count_of(rows, 'row')} to fit {width} dimensions of the source (effective rank of its "
+            f"states {rank:.1f}): the map knows few directions; more texts give more",
             stacklevel=3,
         )
 

@@ -45,6 +45,7 @@ from steersman.evaluation.study import Study
 from steersman.evaluation.transplant_report import LeversChapter, TransplantChapter, levers_findings
 from steersman.evaluation.transplant_report import findings as transplant_findings
 from steersman.evaluation.transplant_study import TRANSPLANTED, TransplantStudy
+from steersman.showing import count_of
 
 REPORT = "report.html"
 RESULT = "result.json"
@@ -305,8 +306,8 @@ def demo_report(found: Found, *, out: Path, seed: int, seconds: float) -> Report
 def _title(study: Study) -> str:
     count = sum(len(experts) for experts in study.toward.strengths.values())
     if works_both_ways(study):
-        return f"Switching {count} experts turns this model's refusals on and off"
-    return f"Switching {count} experts: what it does to this model's refusals"
+        return f"Switching {count_of(count, 'expert')} turns this model's refusals on and off"
+    return f"Switching {count_of(count, 'expert')}: what it does to this model's refusals"
 
 
 def _lead(study: Study) -> tuple[str, str]:

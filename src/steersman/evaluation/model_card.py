@@ -15,6 +15,7 @@ from steersman.evaluation.evaluation_report import evidence_in_words
 from steersman.evaluation.evaluation_report.card import plan_in_words, provenance_in_words
 from steersman.evaluation.evaluation_report.texts import harmless, markdown
 from steersman.evaluation.told import told_steering
+from steersman.showing import count_of
 from steersman.steering import Steering
 
 MEANING = {
@@ -114,7 +115,7 @@ def _of_model(what: str, manifest: Mapping[str, Any]) -> list[str]:
     revision = f" at {markdown(model['revision'])}" if model["revision"] else ""
     return [
         f"- {what}: {markdown(model['name'] or 'a model in memory')}{revision}, "
-        f"{markdown(architecture['model_type'])}, {len(architecture['layers'])} layers",
+        f"{markdown(architecture['model_type'])}, {count_of(len(architecture['layers']), 'layer')}",
         f"- its weights: {markdown(model['weights_id'])}",
     ]
 

@@ -14,6 +14,7 @@ from steersman.evaluation.measures.measure import Measured, Metric
 from steersman.evaluation.planning import Arms
 from steersman.evaluation.running import Part, Runner
 from steersman.evaluation.shown import shown_items
+from steersman.showing import count_of
 
 FEW = 100
 """Items below which a warning says that intervals are wide."""
@@ -139,9 +140,11 @@ def warnings(
     for task in tasks:
         for arm, count in task["unjudged"].items():
             if count:
-                found.append(f"{task['name']}: the judge could not place {count} answers of {arm}")
+                found.append(
+                    f"{task['name']}: the judge could not place {count_of(count, 'answer')} of {arm}"
+                )
         if task["items"] < FEW:
-            found.append(f"{task['name']}: {task['items']} items only; intervals are wide")
+            found.append(f"{task['name']}: {count_of(task['items'], 'item')} only; intervals are wide")
         if task["random"] == []:
             found.append(f"{task['name']}: no random control: no item has a number to compare plans by")
         for control in task["random"] or ():

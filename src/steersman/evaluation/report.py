@@ -26,6 +26,7 @@ from steersman.evaluation.comparison import BASE, REVERSED, TOWARD, Comparison, 
 from steersman.evaluation.figures import RateRow, Theme
 from steersman.evaluation.statistics import PairedDifference, RandomControl, Rate
 from steersman.evaluation.study import Study
+from steersman.showing import count_of
 
 EXAMPLES = 6
 
@@ -94,7 +95,7 @@ def first_sight(study: Study) -> FirstSight:
         example=effect.examples(1)[0],
         labels={BASE: "as it is", TOWARD: "steered"},
         picture=both_themes(lambda theme: figures.narrow_rates(rows, theme=theme), _rates_alt(effect)),
-        caption=f"Share “{sides.positive}” of {len(effect.task)} requests, with 95% intervals.",
+        caption=f"Share “{sides.positive}” of {count_of(len(effect.task), 'request')}, with 95% intervals.",
     )
 
 
@@ -133,7 +134,9 @@ def findings(study: Study) -> list[Finding]:
     among = Among.of(study.control)
     return [
         *(
-            effect_found(f"{count} experts, {arm_label(arm, study.effect)}", study.effect, arm, [among])
+            effect_found(
+                f"{count_of(count, 'expert')}, {arm_label(arm, study.effect)}", study.effect, arm, [among]
+            )
             for arm in (TOWARD, REVERSED)
         ),
         *(

@@ -29,7 +29,7 @@ from steersman.experts.causal_effects import (
 from steersman.experts.estimate import Floats
 from steersman.experts.selection import Choice, choose
 from steersman.limits import Router
-from steersman.showing import Shown, Table, cut, first_rows, ranges
+from steersman.showing import Shown, Table, count_of, cut, first_rows, ranges
 from steersman.steering import Architecture, Steering, sha256_of
 from steersman.ties import MEASURED, ranks
 
@@ -114,7 +114,9 @@ class CausalScreen(Shown):
         tested = int(measured.any(axis=0).sum())
         words = f"q < {self.gate.q:g} and an effect of {self.gate.effect:g} nats or more"
         if self.found:
-            return f"{int(self.passing.sum())} effects of {tested} experts pass the gate: {words}"
+            return (
+                f"{count_of(int(self.passing.sum()), 'effect')} of {tested} experts passed the gate: {words}"
+            )
         largest = float(np.abs(self.effects.mean[measured]).max()) if measured.any() else 0.0
         significant = int((self.effects.q_values[measured] < self.gate.q).sum())
         verdicts = self.verdicts
@@ -248,8 +250,8 @@ class CausalScreen(Shown):
         for name, number in asked.items():
             if number > there[name]:
                 raise PlanError(
-                    f"{name} asks for {number} experts, but {there[name]} pass the gate in this direction: "
-                    "filling up with others does harm and no good"
+                    f"{name} asks for {count_of(number, 'expert')}, but {there[name]} pass the gate in "
+                    "this direction: filling up with others does harm and no good"
                 )
         routers = {router.layer: router for router in self.routers}
         return choose(ranking, routers, strength=strength or 1.0, **asked)
@@ -342,9 +344,11 @@ class CausalScreen(Shown):
 
     def in_words(self) -> str:
         """What was screened, and how many experts pass."""
-        where = f"layers {ranges(self.layers)}; {int(self.passing.any(axis=0).sum())} experts pass the gate"
+        passed = count_of(int(self.passing.any(axis=0).sum()), "expert")
+        read = f"{count_of(self.items, 'item')} in {count_of(self.clusters, 'group')}"
         return (
-            f"{self.items} items in {self.clusters} groups; {where}; of {cut(self.model or 'a model', 100)}"
+            f"{read}; layers {ranges(self.layers)}; {passed} passed the gate; of "
+            f"{cut(self.model or 'a model', 100)}"
         )
 
     def as_tables(self) -> list[Table]:

@@ -30,7 +30,7 @@ from steersman.experts.tally import Counted, Weighting
 from steersman.limits import Router
 from steersman.models.same_weights import same_weights, with_stronger_id
 from steersman.progress import differences
-from steersman.showing import Shown, Table, cut, first_rows, ranges
+from steersman.showing import Shown, Table, count_of, cut, first_rows, ranges
 from steersman.steering import Architecture, Steering, canonical_json
 from steersman.ties import COMPUTED, ranks
 
@@ -529,8 +529,12 @@ class RoutingContrast(Shown):
 
     def in_words(self) -> str:
         """What was counted, in which layers, of which model."""
-        counted = "imported ranking" if self.imported else f"{self.pairs} pairs in {self.clusters} clusters"
-        tokens = f"{int(self.tokens[0])} / {int(self.tokens[1])} tokens"
+        counted = (
+            "imported ranking"
+            if self.imported
+            else f"{count_of(self.pairs, 'pair')} in {count_of(self.clusters, 'cluster')}"
+        )
+        tokens = f"{int(self.tokens[0])} / {count_of(int(self.tokens[1]), 'token')}"
         where = f"{int(self.valid.sum())} experts in layers {ranges(self.layers)}"
         return f"{counted}, {tokens}; {where}; of {cut(self.model or 'a model', 100)}"
 
@@ -570,7 +574,7 @@ def _merge_two(one: RoutingContrast, other: RoutingContrast) -> RoutingContrast:
     shared = np.intersect1d(one.cluster_ids, other.cluster_ids)
     if len(shared):
         raise PlanError(
-            f"{len(shared)} clusters (pairs or groups) are in two shards: "
+            f"{count_of(len(shared), 'cluster')} (pairs or groups) in two shards: "
             "a shard was given twice, or it splits a group"
         )
     if (one.nuisance is None) != (other.nuisance is None):

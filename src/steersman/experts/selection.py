@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from steersman.errors import PlanError
 from steersman.limits import Router, broken_limit
+from steersman.showing import count_of
 from steersman.ties import COMPUTED, ranks
 
 
@@ -125,7 +126,7 @@ def stability(
 
 def _first(entries: list[tuple[int, int, float]], number: int, what: str) -> list[tuple[int, int, float]]:
     if len(entries) < number:
-        raise PlanError(f"{number} experts {what} were asked for, but there are {len(entries)}")
+        raise PlanError(f"{count_of(number, 'expert')} {what} were asked for, but there are {len(entries)}")
     return entries[:number]
 
 

@@ -29,6 +29,7 @@ from steersman.interop.inert_pickle import HostilePickle, Record
 from steersman.interop.pickled_arrays import KNOWN_ARRAYS, ArrayReader, Unexpected, unexpected
 from steersman.interop.pickled_tensors import TensorFile
 from steersman.models.loading import Named, structure_of
+from steersman.showing import count_of
 from steersman.steering import Steering
 
 KNOWN = {**KNOWN_ARRAYS, ("steering_vectors.steering_vector", "SteeringVector"): "steering vector"}
@@ -115,7 +116,7 @@ def _bare(file: TensorFile, content: bytes) -> list[Array]:
 
 def _placed(bare: list[Array], layers: Sequence[int] | None, path: Path) -> dict[int, Array]:
     """{layer: vector} of vectors without layers, as they are given for them."""
-    many = f"{len(bare)} vectors" if bare[1:] else "a vector"
+    many = f"{count_of(len(bare), 'vector')}" if bare[1:] else "a vector"
     if layers is None or not len(layers):
         raise ArtifactError(
             f"{path}: holds {many} and does not say of which layers: give them with --layers, such as 12 or "
@@ -126,7 +127,7 @@ def _placed(bare: list[Array], layers: Sequence[int] | None, path: Path) -> dict
     if len(set(layers)) < len(layers):
         raise ArtifactError(f"{path}: --layers names a layer twice")
     if len(bare) not in (1, len(layers)):
-        raise ArtifactError(f"{path}: holds {many}, and --layers names {len(layers)} layers")
+        raise ArtifactError(f"{path}: holds {many}, and --layers names {count_of(len(layers), 'layer')}")
     return dict(zip(layers, bare * len(layers) if len(bare) == 1 else bare, strict=True))
 
 

@@ -23,6 +23,7 @@ from steersman.models.architecture import check_ids, decoder_config
 from steersman.pairs import Content, ContrastPair, ContrastPairs, shared_length
 from steersman.rendering import TruncatedTarget, prompt_of
 from steersman.shards import Shard
+from steersman.showing import count_of
 
 Tokens = npt.NDArray[np.int32]
 
@@ -111,7 +112,7 @@ class EncodedPairs(Sequence[EncodedPair]):
             self._file.write(_packed(sides))
         same = f"both sides are the same tokens: {_listed(named, self.alike)}"
         if not self._starts:
-            of = "" if shard is None else f" in shard {shard} ({len(appeared)} clusters)"
+            of = "" if shard is None else f" in shard {shard} ({count_of(len(appeared), 'cluster')})"
             if self.alike:
                 raise PairsError(
                     f"{pairs.name}: no pair is a contrast{of}, as {same}; right are sides, or targets, whose "
@@ -119,7 +120,7 @@ class EncodedPairs(Sequence[EncodedPair]):
                 )
             raise PairsError(f"{pairs.name}: no pair is left to count{of}")
         if self.alike:
-            warnings.warn(f"{pairs.name}: {self.alike} pairs are left out, as {same}", stacklevel=2)
+            warnings.warn(f"{pairs.name}: {count_of(self.alike, 'pair')} left out, as {same}", stacklevel=2)
         if plain and template:
             warnings.warn(
                 f"{pairs.name}: {plain} preferences are plain texts, which are read as they are, without the "

@@ -27,6 +27,7 @@ from steersman.models.adapters import check_module
 from steersman.models.identity import NAME, WEIGHTLESS, identify_by_files
 from steersman.models.source import Source, exists
 from steersman.models.stored_tensors import check_settings
+from steersman.showing import count_of
 
 DTYPES: dict[str, str | torch.dtype] = {
     "auto": "auto",
@@ -279,7 +280,7 @@ def _check_complete(name: str, info: dict[str, Any]) -> None:
     if lacking:
         raise ModelError(
             f"{name}: its weights do not fit its configuration "
-            f"({len(lacking)} tensors missing or of another shape, such as {lacking[0]})"
+            f"({count_of(len(lacking), 'tensor')} missing or of another shape, such as {lacking[0]})"
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from steersman.models.program import Histogram, Program, Site, site_name
-from steersman.showing import Shown, Table, cut
+from steersman.showing import Shown, Table, count_of, cut
 
 if TYPE_CHECKING:
     from steersman.models.apply import Context
@@ -72,8 +72,8 @@ class Receipt(Shown):
         tokens = sorted(set(self.tokens.values()))
         each = f"{tokens[0]}" if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]}" if tokens else "no"
         sites = len(self.tokens)
-        where = f"{sites} site{'s' * (sites != 1)} ({cut(', '.join(self.tokens))})"
-        return f"{each} tokens at {where}, plan {cut(plans)}"
+        where = f"{count_of(sites, 'site')} ({cut(', '.join(self.tokens))})"
+        return f"{each} {'token' if tokens == [1] else 'tokens'} at {where}, plan {cut(plans)}"
 
     def as_tables(self) -> list[Table]:
         """Tokens by site, and those whose experts changed."""

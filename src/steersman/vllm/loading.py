@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from steersman.errors import ServingError
+from steersman.showing import count_of
 from steersman.vllm import ops
 from steersman.vllm.bank import Bank, Places, Room
 from steersman.vllm.counting import Counter
@@ -70,7 +71,8 @@ def _sites(found: Sites, settings: Settings, plans: list[Any], layers: int) -> S
         blocks |= of_blocks
     beyond = [layer for layer in sorted(routers | blocks) if layer >= layers]
     if beyond:  # what is configured may be another model than what its files say
-        raise ServingError(f"a steering edits layer {beyond[0]}; the engine's model has {layers} layers")
+        there = count_of(layers, "layer")
+        raise ServingError(f"a steering edits layer {beyond[0]}; the engine's model has {there}")
     named = found.chosen(routers, blocks)  # raises where one of them cannot be had
     return found.chosen(None, None) if settings.sites == "all" else named
 

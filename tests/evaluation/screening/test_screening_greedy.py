@@ -118,7 +118,7 @@ def test_no_more_than_asked_for_and_none_that_breaks_a_limit(chooser: functools.
     many = {(0, expert, 1.0): 1.0 - expert / 10 for expert in range(4)}
     found = chooser(instrument=Additive(many)).choose(list(many), at_most=1)
     assert [pick.expert for pick in found.picks] == [0]
-    assert found.reason == "1 experts are as many as asked for"
+    assert found.reason == "as many as asked for: 1 expert"
     found = chooser(instrument=Additive(many)).choose(list(many), at_most=8)
     assert [pick.expert for pick in found.picks] == [0, 1]  # the router chooses 2
     assert found.reason == "no candidate is left"

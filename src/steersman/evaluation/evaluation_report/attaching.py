@@ -13,7 +13,7 @@ from steersman.evaluation.concluded import verdict_of_brief
 from steersman.evaluation.evaluation_report.card import card_evidence
 from steersman.evaluation.evaluation_report.numbers import change, in_points
 from steersman.evaluation.evaluation_report.place import MISSING
-from steersman.showing import on_one_line
+from steersman.showing import count_of, on_one_line
 from steersman.steering import Steering
 
 
@@ -87,7 +87,7 @@ def _in_words(task: Mapping[str, Any]) -> str:
     for name, key in (("p after Holm", "p_holm"), ("p among random plans", "random_p")):
         if task[key] is not None:
             said += f", {name} {p_value(task[key])}"
-    return f"{said}; {task['items']} items" + (", side effect" if task["role"] == "side" else "")
+    return f"{said}; {count_of(task['items'], 'item')}" + (", side effect" if task["role"] == "side" else "")
 
 
 def _number(value: float | None, form: Callable[[float], str]) -> str:

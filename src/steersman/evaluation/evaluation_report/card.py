@@ -16,6 +16,7 @@ from steersman.evaluation.evaluation_report.verdicts import (
     random_sentence,
     side_effects_sentence,
 )
+from steersman.showing import count_of
 from steersman.steering import sha256_of
 
 _COMPARED = ("steered", "reversed", "strength", "prompt+steered")
@@ -125,7 +126,7 @@ def not_measured(result: Mapping[str, Any], steering: str) -> list[str]:
         missing.append("prompts that work against it (attack templates)")
     return [
         *missing,
-        f"other models, languages and kinds of prompts than these {len(result['tasks'])} tasks hold",
+        f"other models, languages and kinds of prompts than in {count_of(len(result['tasks']), 'task')}",
     ]
 
 

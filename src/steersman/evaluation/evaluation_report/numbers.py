@@ -101,9 +101,9 @@ def detectable(task: Place, metric: str, found: Place) -> Pieces:
     """The smallest difference that so many items would have shown; for this arm where that is known."""
     own = found.get("minimum_detectable") if found else Place(None)
     least = own if own.value is not None else task["minimum_detectable"].get(metric)
-    if least.value is None:
-        return ()
     rates = not found or of_rates(found)
+    if least.value is None or (rates and least.value >= 1):  # too few items to show any difference
+        return ()
     form = _in_points_unsigned if rates else measured
     return ("±", least.number(form), " points" if rates else "")
 

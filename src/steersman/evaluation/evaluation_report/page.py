@@ -23,6 +23,7 @@ from steersman.evaluation.evaluation_report.tables import (
 )
 from steersman.evaluation.evaluation_report.verdicts import headline, side_effects_sentence
 from steersman.evaluation.report import environment
+from steersman.showing import count_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def facts(result: Place) -> list[tuple[str, str]]:
         ("weights", model["weights_id"]),
         *((f"plan {steering['name']}", steering["fingerprint"]) for steering in value["steerings"]),
         *(
-            (f"task {task['name']}", f"{task['items']} items, sha256 {task['sha256']}")
+            (f"task {task['name']}", f"{count_of(task['items'], 'item')}, sha256 {task['sha256']}")
             for task in value["tasks"]
         ),
         ("seed", value["seed"]),

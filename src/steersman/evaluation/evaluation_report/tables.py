@@ -23,6 +23,7 @@ from steersman.evaluation.evaluation_report.numbers import (
     p_piece,
 )
 from steersman.evaluation.evaluation_report.place import MISSING, Number, Place
+from steersman.showing import count_of
 
 COLLECTIVE = ("cell", "strength")
 """Kinds of arms that have a section of their own: a factorial's, and a dose–response's."""
@@ -83,7 +84,7 @@ def results_table(result: Place, task: Place) -> Table:
     )
     groups = task.value["groups"]
     related = "" if groups == task.value["items"] else f" in {groups} groups, which the intervals allow for"
-    caption = f"{task.value['items']} items{related}; 95% intervals below each number."
+    caption = f"{count_of(task.value['items'], 'item')}{related}; 95% intervals below each number."
     return Table(caption, ("arm", *(metric["title"] for metric in metrics)), rows)
 
 
@@ -281,10 +282,21 @@ def random_table(task: Place) -> Table | None:
     rows = tuple((random.value["steering"], _random_cells(random)) for random in task["random"])
     first = task["random"][0].value
     measured_by = "the difference in d, in nats" if is_preference(first) else "the difference in what counts"
-    caption = f"Random plans, matched: {first['matched']}. Effect: {measured_by}, on {first['items']} items."
+    on = count_of(first["items"], "item")
+    caption = f"Random plans, matched: {first['matched']}. Effect: {measured_by}, on {on}."
+    sides = "one-sided" if any(is_one_sided(random.value) for random in task["random"]) else "two-sided"
     return Table(
-        caption, ("plan", "its effect", "random plans", "as much", "their mean", "p, two-sided"), rows
+        caption, ("plan", "its effect", "random plans", "as much", "their mean", f"p, {sides}"), rows
     )
+
+
+def is_one_sided(random: Mapping[str, Any]) -> bool:
+    """Whether those random plans were counted that do as much the same way: steersman once did, and its files
+    say so by the count alone.
+    """
+    observed, draws = random["observed"], random["draws"]
+    either_way = sum(abs(drawn) >= abs(observed) for drawn in draws)
+    return sum(drawn >= observed for drawn in draws) == random["at_least"] != either_way
 
 
 def is_preference(random: Mapping[str, Any]) -> bool:

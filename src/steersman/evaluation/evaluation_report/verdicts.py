@@ -19,7 +19,13 @@ from steersman.evaluation.evaluation_report.numbers import (
     p_piece,
 )
 from steersman.evaluation.evaluation_report.place import Place
-from steersman.evaluation.evaluation_report.tables import arms_by, is_preference, why_untold, within_margin
+from steersman.evaluation.evaluation_report.tables import (
+    arms_by,
+    is_one_sided,
+    is_preference,
+    why_untold,
+    within_margin,
+)
 
 ORDER: tuple[Verdict, ...] = (SHOWN, NOT_SHOWN, CANNOT_TELL)
 
@@ -75,7 +81,8 @@ def random_sentence(task: Place, plan: str) -> Pieces:
     control = Control(len(random.value["draws"]), random.value["p"])
     what = "d (how much likelier the positive answer is, log-odds)" if is_preference(random.value) else "it"
     way = "up" if random.value["observed"] > 0 else "down"
-    further = f"{plan} moves {what} further {way} than random plans of its shape move it either way"
+    either = way if is_one_sided(random.value) else "either way"
+    further = f"{plan} moves {what} further {way} than random plans of its shape move it {either}"
     start = "Shown: " if control.beaten else "Cannot tell whether "
     return (start, further, ": ", *_counted(random), ".")
 
@@ -85,7 +92,8 @@ def _counted(random: Place) -> Pieces:
     count = len(random.value["draws"])
     few = "" if Control(count, 1.0).carries else f", and fewer than {LEAST_CONTROLS} can show nothing"
     as_much = random["at_least"].number(str)
-    return (as_much, f" of {count} did as much (p ", *equals(p_piece(random["p"])), f"){few}")
+    p = "one-sided p" if is_one_sided(random.value) else "p"
+    return (as_much, f" of {count} did as much ({p} ", *equals(p_piece(random["p"])), f"){few}")
 
 
 def _control_words(task: Place, arm: str) -> Pieces:

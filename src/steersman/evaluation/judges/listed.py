@@ -16,7 +16,7 @@ from steersman.errors import JudgeError, PairsError
 from steersman.evaluation.judges.phrases import words_of
 from steersman.evaluation.judges.verdict import Verdict
 from steersman.pairs import read_text
-from steersman.showing import Shown
+from steersman.showing import Shown, count_of
 from steersman.steering import sha256_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ class PhraseList(Shown):
 
     def in_words(self) -> str:
         """Its name and size."""
-        return f"{self.name}, {len(self.beginnings)} beginnings and {len(self.phrases)} phrases"
+        return (
+            f"{self.name}, {count_of(len(self.beginnings), 'beginning')} and "
+            f"{count_of(len(self.phrases), 'phrase')}"
+        )
 
 
 @dataclass(frozen=True)

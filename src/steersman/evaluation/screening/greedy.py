@@ -21,6 +21,7 @@ from steersman.evaluation.screening.texts import Batch, Reading, by_item
 from steersman.evaluation.statistics import clustered_mean
 from steersman.experts.causal_effects import ChosenSet, Pick
 from steersman.limits import broken_limit
+from steersman.showing import count_of
 from steersman.ties import largest, ranks
 
 LEAST_T = 3.0
@@ -120,7 +121,9 @@ class Chooser:
                 )
                 return ChosenSet(tuple(picks), reason, len(candidates))
             picks.append(Pick(*left[best], float(gain.mean[best]), float(gain.error[best])))
-        return ChosenSet(tuple(picks), f"{at_most} experts are as many as asked for", len(candidates))
+        return ChosenSet(
+            tuple(picks), f"as many as asked for: {count_of(at_most, 'expert')}", len(candidates)
+        )
 
     def _best(self, step: str, plan: tuple[Edit, ...], left: Sequence[Edit]) -> tuple[Gain, int | None]:
         """What candidates add, and the best that is sure.

@@ -16,6 +16,7 @@ from steersman.evaluation.prompts import same_answers
 from steersman.evaluation.tasks import Behaviour, Item, Task, load_task
 from steersman.experts.estimate import LEAST_CLUSTERS
 from steersman.pairs import ContrastPair, ContrastPairs, load_pairs
+from steersman.showing import count_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +56,7 @@ def told_apart(task: Task, tokenizer: PreTrainedTokenizerBase) -> Task:
     if len(alike) == len(task):
         raise PairsError(f"{task.name}: no item is a contrast: both answers are the same tokens ({named})")
     warnings.warn(
-        f"{task.name}: {len(alike)} items are left out: both answers are the same tokens ({named})",
+        f"{task.name}: {count_of(len(alike), 'item')} left out: both answers are the same tokens ({named})",
         stacklevel=2,
     )
     return picked(task, sorted({*range(len(task))} - {*alike}))
@@ -137,7 +138,7 @@ def some_of(task: Task, limit: int, seed: int) -> Task:
 def halves(task: Task, seed: int) -> tuple[Task, Task]:
     """Two parts with as many groups each, none in both. Raises PairsError where they are too few."""
     names = sorted(set(task.groups))
-    require_clusters(len(names) // 2, f"{task.name}: each half of its {len(names)} groups", 2)
+    require_clusters(len(names) // 2, f"{task.name}: each half of its {count_of(len(names), 'group')}", 2)
     order = np.random.default_rng(seed).permutation(len(names))
     first = {names[place] for place in order[: (len(names) + 1) // 2]}
     places = range(len(task))
@@ -149,7 +150,7 @@ def require_clusters(found: int, what: str, parts: int = 1) -> None:
     """Raise PairsError where there are too few independent groups to tell an effect from chance."""
     if found < LEAST_CLUSTERS:
         raise PairsError(
-            f"{what}: {found} groups are too few to tell an effect from chance; give items of at least "
+            f"{what}: too few groups ({found}) to tell an effect from chance; give items of at least "
             f"{parts * LEAST_CLUSTERS} groups"
             + (" (half of them screen, half of them choose sets)" if parts > 1 else "")
         )

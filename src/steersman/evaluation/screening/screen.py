@@ -133,7 +133,7 @@ def screen_experts(
 
     Example:
         >>> steersman.screen_experts("lab:moe", None, "lab:refusal/dev", limit=24, at_most=0)
-        <CausalScreen: 24 items in 22 groups; layers 0–3; ... experts pass the gate; of lab:moe>
+        <CausalScreen: 24 items in 22 groups; layers 0–3; ... experts passed the gate; of lab:moe>
     """
     model, tokenizer = open_named(model, tokenizer)
     given = Options(**options)

@@ -13,7 +13,7 @@ from steersman.evaluation.measures.answers import Answers
 from steersman.evaluation.measures.measure import Measure
 from steersman.evaluation.tasks.asking import as_text
 from steersman.pairs import Content
-from steersman.showing import SHOWN, Shown, Table, cut
+from steersman.showing import SHOWN, Shown, Table, count_of, cut
 from steersman.steering import sha256_of
 
 
@@ -94,7 +94,7 @@ class Task(Shown, Sequence[Item]):
 
     def in_words(self) -> str:
         """What it measures, by how many items."""
-        return f"{self.name}, {len(self)} items: {self.behaviour.title}"
+        return f"{self.name}, {count_of(len(self), 'item')}: {self.behaviour.title}"
 
     def as_tables(self) -> list[Table]:
         """The first items."""

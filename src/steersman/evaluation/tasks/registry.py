@@ -11,6 +11,7 @@ from typing import Protocol
 from steersman.errors import PairsError, valid_name
 from steersman.evaluation.judges.verdict import Judge
 from steersman.evaluation.tasks.item import Task
+from steersman.showing import count_of
 
 ENTRY_POINTS = "steersman.tasks"
 """Packages add forms by entry points of this group: name = form, value = a `Form`."""
@@ -77,8 +78,8 @@ def load_task(source: str | Path, *, limit: int | None = None, judge: Judge | No
     task = form(place, limit=None if limit is None else min(limit, sys.maxsize))
     if limit is not None and len(task) < limit:
         raise PairsError(
-            f"{source}: {limit} items asked for, but there are {len(task)}; ask for at most those, or "
-            "leave the limit out"
+            f"{source}: {count_of(limit, 'item')} asked for, but there are {len(task)}; ask for at most "
+            "those, or leave the limit out"
         )
     return task if judge is None else task.judged_by(judge)
 
