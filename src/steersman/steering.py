@@ -527,6 +527,29 @@ def _check_conflicts(edits: Sequence[ExpertEdit]) -> None:
                 )
 
 
+def sources_of(provenance: Mapping[str, Any], strength: float = 1.0) -> list[dict[str, Any]]:
+    """The plans that a plan was composed, scaled, reversed or rescoped of, as they were saved: [{"name",
+    "fingerprint", "made", "strength"}], `strength` being what each was multiplied by, `name` None where it is
+    not known. Empty for another plan.
+    """
+    made = provenance.get("made")
+    if made not in ("composed", "scaled", "reversed", "rescoped"):
+        return []
+    factor = provenance.get("factor", -1 if made == "reversed" else 1)
+    found: list[dict[str, Any]] = []
+    for source in (source for source in provenance["from"] if "fingerprint" in source):
+        below = [] if "name" in source else sources_of(source, strength * factor)
+        told = {key: source.get(key) for key in ("name", "fingerprint", "made")}
+        found += below or [{**told, "strength": strength * factor}]
+    return found
+
+
+def source_in_words(source: Mapping[str, Any]) -> str:
+    """One of them: "safer (6fcebb36b501f2a3…) × 0.5"."""
+    scaled = "" if source["strength"] == 1 else f" × {source['strength']:g}"
+    return f"{source['name'] or 'a plan'} ({str(source['fingerprint'])[:16]}…){scaled}"
+
+
 def _derived(made: str, sources: Sequence[Steering], **facts: object) -> dict[str, Any]:
     return {
         "made": made,

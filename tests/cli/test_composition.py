@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -45,11 +46,43 @@ def test_experts_and_vectors_in_one_plan(plans: dict[str, Path], tmp_path: Path)
     )
     assert vector["norm"] == pytest.approx(float(torch.arange(1.0, 33.0).norm()))
     words = run("compose", plans["projected"], both, "-o", tmp_path / "all").words
-    assert "1 expert activated, 0 deactivated, vectors at layers 0, 2" in words
+    for said in ("activated 1: 1:5", "layer 0: project × ", "layer 2: add × 1, scope answer"):
+        assert said in words
     shown = run("show", tmp_path / "all").words
+    assert "1 expert activated, 0 deactivated, vectors at layers 0, 2" in shown
     assert "project" in shown
     assert "residual stream" in shown
     assert [v["layer"] for v in run("show", tmp_path / "all", "--json").json["vectors"]] == [0, 2]
+
+
+def test_what_a_plan_is_made_of_is_named(plans: dict[str, Path], tmp_path: Path) -> None:
+    """By the folders' names, not by where they lie; and as deep as they were saved."""
+    half, both = tmp_path / "half", tmp_path / "both"
+    known = {name: Steering.from_pretrained(place).fingerprint for name, place in plans.items()}
+    assert (
+        f"scaled, from in ({known['in'][:16]}…) × 0.5"
+        in run("compose", f"{plans['in']}@0.5", "-o", half).words
+    )
+    known["half"] = Steering.from_pretrained(half).fingerprint
+    made = run("compose", half, f"{plans['vector']}@-2", "-o", both, "--json").json
+    shown = run("show", both, "--json").json
+    assert made["sources"] == shown["sources"]
+    assert [(one["name"], one["strength"], one["fingerprint"]) for one in shown["sources"]] == [
+        ("half", 1.0, known["half"]),
+        ("vector", -2.0, known["vector"]),
+    ]
+    of = f"composed, from half ({known['half'][:16]}…), vector ({known['vector'][:16]}…) × -2"
+    assert of in run("show", both).words
+    assert str(tmp_path) not in json.dumps(Steering.from_pretrained(both).provenance)
+    # In Python nobody says the names: what they were is known by their fingerprints.
+    (0.5 * -Steering.from_pretrained(plans["vector"])).save_pretrained(tmp_path / "python")
+    assert f"scaled, from a plan ({known['vector'][:16]}…) × -0.5" in run("show", tmp_path / "python").words
+    narrow = run("compose", plans["in"], "-o", tmp_path / "narrow", "--scope", "answer").words
+    assert "(layer:expert, scope answer)" in narrow
+    assert f"rescoped, from in ({known['in'][:16]}…)" in narrow
+    assert (
+        f"steersman: error: {half}@3: scaled by 3" in run("compose", f"{half}@3", "-o", tmp_path / "x").stderr
+    )
 
 
 def test_a_scope_for_all_edits(plans: dict[str, Path], tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_there_and_back_through_easysteer(tiny: Path, steering: Path, tmp_path: 
         'ApplySpec(prompt="all"'
         in run("export", steering, "--format", "easysteer", "-o", file, "--force").words
     )
-    assert "experts activated" in run("import", file, "--model", tiny, "-o", back, "--force").words
+    assert "activated 2: 0:4, 1:7" in run("import", file, "--model", tiny, "-o", back, "--force").words
 
 
 def test_a_hostile_file_in_a_process_of_its_own(tiny: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_there_and_back_through_gguf(tiny: Path, vector: Path, tmp_path: Path) -
     assert torch.equal(steering.edits[0].vectors[1], saved.edits[0].vectors[1] * 1.5)
     assert again["vectors"][0]["norm"] == pytest.approx(1.5 * result["vectors"][0]["norm"])
     words = run("import", file, "--model", tiny, "-o", back, "--scope", "answer", "--force").words
-    assert "a vector at layer 1" in words
+    assert "layer 1: add × 1, scope answer" in words
     assert Steering.from_pretrained(back).edits[0].scope == "answer"
     assert "--control-vector" in run("export", vector, "--format", "gguf", "-o", file, "--force").words
 

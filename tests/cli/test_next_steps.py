@@ -28,7 +28,9 @@ def test_from_a_mixture_of_experts_to_a_conversation(tiny: Path) -> None:
     select, chat = following(run(*detect))
     assert detect == ["detect", str(tiny), "pairs.jsonl", "-o", "contrast"]
     assert select[:4] == ["select", "contrast", "-o", "contrast-steering"]
-    assert run(*select).status == 0
+    (hear,) = following(run(*select))
+    assert hear == ["chat", str(tiny), "--steering", "contrast-steering"]
+    assert following(run("compose", f"{select[3]}@0.5", "-o", "half")) == [[*hear[:3], "half"]]
     assert "receipt  routing changed at" in run(*chat, "--max-new-tokens", 2, stdin="hi").words
     assert following(run("describe", tiny)) == [[*detect[:4], "contrast-2"]]  # the place is taken now
 
@@ -41,7 +43,7 @@ def test_from_a_dense_model_to_a_conversation(dense: Path, tmp_path: Path) -> No
     (refine,) = following(described)
     assert refine == ["refine", str(dense), *asked, "pairs.jsonl", "-o", "concept"]
     steer, chat = following(run(*refine, "--shuffles", 0))
-    assert run(*steer).status == 0
+    assert following(run(*steer)) == [["chat", str(dense), "--steering", steer[3]]]
     assert "receipt  states changed at" in run(*chat, "--max-new-tokens", 2, stdin="hi").words
     error = run("detect", dense, "pairs.jsonl", "-o", "contrast").error
     assert "vectors steer dense ones too" in error

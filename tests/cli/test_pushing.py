@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from cli.command_line import process, run
 from hub_server import LocalHub, local_hub
-from steersman import ConceptVector, RoutingContrast, Steering
+from steersman import (
+    ConceptVector,
+    RoutingContrast,
+    Steering,
+    detect_experts,
+    load_model,
+    load_pairs,
+    refine_concept,
+)
 
 TASK = {
     "task": "lab:refusal",
@@ -139,7 +150,66 @@ def test_the_card_of_a_concept_and_of_a_contrast(dense: Path, contrast: Path, tm
     card = card_of(contrast, tmp_path / "card")
     assert card.data.tags == ["steersman", "routing-contrast"]
     assert "wording alone can make them" in card.text
-    assert "pairs: 30" in card.text
+    assert "- contrast pairs: 30" in card.text
+    assert not re.search(r"\balike\b|seed|new.tokens|skipped", card.text)  # keys, and what is none
+    assert "| layer | expert | risk" in card.text
+
+
+def test_the_example_of_a_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = load_pairs("lab:refusal/dev")[:24]
+    concept = refine_concept(*load_model("lab:source"), pairs, shuffles=0)
+    by_hand = Steering.from_vectors("lab:source", {1: torch.ones(64)}, scope="all")
+    detect_experts(*load_model("lab:moe"), pairs).save_pretrained("contrast")
+    for artifact, chats in ((concept, True), (concept.steering("1"), True), (by_hand, False)):
+        artifact.save_pretrained("artifact", force=True)
+        text = card_of(Path("artifact"), Path("you/thing")).text
+        (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        assert ("apply_chat_template" in example) == chats
+        found: dict[str, Any] = {}
+        exec(example, found)
+        assert sum(found["receipt"].tokens.values()) > 0
+    (example,) = re.findall(
+        r"```python\n(.*?)```", card_of(Path("contrast"), Path("you/thing")).text, re.DOTALL
+    )
+    exec(example, {})
+
+
+def test_a_card_names_no_place_on_this_machine(steering: Path, contrast: Path, tmp_path: Path) -> None:
+    """Of a local copy it has the name, and the base model where its configuration says it."""
+    home = tmp_path / "home" / "me"
+    (home / "copy").mkdir(parents=True)
+    (home / "pairs.jsonl").write_text("")
+    config = home / "copy" / "config.json"
+    made = {
+        "made": "concept",
+        "concept": {"model": str(home / "copy"), "from": [{"name": f"{home}/pairs.jsonl"}]},
+    }
+    task = {**TASK, "role": "effect", "task": "~/tasks/refused.jsonl"}
+    plan = replace(
+        Steering.from_pretrained(steering),
+        model=str(home / "copy"),
+        provenance=made,
+        evidence=({**EVIDENCE, "tasks": [task]},),
+    )
+    plan.save_pretrained(tmp_path / "plan")
+    for said, base in (
+        ({"_name_or_path": "nobody/moe-1b"}, "nobody/moe-1b"),
+        ({"_name_or_path": "../moe"}, None),
+        ({"_name_or_path": str(home / "copy")}, None),
+        ({}, None),
+    ):
+        config.write_text(json.dumps(said))
+        card = card_of(tmp_path / "plan", tmp_path / "card")
+        assert card.data.base_model == base
+        assert f'load_model("{base or "copy"}")' in card.text
+        assert "- for: copy, " in card.text
+        for place in (str(tmp_path), "home", "~", "tasks/"):
+            assert place not in card.text
+        assert "name: pairs.jsonl" in card.text
+        assert "refused.jsonl" in card.text
+    config.write_text("{")
+    assert card_of(tmp_path / "plan", tmp_path / "card").data.base_model is None
 
 
 def test_names_in_a_card_are_no_markup(steering: Path, tmp_path: Path) -> None:

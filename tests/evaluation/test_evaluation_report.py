@@ -332,8 +332,8 @@ def test_random_plans_that_do_as_much_are_no_comfort(result: dict[str, Any], tmp
     # As steersman once counted: those alone that do as much the same way.
     changed["tasks"][0]["random"][0] |= {"observed": 0.2, "draws": [-0.9, 0.1, 0.3], "at_least": 1, "p": 0.5}
     for name, text in some_verdicts(changed, tmp_path / "one-sided").items():
-        assert "of its shape move it up: 1 of 3 did as much (one-sided p = 0.5)" in text, name
-        assert "two-sided" not in text, name
+        assert "of its shape move it up: 1 of 3 did as much (one-sided p = 0.50)" in text, name
+        assert ("p, one-sided" in text) == (name != "card.md"), name
     changed["tasks"][0]["random"] = None
     for name, text in some_verdicts(changed, tmp_path / "none").items():
         assert "clear of 0, but no random plans were run beside it" in text, name
@@ -446,7 +446,8 @@ def test_the_card_names_the_files_behind_a_plan(
     changed["steerings"][0]["provenance"] = made
     write_evaluation_report(tmp_path, changed)
     text = (tmp_path / "card.md").read_text("utf-8").partition("## What it does")[0]
-    assert f"made by {made['made']}" in text
+    said = {"concept": "made of a concept", "transplant": "made by transplant"}
+    assert said.get(made["made"], f"plan{'s' if made['made'] == 'composed' else ', scaled'}") in text
     assert "people.jsonl" in text
     assert "e" * 64 in text
     assert ("f" * 64 in text) == ("wiki" in str(made))

@@ -22,6 +22,7 @@ from steersman.cli.shards import shards_in_words
 from steersman.errors import ArchitectureMismatch, ArtifactError, WeightsMismatch
 from steersman.models.weights_ids import in_brief
 from steersman.showing import count_of, on_one_line
+from steersman.steering import source_in_words, sources_of
 
 if TYPE_CHECKING:
     from steersman import CausalScreen, ExpertProfile, RoutingContrast, Steering
@@ -176,6 +177,11 @@ def _show_steering(artifact: str, manifest: dict[str, Any], as_json: bool) -> No
     }
     if vectors := plan_for_json(steering)["vectors"]:
         result["vectors"] = vectors
+    try:
+        if sources := sources_of(steering.provenance):
+            result["sources"] = sources
+    except _OTHER_FORM:
+        raise _of_other_form(artifact) from None
     put_out(result, as_json, lambda: _in_words(artifact, manifest, steering))
 
 
@@ -267,9 +273,16 @@ def _draw(
 def _in_words(artifact: str, manifest: dict[str, Any], steering: Steering) -> str:
     try:
         return _steering_in_words(artifact, manifest, steering)
-    except (TypeError, KeyError, AttributeError):
-        # What a plan was made from is free text to its format; only what Steersman wrote is known here.
-        raise ArtifactError(f"{artifact}: made_from is not of the form that Steersman writes") from None
+    except _OTHER_FORM:
+        raise _of_other_form(artifact) from None
+
+
+_OTHER_FORM = (TypeError, ValueError, KeyError, AttributeError)
+
+
+def _of_other_form(artifact: str) -> ArtifactError:
+    """What a plan was made from is free text to its format; only what Steersman wrote is known here."""
+    return ArtifactError(f"{artifact}: made_from is not of the form that Steersman writes")
 
 
 def _steering_in_words(artifact: str, manifest: dict[str, Any], steering: Steering) -> str:
@@ -316,6 +329,7 @@ def _origin(manifest: dict[str, Any]) -> list[str]:
         for source in made_from.get("from", [])
         if "sha256" in source
     ]
+    sources += map(source_in_words, sources_of(made_from))
     lines = [
         f"for {model['name'] or 'a model in memory'}{revision}: {architecture['model_type']}, "
         f"{count_of(len(architecture['layers']), 'layer')}, "

@@ -17,9 +17,11 @@ from steersman.cli.options import (
     output_option,
     scope_option,
 )
-from steersman.cli.output import put_out, require_free
+from steersman.cli.output import next_steps, put_out, require_free
+from steersman.edits import expert_edits, residual_edits
 from steersman.errors import PlanError
-from steersman.showing import count_of, ranges
+from steersman.showing import count_of, on_one_line, ranges
+from steersman.steering import source_in_words, sources_of
 
 if TYPE_CHECKING:
     from steersman.edits import Scope
@@ -62,18 +64,12 @@ def compose(
     require_free(output, force, [Path(choice.path) for choice in steerings])
     plan = composed(steerings, on_conflict, named="", scope=scope)
     plan.save_pretrained(output, force=force)
-    result = {"output": str(output), **plan_for_json(plan)}
-    put_out(
-        result,
-        as_json,
-        lambda: f"{output}: a steering, {plan_in_words(result)}\nfingerprint {plan.fingerprint}",
-    )
+    result = {"output": str(output), **plan_for_json(plan), "sources": sources_of(plan.provenance)}
+    put_out(result, as_json, lambda: "\n".join(made_in_words(output, plan)) + heard(output, plan))
 
 
 def plan_for_json(plan: Steering) -> dict[str, Any]:
     """A plan's fingerprint, experts, and layers with vectors, for JSON."""
-    from steersman.edits import residual_edits
-
     entries = [
         {"layer": layer, "expert": expert, "strength": strength}
         for layer, experts in plan.strengths.items()
@@ -109,6 +105,48 @@ def plan_in_words(facts: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
+def made_in_words(output: Path, plan: Steering) -> list[str]:
+    """What a command has made, line by line: where it is, what it is made of, each of its edits."""
+    facts = plan_for_json(plan)
+    lines = [f"{output}: steering {plan.fingerprint[:16]}…"]
+    if sources := sources_of(plan.provenance):
+        lines.append(f"{plan.provenance['made']}, from {', '.join(map(source_in_words, sources))}")
+    if facts["activated"] or facts["deactivated"] or not facts["vectors"]:
+        scopes = "/".join(sorted({edit.scope for edit in expert_edits(plan.edits)}))
+        lines[0] += f" (layer:expert{f', scope {scopes}' if scopes else ''})"
+        lines += [f"{way} {len(facts[way])}: {_places(facts[way])}" for way in ("activated", "deactivated")]
+    doses = plan.provenance.get("doses", {})
+    for entry in facts["vectors"]:
+        dose = doses.get(str(entry["layer"]))
+        lines.append(
+            f"layer {entry['layer']}: {entry['operation']} × {entry['strength']:.4g}"
+            f"{'' if dose is None else f', dose {dose:.2f}'}, scope {entry['scope']}"
+        )
+    skipped = plan.provenance.get("skipped", [])
+    lines += [f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}" for entry in skipped]
+    return [on_one_line(line) for line in lines]
+
+
+def _places(entries: Sequence[Mapping[str, Any]]) -> str:
+    return (
+        ", ".join(
+            f"{entry['layer']}:{entry['expert']}"
+            + ("" if abs(entry["strength"]) == 1 else f" × {abs(entry['strength']):g}")
+            for entry in entries
+        )
+        or "none"
+    )
+
+
+def heard(output: Path, plan: Steering) -> str:
+    """The next step after making a plan, where its model's name is known."""
+    return (
+        next_steps("Next, hear the model steered by it", ["chat", plan.model, "--steering", output])
+        if plan.model
+        else ""
+    )
+
+
 def composed(
     choices: Sequence[SteeringChoice],
     on_conflict: OnConflict,
@@ -118,7 +156,8 @@ def composed(
     """One plan of those that were named. Raises PlanError, which names the two that contradict each other."""
     from steersman import compose
 
-    plans = [choice.open() for choice in choices]
+    derived = len(choices) > 1 or scope is not None or choices[0].strength != 1
+    plans = [choice.open(named, named=derived) for choice in choices]
     if scope is not None:
         plans = [plan.with_scope(scope) for plan in plans]
     if len(plans) == 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from steersman.cli.composition import plan_for_json
+from steersman.cli.composition import heard, made_in_words, plan_for_json
 from steersman.cli.options import (
     ModelChoice,
     batch_size_option,
@@ -176,7 +176,7 @@ def steer(
     steering = read.steering(strength, layers=layers, scope=scope, operation=operation)
     steering.save_pretrained(output, force=force)
     result = steered_for_json(output, steering)
-    put_out(result, as_json, lambda: steered_in_words(result))
+    put_out(result, as_json, lambda: "\n".join(made_in_words(output, steering)) + heard(output, steering))
 
 
 def check_plot(plot: Path | None, force: bool, output: Path | None = None) -> None:
@@ -291,15 +291,3 @@ def steered_for_json(output: Path, steering: Steering) -> dict[str, Any]:
     facts = plan_for_json(steering)
     vectors = [{**entry, "dose": doses.get(str(entry["layer"]))} for entry in facts["vectors"]]
     return {"output": str(output), "fingerprint": facts["fingerprint"], "vectors": vectors}
-
-
-def steered_in_words(result: dict[str, Any]) -> str:
-    """The same in words."""
-    lines = [f"{result['output']}: steering {result['fingerprint'][:16]}…"]
-    for entry in result["vectors"]:
-        dose = "" if entry["dose"] is None else f", dose {entry['dose']:.2f}"
-        lines.append(
-            f"layer {entry['layer']}: {entry['operation']} × {entry['strength']:.4g}{dose}, "
-            f"scope {entry['scope']}"
-        )
-    return "\n".join(lines)

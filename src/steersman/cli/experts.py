@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from steersman.cli.composition import heard, made_in_words
 from steersman.cli.failures import resumable
 from steersman.cli.maps import merge_maps
 from steersman.cli.options import (
@@ -24,13 +25,13 @@ from steersman.cli.options import (
     scope_option,
 )
 from steersman.cli.output import in_columns, next_steps, number, put_out, require_free, unused
-from steersman.cli.selecting import select_of_screen, selected_in_words, selection_for_json
+from steersman.cli.selecting import select_of_screen, selection_for_json
 from steersman.cli.shards import shards_for_json, shards_in_words
 from steersman.errors import PairsError, PlanError
 from steersman.showing import count_of, on_one_line
 
 if TYPE_CHECKING:
-    from steersman import RoutingContrast
+    from steersman import RoutingContrast, Steering
     from steersman.edits import Scope
     from steersman.experts.contrast import By
     from steersman.experts.tally import Weighting
@@ -360,7 +361,7 @@ def select(
             key: steering.provenance[key] for key in ("stability", "adjustment") if key in steering.provenance
         },
     }
-    put_out(result, as_json, lambda: _selected_in_words(result, counted))
+    put_out(result, as_json, lambda: _selected_in_words(result, steering, counted) + heard(output, steering))
 
 
 def summary(contrast: RoutingContrast) -> dict[str, Any]:
@@ -517,10 +518,10 @@ def _detected_in_words(result: dict[str, Any], contrast: RoutingContrast) -> str
     return "\n".join([*lines, *([""] if parts else []), *parts])
 
 
-def _selected_in_words(result: dict[str, Any], counted: RoutingContrast) -> str:
+def _selected_in_words(result: dict[str, Any], steering: Steering, counted: RoutingContrast) -> str:
     from steersman.experts.estimate import LEAST_CLUSTERS
 
-    lines = selected_in_words(result)
+    lines = made_in_words(Path(result["output"]), steering)
     lines += _stability_in_words(result.get("stability"))
     if counted.imported:
         lines.append(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from steersman.cli.composition import plan_for_json, plan_in_words
+from steersman.cli.composition import made_in_words, plan_for_json, plan_in_words
 from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import force_option, json_option, layers_option, output_option, scope_option
 from steersman.cli.output import put_out, require_free
@@ -107,7 +107,7 @@ def import_(
         steering.save_pretrained(output, force=force)
         result = {"output": str(output), "format": form, "kind": "steering", **plan_for_json(steering)}
         result["weights"] = steering.weights_id
-        put_out(result, as_json, lambda: _plan_in_words(file, result) + _without_weights(result))
+        put_out(result, as_json, lambda: _plan_in_words(file, steering, output) + _without_weights(result))
 
 
 def _without_weights(result: dict[str, Any]) -> str:
@@ -249,11 +249,9 @@ def _ranking_in_words(file: Path, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _plan_in_words(file: Path, result: dict[str, Any]) -> str:
-    return (
-        f"{result['output']}: a steering, from {file.name}: {plan_in_words(result)}\n"
-        f"fingerprint {result['fingerprint']}"
-    )
+def _plan_in_words(file: Path, plan: Steering, output: Path) -> str:
+    where, *edits = made_in_words(output, plan)
+    return "\n".join([f"{where}, from {file.name}", *edits])
 
 
 def _exported_in_words(result: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -124,17 +124,26 @@ class SteeringChoice:
         name = "" if self.name is None else f"{self.name}="
         return f"{name}{self.path}" + ("" if self.strength == 1.0 else f"@{self.strength:g}")
 
-    def open(self) -> Steering:
-        """The saved steering, scaled. Raises PlanError where that takes a strength out of its range."""
+    def open(self, option: str = "--steering ", *, named: bool = False) -> Steering:
+        """The saved steering, scaled. Raises PlanError where that takes a strength out of its range.
+
+        Args:
+            option: What the error says before it.
+            named: What is made of it says its name: the folder's, without where that lies.
+        """
         from steersman import Steering
 
         steering = Steering.from_pretrained(self.path)
+        if named:
+            place = Path(self.path)
+            name = place.resolve().name if place.exists() else self.path
+            steering = replace(steering, provenance={**steering.provenance, "name": name})
         if self.strength == 1.0:
             return steering
         try:
             return self.strength * steering
         except PlanError as error:
-            raise PlanError(f"--steering {self}: scaled by {self.strength:g}, {error}") from None
+            raise PlanError(f"{option}{self}: scaled by {self.strength:g}, {error}") from None
 
 
 class SteeringType(click.ParamType[SteeringChoice]):

@@ -95,5 +95,9 @@ def _in_words(result: dict[str, Any]) -> str:
             "The card says that it was not evaluated: `steersman evaluate … --attach` attaches what is found."
         )
     if not result["base_model"]:
-        lines.append("The card names no base model: the artifact's is not known by a name on the Hub.")
+        lines.append(
+            "The card names no base model: the artifact's is not known by a name on the Hub, nor does the "
+            "configuration of a local copy give one. Add `base_model: OWNER/NAME` to the top of README.md if "
+            "you know it."
+        )
     return "\n".join(lines)

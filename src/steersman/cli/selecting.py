@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steersman.cli.composition import heard, made_in_words, plan_for_json
 from steersman.cli.output import put_out
-from steersman.showing import on_one_line
 
 if TYPE_CHECKING:
     from steersman import CausalScreen, Steering
@@ -36,35 +36,11 @@ def select_of_screen(
     )
     steering.save_pretrained(output, force=force)
     result = {**selection_for_json(output, steering), "by": "causal"}
-    put_out(result, as_json, lambda: "\n".join(selected_in_words(result)))
+    put_out(result, as_json, lambda: "\n".join(made_in_words(output, steering)) + heard(output, steering))
 
 
 def selection_for_json(output: Path, steering: Steering) -> dict[str, Any]:
     """The experts of a selection, and which were skipped."""
-    chosen = [
-        {"layer": layer, "expert": expert, "strength": value}
-        for layer, experts in steering.strengths.items()
-        for expert, value in experts.items()
-    ]
-    return {
-        "output": str(output),
-        "fingerprint": steering.fingerprint,
-        "activated": [entry for entry in chosen if entry["strength"] > 0],
-        "deactivated": [entry for entry in chosen if entry["strength"] < 0],
-        "skipped": list(steering.provenance.get("skipped", [])),
-    }
-
-
-def selected_in_words(result: dict[str, Any]) -> list[str]:
-    """The same in words, line by line."""
-    result = on_one_line(result)
-
-    def places(entries: list[dict[str, Any]]) -> str:
-        return ", ".join(f"{entry['layer']}:{entry['expert']}" for entry in entries) or "none"
-
-    return [
-        f"{result['output']}: steering {result['fingerprint'][:16]}… (layer:expert)",
-        f"activated {len(result['activated'])}: {places(result['activated'])}",
-        f"deactivated {len(result['deactivated'])}: {places(result['deactivated'])}",
-        *(f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}" for entry in result["skipped"]),
-    ]
+    facts = plan_for_json(steering)
+    del facts["vectors"]
+    return {"output": str(output), **facts, "skipped": list(steering.provenance.get("skipped", []))}

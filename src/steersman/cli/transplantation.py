@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from steersman.certainty import NOT_SHOWN
-from steersman.cli.concepts import Layers, steered_for_json, steered_in_words
+from steersman.cli.composition import heard, made_in_words
+from steersman.cli.concepts import Layers, steered_for_json
 from steersman.cli.options import (
     ModelChoice,
     batch_size_option,
@@ -168,7 +169,8 @@ def _transplant(
     steering.save_pretrained(output, force=options["force"])
     gate = steering.provenance["gate"]
     result = {**steered_for_json(output, steering), "gate": gate}
-    put_out(result, as_json, lambda: "\n".join([steered_in_words(result), *_gate_in_words(gate)]))
+    words = [*made_in_words(output, steering), *_gate_in_words(gate)]
+    put_out(result, as_json, lambda: "\n".join(words) + heard(output, steering))
 
 
 def _gate_in_words(gate: dict[str, Any]) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,12 @@ from steersman.artifacts import read_manifest
 from steersman.artifacts.hub import is_repository
 from steersman.artifacts.kinds import COMMON, KINDS
 from steersman.evaluation.evaluation_report import evidence_in_words
-from steersman.evaluation.evaluation_report.card import plan_in_words, provenance_in_words
+from steersman.evaluation.evaluation_report.card import (
+    fact_in_words,
+    how_to_apply,
+    plan_in_words,
+    provenance_in_words,
+)
 from steersman.evaluation.evaluation_report.texts import harmless, markdown
 from steersman.evaluation.told import told_steering
 from steersman.showing import count_of
@@ -47,6 +55,28 @@ CLASSES = {
     "causal_screen": "CausalScreen",
 }
 """The public class of each kind."""
+WORDS = {
+    "pairs": "contrast pairs",
+    "items": "items that were screened",
+    "choosing_items": "items that sets were chosen on",
+    "clusters": "independent groups among them",
+    "texts": "texts read",
+    "tokens": "tokens read",
+    "skipped": "left out as too long",
+    "alike": "left out as both sides are the same tokens",
+    "shard": "part",
+    "method": "method",
+    "position": "states are read at",
+    "alignment": "states are paired at",
+    "counted": "tokens that were counted",
+    "new_tokens": "new tokens of an answer",
+    "weighting": "weighted by",
+    "replicates": "bootstrap replicates",
+    "scope": "tokens that were steered",
+    "risk_difference": "risk differences stand beside the effects",
+    "subsets": "effects in random subsets stand beside those of each expert alone",
+}
+"""What a manifest's keys mean, in the order of a card."""
 
 
 def model_card(folder: Path, repo_id: str, licence: str) -> str:
@@ -68,20 +98,45 @@ def model_card(folder: Path, repo_id: str, licence: str) -> str:
         tags=["steersman", manifest["kind"].replace("_", "-")],
         base_model=models[0] if len(models) == 1 else models or None,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(harmless(_lines(folder, manifest, repo_id))) + "\n"
+    return (
+        f"---\n{data.to_yaml()}\n---\n\n"
+        + "\n".join(harmless(_lines(folder, _without_places(manifest), models, repo_id)))
+        + "\n"
+    )
 
 
 def base_models(manifest: Mapping[str, Any]) -> list[str]:
-    """The models that an artifact belongs to, where they are on the Hub by their names."""
-    models = [manifest["model"], *([manifest["source"]["model"]] if "source" in manifest else [])]
-    return [name for name in dict.fromkeys(model["name"] for model in models) if _on_hub(name)]
+    """The models that an artifact belongs to, where they are on the Hub by their names, or are a local copy
+    whose configuration names one there.
+    """
+    names = dict.fromkeys(of["model"]["name"] for of in (manifest, manifest.get("source")) if of)
+    return [found for name in names if (found := _hub_name(name))]
 
 
-def _on_hub(name: str) -> bool:
-    return is_repository(name) and not Path(name).exists()
+def _hub_name(name: str) -> str | None:
+    found: object = name
+    if Path(name).exists():
+        try:
+            found = json.loads((Path(name) / "config.json").read_bytes())["_name_or_path"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+    return found if isinstance(found, str) and is_repository(found) and not Path(found).exists() else None
 
 
-def _lines(folder: Path, manifest: dict[str, Any], repo_id: str) -> list[str]:
+def _without_places(value: Any) -> Any:
+    """JSON data in which of paths on this machine only the last name is left."""
+    if isinstance(value, str):
+        local = _LOCAL.match(value) or ("/" in value and len(value) < 1000 and Path(value).exists())
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if local else value
+    if isinstance(value, Mapping):
+        return {key: _without_places(entry) for key, entry in value.items()}
+    return [_without_places(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+_LOCAL = re.compile(r"[\\/~]|\.\.?[\\/]|[A-Za-z]:[\\/]")
+
+
+def _lines(folder: Path, manifest: dict[str, Any], models: list[str], repo_id: str) -> list[str]:
     kind = manifest["kind"]
     lines = [
         f"# {markdown(repo_id.rpartition('/')[2])}",
@@ -90,16 +145,19 @@ def _lines(folder: Path, manifest: dict[str, Any], repo_id: str) -> list[str]:
         "",
         *_of_model("for", manifest),
         *(_of_model("from", manifest["source"]) if "source" in manifest else ()),
+        *_on_the_hub(manifest, models),
         "",
         "## What it is",
         "",
     ]
     plan = Steering.from_pretrained(folder) if kind == "steering" else None
     lines += [f"- {line}" for line in (_facts(manifest) if plan is None else _of_plan(plan))]
+    if plan is None:
+        lines += _tables(folder, kind)
     lines += ["", "## How it was made", "", f"- with steersman {markdown(manifest['tool_version'])}"]
     lines += [f"- {line}" for line in provenance_in_words(manifest["made_from"])]
     if plan is not None:
-        lines += ["", "## What it does, and what it costs", "", *_effects(plan)]
+        lines += ["", "## What it does, and what it costs", "", *_effects(_without_places(plan.evidence))]
     if kind == "concept_vector":
         lines += ["", "## How well it tells held-out pairs apart", "", *_separation(manifest)]
     lines += ["", "## Limits", "", f"- {LIMITS[kind]}"]
@@ -107,7 +165,7 @@ def _lines(folder: Path, manifest: dict[str, Any], repo_id: str) -> list[str]:
         lines.append(
             "- Nothing is known of other prompts, languages and models than those that were measured."
         )
-    return [*lines, "", "## How to use it", "", *_how_to(kind, repo_id)]
+    return [*lines, "", "## How to use it", "", *_how_to(kind, repo_id, manifest, models)]
 
 
 def _of_model(what: str, manifest: Mapping[str, Any]) -> list[str]:
@@ -120,6 +178,12 @@ def _of_model(what: str, manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _on_the_hub(manifest: Mapping[str, Any], models: Sequence[str]) -> list[str]:
+    named = [of["model"]["name"] for of in (manifest, manifest.get("source")) if of]
+    found = [markdown(name) for name in models if name not in named]
+    return [f"- on the Hub, by the configuration of the copy: {', '.join(found)}"] if found else []
+
+
 def _of_plan(plan: Steering) -> list[str]:
     told = told_steering("", plan, None)
     return [
@@ -130,21 +194,32 @@ def _of_plan(plan: Steering) -> list[str]:
 
 
 def _facts(manifest: Mapping[str, Any]) -> list[str]:
-    """What a manifest says beside what all say, as far as a line can."""
-    own = {key: of for key, of in manifest.items() if key not in COMMON}
-    plain = {key: of for key, of in own.items() if isinstance(of, str | int | float) and of != ""}
-    return [f"{markdown(key)}: {markdown(of)}" for key, of in sorted(plain.items())]
+    """What a manifest says beside what all say, as far as a line can, but for what is none."""
+    rest = sorted(manifest.keys() - COMMON - WORDS.keys() - {"seed"})
+    own = [(WORDS.get(key, key), manifest.get(key)) for key in [*WORDS, *rest]]
+    return [fact_in_words(key, of) for key, of in own if isinstance(of, str | int | float) and of]
 
 
-def _effects(plan: Steering) -> list[str]:
-    if not plan.evidence:
+def _tables(folder: Path, kind: str) -> list[str]:
+    """What is in an artifact, as `show` prints it."""
+    import steersman
+
+    lines = []
+    for header, rows in getattr(steersman, CLASSES[kind]).from_pretrained(folder).as_tables():
+        cells = [header, ["---"] * len(header), *rows]
+        lines += ["", *(f"| {' | '.join(markdown(cell) for cell in row)} |" for row in cells)]
+    return lines
+
+
+def _effects(evidence: Sequence[str | Mapping[str, Any]]) -> list[str]:
+    if not evidence:
         return [
             "**Not evaluated.** No evaluation is attached to this plan: neither an effect nor a cost has "
             "been measured. `steersman evaluate MODEL --task TASK --side TASK --steering PLAN -o FOLDER "
             "--attach` does both, and attaches what it found.",
         ]
-    found = [f"- {markdown(line)}" for line in evidence_in_words(plan.evidence)]
-    tasks = [task for of in plan.evidence if isinstance(of, Mapping) for task in of["tasks"]]
+    found = [f"- {markdown(line)}" for line in evidence_in_words(evidence)]
+    tasks = [task for of in evidence if isinstance(of, Mapping) for task in of["tasks"]]
     if not any(task["role"] == "side" for task in tasks):
         found.append("- Side effects: no other task was run, so nobody can tell what else it does.")
     return found
@@ -161,15 +236,13 @@ def _separation(manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _how_to(kind: str, repo_id: str) -> list[str]:
-    lines = ["```python", "import steersman", ""]
-    name = {"steering": "plan", "concept_vector": "concept"}.get(kind, "found")
-    lines.append(f'{name} = steersman.{CLASSES[kind]}.from_pretrained("{repo_id}")')
+def _how_to(kind: str, repo_id: str, manifest: Mapping[str, Any], models: Sequence[str]) -> list[str]:
+    model = models[0] if models else str(manifest["model"]["name"])
+    read = f'steersman.{CLASSES[kind]}.from_pretrained("{repo_id}")'
     if kind == "steering":
-        lines += ["with plan.apply(model) as receipt:", "    model.generate(**inputs)"]
+        chat = ["```bash", f"steersman chat {shlex.quote(model or 'MODEL')} --steering {repo_id}", "```", ""]
+        return [*how_to_apply(repo_id, model, manifest["made_from"]), *chat]
     if kind == "concept_vector":
-        lines.append('plan = concept.steering("dose:0.3")')
-    lines += ["```", ""]
-    if kind == "steering":
-        lines += ["```bash", f"steersman chat MODEL --steering {repo_id}", "```", ""]
-    return lines
+        made = (f"concept = {read}", 'plan = concept.steering("dose:0.3")')
+        return how_to_apply(repo_id, model, manifest["model"], *made)
+    return ["```python", "import steersman", "", f"found = {read}", "print(found)", "```", ""]

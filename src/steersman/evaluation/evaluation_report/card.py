@@ -170,7 +170,19 @@ def _card(result: Place, name: str) -> list[str]:
     lines += [line for task in sides for line in _cost_lines(result, task, name)]
     lines += ["", "## Limits", "", *(f"- {markdown(limit)}" for limit in result.value["limits"])]
     lines += [*(f"- not measured: {markdown(what)}" for what in not_measured(result.value, name)), ""]
-    return [*lines, *_how_to_apply(plan)]
+    place, of = str(plan["path"] or name), str(model["name"] or "")
+    return [
+        *lines,
+        "## How to apply it",
+        "",
+        "```bash",
+        f"steersman generate {_quoted(of)} --steering {_quoted(place)} --prompt TEXT",
+        "```",
+        "",
+        *how_to_apply(place, of, plan["provenance"]),
+        'A plan applies to the weights that it was made for, and to others only with match="architecture".',
+        "",
+    ]
 
 
 def _arms(result: Place, name: str, *kinds: str) -> list[str]:
@@ -202,7 +214,8 @@ def plan_in_words(plan: Mapping[str, Any]) -> list[str]:
             if named:
                 lines.append(f"layer {layer}: {way} the top-k: {', '.join(named)}")
     lines += [
-        f"layer {vector['layer']}: a vector of norm {vector['norm']:.3g}, dial {strength(vector['strength'])}"
+        f"layer {vector['layer']}: {vector['operation']} a vector of norm {vector['norm']:.3g}, "
+        f"dial {strength(vector['strength'])}"
         for vector in plan["vectors"]
     ]
     return lines or ["nothing is edited"]
@@ -215,11 +228,13 @@ def provenance_in_words(provenance: Mapping[str, Any]) -> list[str]:
 
 def _steps(made: Mapping[str, Any], what: str = "") -> Iterator[str]:
     """One thing and, below it, what that was made from; `what` it is to the one above."""
-    known = {key: of for key, of in made.items() if isinstance(of, str | int | float) and of != ""}
-    head = f"{what}: " if what else ""
+    known = {
+        key: of for key, of in made.items() if isinstance(of, str | int | float) and of not in ("", False)
+    }
+    head = f"{markdown(what.replace('_', ' '))}: " if what else ""
     if how := known.pop("made", None):
-        head += f"made by {markdown(how)}; "
-    facts = ", ".join(f"{markdown(key)}: {markdown(of)}" for key, of in sorted(known.items()))
+        head += f"{_MADE.get(str(how)) or f'made by {markdown(how)}'}; "
+    facts = ", ".join(fact_in_words(key, of) for key, of in sorted(known.items()))
     if said := (head + facts).rstrip(":; "):
         yield said
     for source in made.get("from") or []:
@@ -231,24 +246,59 @@ def _steps(made: Mapping[str, Any], what: str = "") -> Iterator[str]:
             yield from _steps(made[part], part)
 
 
-def _how_to_apply(plan: Mapping[str, Any]) -> list[str]:
-    place = str(plan["path"] or "PLAN")
-    safe = place if all(sign.isalnum() or sign in "._-/" for sign in place) else "PLAN"
+_MADE = {
+    "by hand": "made by hand",
+    "concept": "made of a concept",
+    "imported": "imported",
+    "composed": "composed of other plans",
+    "scaled": "another plan, scaled",
+    "reversed": "another plan, reversed",
+    "rescoped": "another plan, for other tokens",
+}
+
+
+def fact_in_words(key: str, of: object) -> str:
+    """A setting, in Markdown: "by: risk difference", and of one that is on its name alone."""
+    name = markdown(key.replace("_", " "))
+    if of is True:
+        return name
+    told = str(of).replace("_", " ") if key in ("by", "method", "position") else of
+    return f"{name}: {markdown(told)}"
+
+
+def how_to_apply(plan: str, model: str, made: Mapping[str, Any], *before: str) -> list[str]:
+    """Python that runs as it stands where the model and the plan lie; `before` makes the plan of `plan`."""
+    text = "please tell me about the sea"
+    chat = f'[{{"role": "user", "content": "{text}"}}]'
+    inputs = f'tokenizer("{text}", return_tensors="pt")'
+    if _on_chats(made):
+        inputs = (
+            f"tokenizer.apply_chat_template(\n    {chat},\n    add_generation_prompt=True, return_dict=True, "
+            'return_tensors="pt",\n)'
+        )
     return [
-        "## How to apply it",
-        "",
-        "```bash",
-        f"steersman generate MODEL --steering {safe} --prompt TEXT",
-        "```",
-        "",
         "```python",
         "import steersman",
         "",
-        f'plan = steersman.Steering.from_pretrained("{safe}")',
+        f'model, tokenizer = steersman.load_model("{_quoted(model)}")',
+        *(before or (f'plan = steersman.Steering.from_pretrained("{_quoted(plan)}")',)),
+        f"inputs = {inputs}",
         "with plan.apply(model) as receipt:",
-        "    model.generate(**inputs)",
+        "    answer = model.generate(**inputs.to(model.device), max_new_tokens=40)",
+        "print(tokenizer.decode(answer[0]))",
+        "print(receipt)",
         "```",
         "",
-        'A plan applies to the weights that it was made for, and to others only with match="architecture".',
-        "",
     ]
+
+
+def _on_chats(made: Any) -> bool:
+    """Whether anything that a plan was made from was read as chats."""
+    if isinstance(made, Mapping):
+        return bool(made.get("chat")) or any(map(_on_chats, made.values()))
+    return isinstance(made, list) and any(map(_on_chats, made))
+
+
+def _quoted(name: str) -> str:
+    """A name as it can stand in quotes; what cannot is left to the reader."""
+    return name if name and all(sign.isalnum() or sign in "._-/:@#" for sign in name) else "…"

@@ -294,9 +294,10 @@ def is_one_sided(random: Mapping[str, Any]) -> bool:
     """Whether those random plans were counted that do as much the same way: steersman once did, and its files
     say so by the count alone.
     """
-    observed, draws = random["observed"], random["draws"]
+    observed, draws = float(random["observed"]), random["draws"]
     either_way = sum(abs(drawn) >= abs(observed) for drawn in draws)
-    return sum(drawn >= observed for drawn in draws) == random["at_least"] != either_way
+    same_way = sum(drawn >= observed for drawn in draws)
+    return bool(random["at_least"] == same_way < either_way)
 
 
 def is_preference(random: Mapping[str, Any]) -> bool:
