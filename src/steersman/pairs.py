@@ -97,7 +97,7 @@ class ContrastPairs(Shown, Sequence[ContrastPair]):
 
     Example:
         >>> steersman.ContrastPairs([steersman.ContrastPair("i am kind", "i am cruel")], name="by hand")
-        <ContrastPairs: 1 pairs from by hand>
+        <ContrastPairs: 1 pair from by hand>
     """
 
     def __init__(self, items: Iterable[ContrastPair], name: str = "pairs") -> None:

@@ -127,7 +127,7 @@ def test_sides_of_the_same_tokens_are_no_contrast(kind: str) -> None:
 
 @pytest.mark.parametrize("use", [detect_experts, refine_concept])
 def test_preferences_that_are_plain_texts_are_said_where_there_is_a_chat_template(use: Any) -> None:
-    told = r"pairs: 2 preferences are plain texts, .* without the chat template; .* \"prompt\": \[\{\"role\""
+    told = r"pairs: 2 preferences in plain text, .* without the chat template; .* \"prompt\": \[\{\"role\""
     texts: list[dict[str, Any]] = [
         {"prompt": "one ", "chosen": "sure", "rejected": "no"},
         {"chosen": "two sure", "rejected": "two no"},

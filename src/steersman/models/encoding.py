@@ -123,7 +123,7 @@ class EncodedPairs(Sequence[EncodedPair]):
             warnings.warn(f"{pairs.name}: {count_of(self.alike, 'pair')} left out, as {same}", stacklevel=2)
         if plain and template:
             warnings.warn(
-                f"{pairs.name}: {plain} preferences are plain texts, which are read as they are, without the "
+                f"{pairs.name}: {count_of(plain, 'preference')} in plain text, read as it is, without the "
                 'chat template; if the model is asked in chats, right are messages: "prompt": [{"role": '
                 '"user", "content": …}] (without a prompt, chosen and rejected as chats)',
                 stacklevel=2,
