@@ -407,6 +407,81 @@ def test_what_is_of_another_kind_is_refused_by_one_line(function: Callable[[Any]
     assert "\n" not in str(caught.value)
 
 
+SETTINGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "select": (
+        lambda **k: detected().select(**{"top": 2} | k),
+        dict.fromkeys(("top", "activate", "scope"), "x"),
+    ),
+    "steering": (lambda **k: concept().steering(1.0, **k), {"layers": 1.5, "scope": [1], "operation": 5}),
+    "from_experts": (
+        lambda **k: Steering.from_experts(model(), **k),
+        {"activate": [5], "deactivate": 5, "scope": ["all"]},
+    ),
+    "detect": (
+        lambda **k: steersman.detect_experts("lab:moe", None, PAIRS, **k),
+        {"generate": "4", "bootstrap": 1.5, "shard": 2, "batch_size": None, "adjust": 5},
+    ),
+    "refine": (
+        lambda **k: steersman.refine_concept("lab:source", None, PAIRS, **k),
+        {"layers": "1", "shuffles": "9", "batch_size": 1.5, "seed": None},
+    ),
+    "fit": (
+        lambda **k: steersman.fit_affine_map("lab:source", "lab:target", "lab:texts", **k),
+        {"source_layers": "1", "batch_size": "1", "seed": 1.5, "shard": [1]},
+    ),
+    "anchors": (
+        lambda **k: steersman.encode_anchors("lab:source", None, "lab:texts", **k),
+        {"layers": 1.5, "batch_size": "1"},
+    ),
+    "describe": (
+        lambda **k: steersman.describe_experts("lab:moe", None, "lab:texts", **k),
+        {"batch_size": "1"},
+    ),
+    "personas": (
+        lambda **k: steersman.persona_pairs("a {persona}", **{"positive": "kind", "negative": "cruel"} | k),
+        {"positive": None, "negative": 5, "suffixes": [5]},
+    ),
+    "load_model": (
+        lambda **k: steersman.load_model("lab:moe", **k),
+        {"dtype": 5, "chat_template_arguments": "x=1"},
+    ),
+    "evaluate": (
+        lambda **k: steersman.evaluate(
+            "lab:moe", None, Steering.from_experts("lab:moe", {1: [4]}), task="lab:refusal", limit=2, **k
+        ),
+        {"strengths": 0.5, "attacks": ["x"], "judge": "refusal", "contrast": "folder", "batch_size": "1"},
+    ),
+    "screen": (
+        lambda **k: steersman.screen_experts("lab:moe", None, "lab:refusal/dev", limit=24, at_most=0, **k),
+        {"keep": 5, "harm": "lab:nothing", "contrast": "folder"},
+    ),
+}
+
+
+@functools.cache
+def detected() -> steersman.RoutingContrast:
+    return steersman.detect_experts("lab:moe", None, PAIRS)
+
+
+@functools.cache
+def concept() -> steersman.ConceptVector:
+    return steersman.refine_concept("lab:source", None, PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("what", "setting"), [(what, name) for what, (_, all) in SETTINGS.items() for name in all]
+)
+def test_a_setting_of_another_kind_is_refused_by_one_line(what: str, setting: str) -> None:
+    function, wrong = SETTINGS[what]
+    with pytest.raises(steersman.SteersmanError) as caught:
+        function(**{setting: wrong[setting]})
+    assert "\n" not in str(caught.value)
+
+
+def test_one_layer_may_stand_alone() -> None:
+    assert steersman.refine_concept("lab:source", None, PAIRS, layers=1).layers == (1,)
+
+
 def test_a_table_is_refused_for_its_rows() -> None:
     pandas = pytest.importorskip("pandas")
     rows = [{"positive": "a b", "negative": "c d"}]

@@ -210,7 +210,7 @@ Edit = ExpertEdit | ResidualEdit
 
 def _check_words(edit: Edit, operations: tuple[str, ...]) -> None:
     where = f"{edit.point.replace('_', ' ')}s"
-    if edit.scope not in SCOPES:
+    if edit.scope not in tuple(SCOPES):
         raise PlanError(f"scope {edit.scope!r} is unknown: use one of {', '.join(SCOPES)}")
     if edit.operation not in operations:
         right = " or ".join(map(repr, operations))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from numbers import Integral
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -66,6 +67,13 @@ def check_kind(given: object, kind: type, error: type[SteersmanError]) -> None:
     """Raise `error` where something else than a `kind` is given."""
     if not isinstance(given, kind):
         raise error(f"a {kind.__name__} is wanted, not {told(given)}")
+
+
+def check_whole(what: str, given: object, least: int, error: type[SteersmanError]) -> None:
+    """Raise `error` where a setting is no whole number, or too small."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < least:
+        shown = given if isinstance(given, Integral) else told(given)
+        raise error(f"{what} is {shown}: give a whole number, {least} or more")
 
 
 def each_of(given: Iterable[T], kind: type[T], error: type[SteersmanError]) -> list[T]:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, overload
 
 from tqdm import tqdm
 
-from steersman.errors import PairsError, told, valid_name
+from steersman.errors import PairsError, each_of, told, valid_name
 from steersman.showing import SHOWN, Shown, Table, count_of, cut
 from steersman.stand_ins import HEAD, annex_link, stand_in
 from steersman.steering import canonical_json, sha256_of
@@ -256,7 +256,9 @@ def persona_pairs(
         >>> steersman.persona_pairs("Act as a {persona} person.", "kind", "cruel", ["I think", "People"])
         <ContrastPairs: 2 pairs from persona pairs>
     """
-    ours, theirs = ([of] if isinstance(of, str) else list(of) for of in (positive, negative))
+    ours, theirs = (
+        each_of([of] if isinstance(of, str) else of, str, PairsError) for of in (positive, negative)
+    )
     if not isinstance(template, str) or "{persona}" not in template:
         raise PairsError(f"the template {told(template)} has no place for the persona: {{persona}}")
     if len(ours) != len(theirs):
@@ -269,7 +271,8 @@ def persona_pairs(
         begun = [] if suffix is None else [{"role": "assistant", "content": suffix}]
         return [{"role": "user", "content": asked}, *begun]
 
-    begins: list[str | None] = [suffixes] if isinstance(suffixes, str) else list(suffixes)
+    given = [suffixes] if isinstance(suffixes, str) else suffixes or []
+    begins: list[str | None] = [*each_of(given, str, PairsError)]
     return ContrastPairs(
         (
             ContrastPair(

@@ -24,7 +24,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """Read `I/N`. Raises PairsError where it is something else."""
-        number, slash, count = text.partition("/")
+        number, slash, count = str(text).partition("/")
         if not (slash and number.isascii() and number.isdecimal() and count.isascii() and count.isdecimal()):
             raise _no_shard(text)
         return cls(int(number), int(count))

@@ -26,7 +26,7 @@ from steersman.edits import (
     finite_number,
     residual_edits,
 )
-from steersman.errors import PlanError, check_kind, each_of
+from steersman.errors import PlanError, check_kind, each_of, told
 from steersman.limits import Router, broken_limit
 from steersman.showing import Shown, Table, count_of, cut, ranges
 
@@ -171,6 +171,8 @@ class Steering(Shown):
             )
         strengths: dict[int, dict[int, float]] = {}
         for chosen, sign in ((activate or {}, 1.0), (deactivate or {}, -1.0)):
+            if not isinstance(chosen, Mapping):
+                raise PlanError(f"experts are {told(chosen)}: give {{layer: [expert, …]}}")
             for layer, experts in chosen.items():
                 if isinstance(experts, str) or not isinstance(experts, Iterable):
                     raise PlanError(f"layer {layer}: give a list of experts, or {{expert: strength}}")

@@ -333,8 +333,8 @@ def test_unknown_options() -> None:
         "position='first' is unknown: use 'last' or 'target_mean'"
     )
     assert failing(("w1", "w2"), method="mean").startswith("method='mean' is unknown: use 'mean_difference'")
-    assert failing(("w1", "w2"), batch_size=0) == "batch_size is 0: give 1 or more"
-    assert failing(("w1", "w2"), shuffles=-1).startswith("shuffles is -1: give 0 to 10000")
+    assert failing(("w1", "w2"), batch_size=0) == "batch_size is 0: give a whole number, 1 or more"
+    assert failing(("w1", "w2"), shuffles=-1).startswith("shuffles is -1: give a whole number, 0")
 
 
 def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from steersman.chats.format import (
     template_of,
 )
 from steersman.chats.ordinary import counts_as_true, shows_argument, shows_date
-from steersman.errors import ModelError, PairsError, valid_name
+from steersman.errors import ModelError, PairsError, told, valid_name
 from steersman.pairs import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def _check_arguments(tokenizer: PreTrainedTokenizerBase, tree: nodes.Template) -
 
 def _kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as artifacts keep them, and as templates are given them."""
+    if not isinstance(arguments, Mapping):
+        raise ModelError(f"chat template arguments are {told(arguments)}: give {{name: value}}")
     for name, value in arguments.items():
         if not isinstance(name, str) or (reason := unkept(value)):
             reason = reason if isinstance(name, str) else "its name is no text"

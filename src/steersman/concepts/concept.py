@@ -17,6 +17,7 @@ from steersman.concepts.dose import Strength, doses, residual_edits
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.positions import Position
 from steersman.concepts.separation import AUROC_TIE, Separation
+from steersman.concepts.states import as_layers
 from steersman.edits import Operation, Scope
 from steersman.errors import PlanError
 from steersman.pairs import ContrastPairs
@@ -119,7 +120,7 @@ class ConceptVector(Shown):
             if layers != "all":
                 raise PlanError(f"layers={layers!r} is unknown: give layer numbers, or 'all'")
             return self.layers
-        asked = (layers,) if isinstance(layers, int) else tuple(dict.fromkeys(layers))
+        asked = tuple(dict.fromkeys(as_layers(layers)))
         if not asked:
             raise PlanError("no layer is named; leave layers out for the best one")
         for layer in asked:

@@ -26,8 +26,8 @@ from steersman.concepts.opening import Opened, Side
 from steersman.concepts.rows import Ints, RowStates, rows_of_states, states_of_texts
 from steersman.concepts.solving import choose_source, solve
 from steersman.concepts.state_store import StateStore
-from steersman.concepts.states import check_layers
-from steersman.errors import ModelError, PairsError, PlanError, WeightsMismatch, check_kind
+from steersman.concepts.states import as_layers, check_layers
+from steersman.errors import ModelError, PairsError, PlanError, WeightsMismatch, check_kind, check_whole
 from steersman.models.same_weights import same_weights
 from steersman.progress import Arrays, Progress, discard
 from steersman.shards import Shard
@@ -159,9 +159,9 @@ def fit_affine_map(
 def _check_options(rows: str, batch_size: int, seed: int, concept: object) -> None:
     if rows not in ("boundaries", "last"):
         raise PairsError(f"rows={rows!r} is unknown: use 'boundaries' or 'last'")
-    if batch_size < 1:
-        raise PairsError(f"batch_size is {batch_size}: give 1 or more")
-    if not 0 <= seed < 2**63:
+    check_whole("batch_size", batch_size, 1, PairsError)
+    check_whole("seed", seed, 0, PairsError)
+    if seed >= 2**63:
         raise PairsError(f"seed is {seed}: give 0 to 2^63 − 1")
     if concept is not None:
         check_kind(concept, ConceptVector, PlanError)
@@ -176,7 +176,7 @@ def _sides(
 ) -> tuple[Sides, int | None]:
     """The layers of either model, and the source layer that the concept chooses."""
     of_source, of_target = (
-        list(side.layers if layers is None else layers)
+        list(side.layers if layers is None else as_layers(layers))
         for side, layers in ((source, source_layers), (target, target_layers))
     )
     for which, side, layers in (("source", source, of_source), ("target", target, of_target)):

@@ -28,8 +28,8 @@ from steersman.concepts.directions import (
 from steersman.concepts.pair_states import PairStates, read_pairs
 from steersman.concepts.positions import POSITIONS, Position, dtype_of
 from steersman.concepts.separation import Separation, separation
-from steersman.concepts.states import check_layers
-from steersman.errors import PairsError
+from steersman.concepts.states import as_layers, check_layers
+from steersman.errors import PairsError, check_whole
 from steersman.models.architecture import decoder_layers, read_architecture
 from steersman.models.identity import model_name, weights_id
 from steersman.models.loading import Named, open_named
@@ -92,8 +92,9 @@ def refine_concept(
     _check_options(position, method, shuffles, batch_size, seed)
     source = pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)
     count = len(decoder_layers(model))
-    chosen = tuple(range(count)) if layers is None or layers == "all" else tuple(sorted(set(layers)))
-    check_layers(chosen, count)
+    asked = range(count) if layers is None or layers == "all" else as_layers(layers)
+    check_layers(asked, count)
+    chosen = tuple(sorted(set(asked)))
     if not chosen:
         raise PairsError("no layer is named; leave layers out for all of them")
     identity, architecture = weights_id(model), read_architecture(model)  # before the work
@@ -144,11 +145,9 @@ def _check_options(position: str, method: str, shuffles: int, batch_size: int, s
     for name, value, known in (("position", position, POSITIONS), ("method", method, METHODS)):
         if value not in known:
             raise PairsError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
-    if batch_size < 1:
-        raise PairsError(f"batch_size is {batch_size}: give 1 or more")
-    if seed < 0:
-        raise PairsError(f"seed is {seed}: give 0 or more")
-    if not 0 <= shuffles <= MOST_SHUFFLES:
+    for what, given, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("shuffles", shuffles, 0)):
+        check_whole(what, given, least, PairsError)
+    if shuffles > MOST_SHUFFLES:
         raise PairsError(f"shuffles is {shuffles}: give 0 to {MOST_SHUFFLES}; 99 tell the 95th percentile")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 import numpy as np
 from torch import Tensor, nn
 
-from steersman.errors import ModelError
+from steersman.errors import ModelError, told
 from steersman.models.adapters import unwrap
 from steersman.models.architecture import decoder_config, decoder_layers
 from steersman.models.reading import read_batch
@@ -109,6 +109,15 @@ def state_of(output: Any) -> Tensor:
     if not isinstance(state, Tensor):
         raise ModelError(f"a decoder layer gives {type(state).__name__}, not a tensor")
     return state
+
+
+def as_layers(given: int | Iterable[int]) -> tuple[int, ...]:
+    """A layer, or several, as they are given. Raises `ModelError` for what is neither."""
+    if isinstance(given, int):
+        return (given,)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ModelError(f"layers are {told(given)}: give layer numbers")
+    return tuple(given)
 
 
 def check_layers(layers: Sequence[int], count: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steersman.chat_record import CHATS
-from steersman.errors import ArtifactError, JudgeError, PairsError, PlanError, valid_name
+from steersman.errors import ArtifactError, JudgeError, PairsError, PlanError, check_whole, told, valid_name
 from steersman.evaluation import base_cache
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.expert_map import expert_map
@@ -121,8 +121,7 @@ def evaluate(
         <Evaluation: lab:refusal (base/steered); ... batches run>
     """
     model, tokenizer = open_named(model, tokenizer)
-    if isinstance(judge, str):
-        raise JudgeError(f"judge is the text {judge!r}: right is load_judge({judge!r})")
+    _check_judge(judge)
     steerings = _named(steering)
     settings = Settings(
         limit, batch_size, max_new_tokens, random if steerings else 0, control_items, shown, seed, match
@@ -241,6 +240,11 @@ def _task(given: Any, limit: int | None, judge: Judge | None) -> Task:
     return load_task(given, limit=limit, judge=judge)
 
 
+def _check_judge(judge: Any) -> None:
+    if judge is not None and not hasattr(judge, "judge"):
+        raise JudgeError(f"judge is {told(judge)}: right is what load_judge(NAME) gives")
+
+
 def _check(settings: Settings) -> None:
     for name, least in (
         ("random", 0),
@@ -250,9 +254,7 @@ def _check(settings: Settings) -> None:
         ("shown", 0),
         ("seed", 0),
     ):
-        value = vars(settings)[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise PlanError(f"{name} is {value!r}: give a whole number, {least} or more")
+        check_whole(name, vars(settings)[name], least, PlanError)
 
 
 def _check_figures(
@@ -262,6 +264,8 @@ def _check_figures(
     from steersman.models.architecture import read_architecture
     from steersman.models.identity import has_weights
 
+    if not hasattr(figures, "architecture"):
+        raise PlanError(f"a contrast or a screen is wanted for the map of experts, not {told(figures)}")
     alike = figures.architecture.id == read_architecture(model).id
     if not alike or (match == "weights" and not has_weights(model, figures.weights_id, "the map of experts")):
         of = f"{figures.model or 'a model'}, which has {'other weights' if alike else 'another structure'}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from steersman.errors import PlanError
+from steersman.errors import PlanError, told
 from steersman.evaluation.arms import Arm
 from steersman.evaluation.comparison import BASE
 from steersman.evaluation.instructing import check_template
@@ -83,9 +83,13 @@ def plan_arms(
     if instruction is not None:
         _check_text(instruction, "the instruction")
     for kind, texts in (("attack", attacks or {}), ("defence", defences or {})):
+        if not isinstance(texts, Mapping):
+            raise PlanError(f"each {kind} has a name: give {{name: text}}, not {told(texts)}")
         for name, text in texts.items():
             _check_text(text, f"{kind} {name!r}")
             _check_text(name, f"the name of {kind} {name!r}")
+    if isinstance(strengths, str) or not isinstance(strengths, Iterable):
+        raise PlanError(f"strengths are {told(strengths)}: right is a list of numbers such as 0.5")
     if wrong := [strength for strength in strengths if not isinstance(strength, int | float)]:
         raise PlanError(f"strengths hold {wrong[0]!r}: right are numbers such as 0.5")
     layout = _Layout()

@@ -15,7 +15,7 @@ from scipy import stats
 from steersman.certainty import CANNOT_TELL, NOT_SHOWN, SHOWN
 from steersman.chat_record import ChatRecord, in_provenance
 from steersman.edits import ExpertEdit, Scope, finite_number
-from steersman.errors import PlanError
+from steersman.errors import PlanError, check_whole
 from steersman.experts.causal_effects import (
     DIRECTIONS,
     SIGNS,
@@ -248,6 +248,7 @@ class CausalScreen(Shown):
             "deactivate": sum(score < 0 for *_, score in ranking),
         }
         for name, number in asked.items():
+            check_whole(name, number, 0, PlanError)
             if number > there[name]:
                 raise PlanError(
                     f"{name} asks for {count_of(number, 'expert')}, but {there[name]} pass the gate in "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steersman.errors import PairsError
+from steersman.errors import PairsError, check_whole
 from steersman.experts.moments import Integers
 from steersman.experts.strata import POSITION_STRATA, stratum_of
 from steersman.experts.tally import Counted, Weighting
@@ -70,8 +70,7 @@ def options_of(
         ("generate", generate, 0),
         ("bootstrap", bootstrap, 0),
     ):
-        if number < least:
-            raise PairsError(f"{name} is {number}: give {least} or more")
+        check_whole(name, number, least, PairsError)
     if bootstrap > MOST_REPLICATES:
         raise PairsError(
             f"bootstrap is {bootstrap}: give at most {MOST_REPLICATES}; 1000 tell a share to within 0.03"

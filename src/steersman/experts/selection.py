@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from steersman.errors import PlanError
+from steersman.errors import PlanError, check_whole
 from steersman.limits import Router, broken_limit
 from steersman.showing import count_of
 from steersman.ties import COMPUTED, ranks
@@ -68,8 +68,8 @@ def choose(
         PlanError: fewer experts than asked for, a negative number, or nothing asked for.
     """
     for name, number in (("activate", activate), ("deactivate", deactivate), ("top", top)):
-        if number is not None and number < 0:
-            raise PlanError(f"{name} is {number}: give a number of experts, 0 or more")
+        if number is not None:
+            check_whole(name, number, 0, PlanError)
     if (top is None) == (activate is None and deactivate is None):
         raise PlanError("say how many experts: either `top`, or `activate` and/or `deactivate`")
     if top is not None:

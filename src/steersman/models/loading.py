@@ -267,7 +267,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
         if dtype not in DTYPES:
             raise ModelError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
         return DTYPES[dtype]
-    if dtype is not None and not dtype.is_floating_point:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ModelError(f"dtype {dtype} holds no floating-point numbers: use one of {', '.join(DTYPES)}")
     return dtype
 

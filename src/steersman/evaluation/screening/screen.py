@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from steersman.chat_record import CHATS
-from steersman.errors import ArchitectureMismatch, ModelError, WeightsMismatch
+from steersman.errors import ArchitectureMismatch, ModelError, PlanError, WeightsMismatch, check_kind
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.prompts import chats_of
 from steersman.evaluation.screening.effects import edits_of, effects_of, place_of
@@ -42,16 +42,17 @@ from steersman.evaluation.statistics import clustered_mean
 from steersman.evaluation.tasks import Task
 from steersman.experts.causal import CausalScreen
 from steersman.experts.causal_effects import DIRECTIONS, SIGNS, ChosenSet, Direction, Effects
+from steersman.experts.contrast import RoutingContrast
 from steersman.models.architecture import RouterSite, find_routers, read_architecture
 from steersman.models.attachment import refuse_steered
 from steersman.models.identity import has_weights, model_name, weights_id
 from steersman.models.loading import Named, open_named
+from steersman.pairs import ContrastPairs
 from steersman.ties import ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from steersman.experts.contrast import RoutingContrast
 CANDIDATES = 24
 """At most so many experts a direction are tried for sets, those with the largest effects."""
 KEPT_ITEMS = 200
@@ -139,6 +140,7 @@ def screen_experts(
     given = Options(**options)
     refuse_steered(model, "screening")
     opened = partial(_opened, tokenizer=tokenizer)
+    keep, harm = _several(keep), _several(harm)
     task = some_of(told_apart(opened(items), tokenizer), given.limit, given.seed)
     kept = [some_of(require_answers(opened(each)), min(KEPT_ITEMS, given.limit), given.seed) for each in keep]
     most = min(given.harm_limit, given.limit)
@@ -363,7 +365,14 @@ def _opened(source: Items, tokenizer: PreTrainedTokenizerBase) -> Task:
     return task if getattr(tokenizer, "chat_template", None) else task.as_texts()
 
 
+def _several(given: Any) -> list[Items]:
+    """Items of several tasks; one given alone is the only one."""
+    alone = isinstance(given, str | Task | ContrastPairs) or not isinstance(given, Iterable)
+    return [given] if alone else list(given)
+
+
 def _check_contrast(contrast: RoutingContrast, model: nn.Module) -> None:
+    check_kind(contrast, RoutingContrast, PlanError)
     if contrast.architecture.id != read_architecture(model).id:
         raise ArchitectureMismatch("the contrast is of another architecture than the model to screen")
     if not has_weights(model, contrast.weights_id, "the contrast"):
