@@ -35,7 +35,7 @@ from steersman.chats.format import NotedChats
 from steersman.chats.setting import set_chat_format
 from steersman.errors import ArtifactError, ModelError, PairsError, SteeringNotApplied
 from steersman.harnesses.plans import check_fits, open_plan
-from steersman.models.decoding import OURS, REFUSED, own_settings, require_repeatable
+from steersman.models.decoding import OURS, REFUSED, generating, own_settings, require_repeatable
 from steersman.models.identity import weights_id
 from steersman.models.loading import load_model
 from steersman.rendering import render
@@ -202,7 +202,7 @@ class SteeredHFLM(HFLM):
 
     def _model_generate(self, context: Tensor, *args: Any, **kwargs: Any) -> Any:
         _check_generation(kwargs)
-        with self._applied():
+        with self._applied(), generating(self.model):
             return super()._model_generate(context, *args, **kwargs)
 
     def _model_call(self, *args: Any, **kwargs: Any) -> Any:

@@ -294,6 +294,9 @@ def test_files_of_items_and_of_pairs(tmp_path: Path) -> None:
     assert open_items(pairs)[0].positive == "positive"
     pairs.write_text(json.dumps({"prompt": chat, "chosen": "yes", "rejected": "no"}) + "\n")
     assert open_items(pairs)[0].positive == "yes"
+    pairs.write_text(json.dumps({"prompt": "may i ? ", "chosen": "yes", "rejected": "no"}) + "\n")
+    with pytest.raises(PairsError, match='write "prompt" as messages, or name a task'):
+        open_items(pairs)
     pairs.write_text(json.dumps([sides], indent=1))
     assert open_items(pairs)[0].positive == "positive"
 
