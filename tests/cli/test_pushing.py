@@ -152,7 +152,7 @@ def test_the_card_of_a_concept_and_of_a_contrast(dense: Path, contrast: Path, tm
     assert "wording alone can make them" in card.text
     assert "- contrast pairs: 30" in card.text
     assert not re.search(r"\balike\b|seed|new.tokens|skipped", card.text)  # keys, and what is none
-    assert "| layer | expert | risk" in card.text
+    assert "| layer | expert | risk difference | low |" in card.text
 
 
 def test_the_example_of_a_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

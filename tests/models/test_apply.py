@@ -400,7 +400,7 @@ def test_bad_options_are_refused(model: nn.Module) -> None:
     with pytest.raises(PlanError, match="plan or None"):
         apply_rows(model, [])
     block = plan.apply(model, prompt_lengths=[3])
-    with pytest.raises(SteeringNotApplied, match="1 entries for 2 rows"), block:
+    with pytest.raises(SteeringNotApplied, match="1 entry for 2 rows"), block:
         logits(model)
 
 

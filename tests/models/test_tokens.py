@@ -73,7 +73,7 @@ def test_four_dimensional_masks(kind: str) -> None:
 
 
 def test_what_cannot_be_told_is_refused() -> None:
-    with pytest.raises(SteeringNotApplied, match="prompt_lengths has 1 entries for 2 rows"):
+    with pytest.raises(SteeringNotApplied, match="prompt_lengths has 1 entry for 2 rows"):
         roles(None, 2, 3, lengths=[1])
     with pytest.raises(SteeringNotApplied, match=r"shape \(2, 7\)"):
         roles(torch.ones(2, 7), 2, 3)

@@ -303,8 +303,9 @@ def in_words(evaluation: Evaluation, output: Path) -> str:
         for control in task["random"] or ():
             among = Control(len(control["draws"]), control["p"])
             parts.append(
-                f"{on_one_line(control['steering'])} among random plans of its shape ({control['measure']}): "
-                f"{control['observed']:+.3f}, theirs {control['mean']:+.3f} on average; "
+                f"{on_one_line(control['steering'])} among random plans of its shape "
+                f"({on_one_line(_measured_by(control))}): {control['observed']:+.3f}, "
+                f"theirs {control['mean']:+.3f} on average; "
                 f"{'beyond them' if among.beaten else CANNOT_TELL}: "
                 f"{controls_in_words(among, control['at_least'])}"
             )
@@ -419,6 +420,14 @@ def _open_other(other: ModelChoice, model: ModelChoice) -> Any:
     if "chat_date" in model.chat:
         chat_format(tokenizer).date = model.chat["chat_date"]
     return opened, tokenizer
+
+
+def _measured_by(control: dict[str, Any]) -> str:
+    """What random plans were compared by: d in words, or the metric's name."""
+    from steersman.evaluation.evaluation_report.tables import is_preference
+
+    d = "how much likelier the positive answer is, log-odds"
+    return d if is_preference(control) else str(control["measure"])
 
 
 def _chosen_judge(judge: str | None) -> Any:

@@ -206,7 +206,7 @@ def _tables(folder: Path, kind: str) -> list[str]:
 
     lines = []
     for header, rows in getattr(steersman, CLASSES[kind]).from_pretrained(folder).as_tables():
-        cells = [header, ["---"] * len(header), *rows]
+        cells = [[name.replace("_", " ") for name in header], ["---"] * len(header), *rows]
         lines += ["", *(f"| {' | '.join(markdown(cell) for cell in row)} |" for row in cells)]
     return lines
 

@@ -27,6 +27,7 @@ from steersman.models.identity import has_weights, weights_id
 from steersman.models.program import Site
 from steersman.models.receipt import Receipt
 from steersman.models.weights_ids import UNKNOWN, of_gguf
+from steersman.showing import count_of
 from steersman.steering import Steering
 
 Match = Literal["weights", "architecture"]
@@ -105,7 +106,8 @@ def _dialled(
     by_row = by_row or getattr(strength, "ndim", 0) == 1  # a tensor's or an array's numbers
     dials: list[Any] = list(strength) if by_row else [strength] * len(steerings)  # type: ignore[arg-type]
     if len(dials) != len(steerings):
-        raise PlanError(f"strength has {len(dials)} entries for {len(steerings)} rows")
+        given = count_of(len(dials), "entry", "entries")
+        raise PlanError(f"strength has {given} for {count_of(len(steerings), 'row')}")
     dials = [finite_number(dial, "strength (one of all rows, or a list of one a row)") for dial in dials]
     known: dict[tuple[int, float], Steering | None] = {}
     for plan, dial in zip(steerings, dials, strict=True):
@@ -184,7 +186,8 @@ class Context(AbstractContextManager[Receipt]):
         given = rows // copies
         if not self.broadcast and given != len(self._plan_of_row):
             raise SteeringNotApplied(
-                f"apply_rows has {len(self._plan_of_row)} plans, but the model was given {given} rows"
+                f"apply_rows has {count_of(len(self._plan_of_row), 'plan')}, but the model was given "
+                f"{count_of(given, 'row')}"
             )
 
     def holds_thread(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steersman.edits import ROLES, SCOPES, Scope
 from steersman.errors import SteeringNotApplied
+from steersman.showing import count_of
 
 OUTSIDE = 0
 """Role code of padding and of what is fed after a row's end: neither edited nor counted."""
@@ -202,7 +203,8 @@ def tokens_of_forward(
     if prompt_lengths is None:
         return Tokens(rows, columns, device, roles=_prompt_roles(real))
     if len(prompt_lengths) != rows:
-        raise SteeringNotApplied(f"prompt_lengths has {len(prompt_lengths)} entries for {rows} rows")
+        given = count_of(len(prompt_lengths), "entry", "entries")
+        raise SteeringNotApplied(f"prompt_lengths has {given} for {count_of(rows, 'row')}")
     lengths = torch.tensor(list(prompt_lengths), device=device)[:, None]
     ordinal = before[:, None] + real.long().cumsum(dim=1) - 1
     roles = torch.full_like(ordinal, GENERATED)

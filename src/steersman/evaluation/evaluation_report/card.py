@@ -124,10 +124,8 @@ def not_measured(result: Mapping[str, Any], steering: str) -> list[str]:
         missing.append("other strengths")
     if not any(task["factorial"] for task in effects):
         missing.append("prompts that work against it (attack templates)")
-    return [
-        *missing,
-        f"other models, languages and kinds of prompts than in {count_of(len(result['tasks']), 'task')}",
-    ]
+    tasks = count_of(len(result["tasks"]), "task")
+    return [*missing, f"other models, languages and kinds of prompts than those of {tasks}"]
 
 
 def card(result: Place) -> str:
