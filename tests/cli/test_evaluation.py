@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from cli.command_line import run, save_tiny
+from steersman.cli.evaluation import _measured_by
+from steersman.evaluation.controlling import PREFERENCE
 from steersman.evaluation.run_store import append
 from waiting import wait_until
 
@@ -98,6 +100,11 @@ def test_words_name_every_arm_and_the_report(tiny: Path, task_file: Path, plan: 
     assert "not empty" in error
     again = run(*arguments(tiny, task_file, plan, tmp_path / "out"), "--force", "--json").json
     assert again["tasks"][0]["items"] == 12
+
+
+def test_what_random_plans_are_compared_by_is_said_in_words() -> None:
+    assert _measured_by({"measure": PREFERENCE}) == "how much likelier the positive answer is, log-odds"
+    assert _measured_by({"measure": "positive"}) == "positive"
 
 
 def test_a_killed_run_goes_on_where_it_was(tiny: Path, task_file: Path, plan: Path, tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def test_there_and_back_through_easysteer(tiny: Path, steering: Path, tmp_path: 
         'ApplySpec(prompt="all"'
         in run("export", steering, "--format", "easysteer", "-o", file, "--force").words
     )
-    assert "activated 2: 0:4, 1:7" in run("import", file, "--model", tiny, "-o", back, "--force").words
+    words = run("import", file, "--model", tiny, "-o", back, "--force").words
+    assert "activated 2: 0:4, 1:7" in words
+    assert f"steersman chat {tiny} --steering {back}" in words
 
 
 def test_a_hostile_file_in_a_process_of_its_own(tiny: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from steersman.cli.composition import made_in_words, plan_for_json, plan_in_words
+from steersman.cli.composition import heard, made_in_words, plan_for_json, plan_in_words
 from steersman.cli.experts import counts_in_words, in_table, summary
 from steersman.cli.options import force_option, json_option, layers_option, output_option, scope_option
 from steersman.cli.output import put_out, require_free
@@ -107,7 +107,13 @@ def import_(
         steering.save_pretrained(output, force=force)
         result = {"output": str(output), "format": form, "kind": "steering", **plan_for_json(steering)}
         result["weights"] = steering.weights_id
-        put_out(result, as_json, lambda: _plan_in_words(file, steering, output) + _without_weights(result))
+        put_out(
+            result,
+            as_json,
+            lambda: (
+                _plan_in_words(file, steering, output) + (_without_weights(result) or heard(output, steering))
+            ),
+        )
 
 
 def _without_weights(result: dict[str, Any]) -> str:
