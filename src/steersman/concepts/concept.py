@@ -21,7 +21,7 @@ from steersman.concepts.states import as_layers
 from steersman.edits import Operation, Scope
 from steersman.errors import PlanError
 from steersman.pairs import ContrastPairs
-from steersman.showing import Shown, Table, cut, ranges
+from steersman.showing import Shown, Table, count_of, cut, ranges
 from steersman.steering import Architecture, Steering
 from steersman.ties import largest
 
@@ -219,7 +219,8 @@ class ConceptVector(Shown):
         best = (
             f", AUROC {max(found.auroc for found in known):.3f} at layer {self.best_layer}" if known else ""
         )
-        where = f"layers {ranges(self.layers)}{best}; {self.pairs} pairs in {self.clusters} clusters"
+        pairs, clusters = count_of(self.pairs, "pair"), count_of(self.clusters, "cluster")
+        where = f"layers {ranges(self.layers)}{best}; {pairs} in {clusters}"
         return f"{where}; {self.method}, {self.position}; for {cut(self.model or 'a model', 100)}"
 
     def as_tables(self) -> list[Table]:

@@ -23,7 +23,7 @@ from steersman.errors import PlanError
 from steersman.experts.estimate import Floats
 from steersman.experts.moments import Integers
 from steersman.limits import Router
-from steersman.showing import Shown, Table, cut, first_rows, ranges
+from steersman.showing import Shown, Table, count_of, cut, first_rows, ranges
 from steersman.steering import Architecture
 
 if TYPE_CHECKING:
@@ -227,7 +227,8 @@ class ExpertProfile(Shown):
 
     def in_words(self) -> str:
         """What was read, of which model."""
-        read = f"{self.tokens} tokens of {self.texts} texts; layers {ranges(self.layers)}"
+        tokens, texts = count_of(self.tokens, "token"), count_of(self.texts, "text")
+        read = f"{tokens} of {texts}; layers {ranges(self.layers)}"
         return f"{read}; of {cut(self.model or 'a model', 100)}"
 
     def as_tables(self) -> list[Table]:
