@@ -28,6 +28,8 @@ from steersman.evaluation.evaluation_report import (
     write_evaluation_report,
 )
 from steersman.evaluation.evaluation_report.items import laid_over
+from steersman.evaluation.evaluation_report.numbers import detectable
+from steersman.evaluation.evaluation_report.place import Place, plain
 from steersman.evaluation.evaluation_report.texts import harmless, markdown
 from steersman.experts.contrast import RoutingContrast
 from steersman.steering import sha256_of
@@ -355,6 +357,13 @@ def test_a_wide_interval_is_no_absence_of_side_effects(result: dict[str, Any], t
         assert "Cannot tell: About ordinary −25" in text, name
         assert "so many items show ±72 points" in text, name
         assert not COMFORT.search(text), (name, COMFORT.search(text))
+
+
+def test_a_least_difference_of_all_there_is_is_none(result: dict[str, Any]) -> None:
+    metric = result["tasks"][1]["metrics"][0]["name"]
+    for least, said in ((0.72, "±72 points"), (0.99, "±99 points"), (0.9951, ""), (0.99796, ""), (1.2, "")):
+        task = {"minimum_detectable": {metric: least}}
+        assert plain(detectable(Place(task), metric, Place(None))) == said
 
 
 def test_a_side_effect_within_the_margin_is_not_shown(result: dict[str, Any], tmp_path: Path) -> None:

@@ -102,9 +102,9 @@ def detectable(task: Place, metric: str, found: Place) -> Pieces:
     own = found.get("minimum_detectable") if found else Place(None)
     least = own if own.value is not None else task["minimum_detectable"].get(metric)
     rates = not found or of_rates(found)
-    if least.value is None or (rates and least.value >= 1):  # too few items to show any difference
-        return ()
     form = _in_points_unsigned if rates else measured
+    if least.value is None or (rates and float(form(least.value)) >= 100):  # too few items to show any
+        return ()
     return ("±", least.number(form), " points" if rates else "")
 
 
