@@ -185,7 +185,7 @@ def test_a_card_names_no_place_on_this_machine(steering: Path, contrast: Path, t
         "made": "concept",
         "concept": {"model": str(home / "copy"), "from": [{"name": f"{home}/pairs.jsonl"}]},
     }
-    task = {**TASK, "role": "effect", "task": "~/tasks/refused.jsonl"}
+    task = {**TASK, "role": "effect", "task": "jsonl:~/tasks/refused.jsonl"}
     plan = replace(
         Steering.from_pretrained(steering),
         model=str(home / "copy"),
@@ -202,7 +202,9 @@ def test_a_card_names_no_place_on_this_machine(steering: Path, contrast: Path, t
         config.write_text(json.dumps(said))
         card = card_of(tmp_path / "plan", tmp_path / "card")
         assert card.data.base_model == base
-        assert f'load_model("{base or "copy"}")' in card.text
+        assert 'load_model("path/to/copy")' in card.text  # it may be tuned from that base
+        assert "steersman chat path/to/copy " in card.text
+        assert "path/to/copy is the folder of the model named above" in card.text
         assert "- for: copy, " in card.text
         for place in (str(tmp_path), "home", "~", "tasks/"):
             assert place not in card.text
@@ -210,6 +212,25 @@ def test_a_card_names_no_place_on_this_machine(steering: Path, contrast: Path, t
         assert "refused.jsonl" in card.text
     config.write_text("{")
     assert card_of(tmp_path / "plan", tmp_path / "card").data.base_model is None
+
+
+def test_texts_in_a_card_are_no_places(steering: Path, tmp_path: Path) -> None:
+    """Nor is a model without a name the folder that one stands in."""
+    told = {"made": "/etc is a folder, ~5 pairs", "note": "you are kind " * 25 + "and/or brave"}
+    chat = {"arguments": {"name": "~/me, or who", "who": told["note"]}}
+    plan = replace(Steering.from_pretrained(steering), provenance={**told, "chat": chat}, model="")
+    plan.save_pretrained(tmp_path / "plan")
+    (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "nobody/moe-1b"}))
+    with pytest.MonkeyPatch.context() as there:
+        there.chdir(tmp_path)
+        card = card_of(tmp_path / "plan", tmp_path / "card")
+    assert card.data.base_model is None
+    assert "nobody" not in card.text
+    for text in told.values():
+        assert text in card.text.replace("\\", "")
+    named = replace(plan, model="a" * 300 + "/b", provenance={"from": [{"name": told["note"]}]})
+    named.save_pretrained(tmp_path / "named")
+    assert told["note"] in card_of(tmp_path / "named", tmp_path / "card").text
 
 
 def test_names_in_a_card_are_no_markup(steering: Path, tmp_path: Path) -> None:

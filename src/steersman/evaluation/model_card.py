@@ -100,7 +100,7 @@ def model_card(folder: Path, repo_id: str, licence: str) -> str:
     )
     return (
         f"---\n{data.to_yaml()}\n---\n\n"
-        + "\n".join(harmless(_lines(folder, _without_places(manifest), models, repo_id)))
+        + "\n".join(harmless(_lines(folder, manifest, models, repo_id)))
         + "\n"
     )
 
@@ -115,7 +115,7 @@ def base_models(manifest: Mapping[str, Any]) -> list[str]:
 
 def _hub_name(name: str) -> str | None:
     found: object = name
-    if Path(name).exists():
+    if name and _is_local(name):
         try:
             found = json.loads((Path(name) / "config.json").read_bytes())["_name_or_path"]
         except (OSError, ValueError, LookupError, TypeError):
@@ -123,21 +123,38 @@ def _hub_name(name: str) -> str | None:
     return found if isinstance(found, str) and is_repository(found) and not Path(found).exists() else None
 
 
-def _without_places(value: Any) -> Any:
-    """JSON data in which of paths on this machine only the last name is left."""
+def _without_places(value: Any, key: str = "") -> Any:
+    """JSON data in which of paths on this machine only the last name is left; texts of other fields stay."""
     if isinstance(value, str):
-        local = _LOCAL.match(value) or ("/" in value and len(value) < 1000 and Path(value).exists())
-        return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if local else value
-    if isinstance(value, Mapping):
-        return {key: _without_places(entry) for key, entry in value.items()}
+        place = _FORM.sub("", value)
+        return value.removesuffix(place) + _last_name(place) if key in _NAMES and _is_local(place) else value
+    if isinstance(value, Mapping):  # a template's arguments are texts, by whatever name
+        return {of: entry if of == "arguments" else _without_places(entry, of) for of, entry in value.items()}
     return [_without_places(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
+_NAMES = ("name", "model", "source", "task")
+"""The fields that hold what was read: a name or a path."""
+_FORM = re.compile(r"^(?!lab:)[\w-]{2,}:")
+"""A task's form before a place, such as "jsonl:"; what is the lab's lies nowhere."""
 _LOCAL = re.compile(r"[\\/~]|\.\.?[\\/]|[A-Za-z]:[\\/]")
 
 
+def _is_local(name: str) -> bool:
+    """Whether a name is that of a place on this machine, or on the one it was made on."""
+    try:
+        return bool(name) and (_LOCAL.match(name) is not None or Path(name).exists())
+    except (OSError, ValueError):  # a text that no file system takes
+        return False
+
+
+def _last_name(place: str) -> str:
+    return re.split(r"[\\/]", place.rstrip("\\/"))[-1]
+
+
 def _lines(folder: Path, manifest: dict[str, Any], models: list[str], repo_id: str) -> list[str]:
-    kind = manifest["kind"]
+    kind, loaded = manifest["kind"], _loaded(manifest["model"]["name"])
+    manifest = _without_places(manifest)
     lines = [
         f"# {markdown(repo_id.rpartition('/')[2])}",
         "",
@@ -165,7 +182,7 @@ def _lines(folder: Path, manifest: dict[str, Any], models: list[str], repo_id: s
         lines.append(
             "- Nothing is known of other prompts, languages and models than those that were measured."
         )
-    return [*lines, "", "## How to use it", "", *_how_to(kind, repo_id, manifest, models)]
+    return [*lines, "", "## How to use it", "", *_how_to(kind, repo_id, manifest, loaded)]
 
 
 def _of_model(what: str, manifest: Mapping[str, Any]) -> list[str]:
@@ -181,7 +198,17 @@ def _of_model(what: str, manifest: Mapping[str, Any]) -> list[str]:
 def _on_the_hub(manifest: Mapping[str, Any], models: Sequence[str]) -> list[str]:
     named = [of["model"]["name"] for of in (manifest, manifest.get("source")) if of]
     found = [markdown(name) for name in models if name not in named]
-    return [f"- on the Hub, by the configuration of the copy: {', '.join(found)}"] if found else []
+    return [f"- on the Hub the configuration of the copy names: {', '.join(found)}"] if found else []
+
+
+def _loaded(name: str) -> str:
+    """What code loads a model by: of a copy a stand-in, for what its configuration names may be what it was
+    tuned from.
+    """
+    return f"{_PLACE}{_last_name(name)}" if _is_local(name) else name
+
+
+_PLACE = "path/to/"
 
 
 def _of_plan(plan: Steering) -> list[str]:
@@ -236,13 +263,19 @@ def _separation(manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _how_to(kind: str, repo_id: str, manifest: Mapping[str, Any], models: Sequence[str]) -> list[str]:
-    model = models[0] if models else str(manifest["model"]["name"])
+def _how_to(kind: str, repo_id: str, manifest: Mapping[str, Any], model: str) -> list[str]:
     read = f'steersman.{CLASSES[kind]}.from_pretrained("{repo_id}")'
     if kind == "steering":
         chat = ["```bash", f"steersman chat {shlex.quote(model or 'MODEL')} --steering {repo_id}", "```", ""]
-        return [*how_to_apply(repo_id, model, manifest["made_from"]), *chat]
+        return [*_stands_for(model), *how_to_apply(repo_id, model, manifest["made_from"]), *chat]
     if kind == "concept_vector":
         made = (f"concept = {read}", 'plan = concept.steering("dose:0.3")')
-        return how_to_apply(repo_id, model, manifest["model"], *made)
+        return [*_stands_for(model), *how_to_apply(repo_id, model, manifest["model"], *made)]
     return ["```python", "import steersman", "", f"found = {read}", "print(found)", "```", ""]
+
+
+def _stands_for(model: str) -> list[str]:
+    said = (
+        "is the folder of the model named above; other weights are refused, those that it was tuned from too."
+    )
+    return [f"{markdown(model)} {said}", ""] if model.startswith(_PLACE) else []
