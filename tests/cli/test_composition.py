@@ -55,7 +55,9 @@ def test_experts_and_vectors_in_one_plan(plans: dict[str, Path], tmp_path: Path)
     assert [v["layer"] for v in run("show", tmp_path / "all", "--json").json["vectors"]] == [0, 2]
 
 
-def test_what_a_plan_is_made_of_is_named(plans: dict[str, Path], tmp_path: Path) -> None:
+def test_what_a_plan_is_made_of_is_named(
+    plans: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the folders' names, not by where they lie; and as deep as they were saved."""
     half, both = tmp_path / "half", tmp_path / "both"
     known = {name: Steering.from_pretrained(place).fingerprint for name, place in plans.items()}
@@ -77,6 +79,11 @@ def test_what_a_plan_is_made_of_is_named(plans: dict[str, Path], tmp_path: Path)
     # In Python nobody says the names: what they were is known by their fingerprints.
     (0.5 * -Steering.from_pretrained(plans["vector"])).save_pretrained(tmp_path / "python")
     assert f"scaled, from a plan ({known['vector'][:16]}…) × -0.5" in run("show", tmp_path / "python").words
+    (tmp_path / "link").symlink_to(plans["in"])
+    monkeypatch.chdir(plans["vector"])
+    for typed, name in (("../link", "link"), (".", "vector"), ("../in/", "in")):
+        made = run("compose", f"{typed}@0.5", "-o", tmp_path / "named", "--force", "--json").json
+        assert [one["name"] for one in made["sources"]] == [name]
     narrow = run("compose", plans["in"], "-o", tmp_path / "narrow", "--scope", "answer").words
     assert "(layer:expert, scope answer)" in narrow
     assert f"rescoped, from in ({known['in'][:16]}…)" in narrow

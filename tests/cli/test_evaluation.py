@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -90,6 +91,28 @@ def test_evaluate_writes_figures_items_and_reports(
     assert manifest["evidence"], "--attach puts what was found into the plan"
     assert run("show", plan).status == 0
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_card_opens_what_was_measured(
+    tiny: Path, task_file: Path, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the strength it was run at, also where a folder's name has a space or is one with a strength."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(plan, "my plan")
+    assert run("compose", "my plan@0.5", "-o", "half@0.5").status == 0
+    told = run(
+        "evaluate", tiny, "--task", task_file, "--steering", "my plan@0.3333333", "--steering", "half@0.5",
+        "--random", 0, "--limit", 2, "--max-new-tokens", 2, "--no-cache", "-o", "out", "--json",
+    ).json  # fmt: skip
+    card = (tmp_path / "out" / "card.md").read_text()
+    assert "--steering 'my plan@0.3333333' --prompt" in card
+    assert "--steering half@0.5 --prompt" in card
+    assert "name: my plan" in card
+    examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    for measured, example in zip(told["steerings"], examples, strict=True):
+        found: dict[str, Any] = {}
+        exec(example, found)
+        assert found["plan"].fingerprint == measured["fingerprint"]
 
 
 def test_words_name_every_arm_and_the_report(tiny: Path, task_file: Path, plan: Path, tmp_path: Path) -> None:

@@ -368,11 +368,11 @@ def _opened(steerings: tuple[SteeringChoice, ...]) -> tuple[dict[str, Steering],
     paths: dict[str, str] = {}
     for choice in steerings:
         name = choice.name or (Path(choice.path).name or choice.path)
-        if choice.strength != 1.0 and choice.name is None:
-            name = f"{name}@{choice.strength:g}"
+        if choice.name is None:
+            name += choice.dial
         if name in plans:
             raise PlanError(f"--steering {choice}: two are called {name!r}; name them apart: NAME=PATH")
-        plans[name], paths[name] = choice.open(), choice.path
+        plans[name], paths[name] = choice.open(named=True), f"{choice.path}{choice.dial}"
     return plans, paths
 
 

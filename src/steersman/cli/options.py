@@ -122,7 +122,12 @@ class SteeringChoice:
 
     def __str__(self) -> str:
         name = "" if self.name is None else f"{self.name}="
-        return f"{name}{self.path}" + ("" if self.strength == 1.0 else f"@{self.strength:g}")
+        return f"{name}{self.path}{self.dial}"
+
+    @property
+    def dial(self) -> str:
+        """The strength as it is written, every digit: "@0.5"; empty where it is 1."""
+        return "" if self.strength == 1.0 else f"@{self.strength!r}".removesuffix(".0")
 
     def open(self, option: str = "--steering ", *, named: bool = False) -> Steering:
         """The saved steering, scaled. Raises PlanError where that takes a strength out of its range.
@@ -136,7 +141,8 @@ class SteeringChoice:
         steering = Steering.from_pretrained(self.path)
         if named:
             place = Path(self.path)
-            name = place.resolve().name if place.exists() else self.path
+            nameless = place.name in ("", "..")  # "." and "x/..": what lies there has a name
+            name = (place.resolve() if nameless else place).name if place.exists() else self.path
             steering = replace(steering, provenance={**steering.provenance, "name": name})
         if self.strength == 1.0:
             return steering

@@ -267,10 +267,10 @@ def _how_to(kind: str, repo_id: str, manifest: Mapping[str, Any], model: str) ->
     read = f'steersman.{CLASSES[kind]}.from_pretrained("{repo_id}")'
     if kind == "steering":
         chat = ["```bash", f"steersman chat {shlex.quote(model or 'MODEL')} --steering {repo_id}", "```", ""]
-        return [*_stands_for(model), *how_to_apply(repo_id, model, manifest["made_from"]), *chat]
+        return [*_stands_for(model), *how_to_apply(model, manifest["made_from"], f"plan = {read}"), *chat]
     if kind == "concept_vector":
         made = (f"concept = {read}", 'plan = concept.steering("dose:0.3")')
-        return [*_stands_for(model), *how_to_apply(repo_id, model, manifest["model"], *made)]
+        return [*_stands_for(model), *how_to_apply(model, manifest["model"], *made)]
     return ["```python", "import steersman", "", f"found = {read}", "print(found)", "```", ""]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -168,7 +170,7 @@ def _card(result: Place, name: str) -> list[str]:
     lines += [line for task in sides for line in _cost_lines(result, task, name)]
     lines += ["", "## Limits", "", *(f"- {markdown(limit)}" for limit in result.value["limits"])]
     lines += [*(f"- not measured: {markdown(what)}" for what in not_measured(result.value, name)), ""]
-    place, of = str(plan["path"] or name), str(model["name"] or "")
+    place, of = str(plan["path"] or name), harmless(str(model["name"] or ""))
     return [
         *lines,
         "## How to apply it",
@@ -177,7 +179,7 @@ def _card(result: Place, name: str) -> list[str]:
         f"steersman generate {_quoted(of)} --steering {_quoted(place)} --prompt TEXT",
         "```",
         "",
-        *how_to_apply(place, of, plan["provenance"]),
+        *how_to_apply(of, plan["provenance"], _opened(place, plan["provenance"])),
         'A plan applies to the weights that it was made for, and to others only with match="architecture".',
         "",
     ]
@@ -264,8 +266,8 @@ def fact_in_words(key: str, of: object) -> str:
     return f"{name}: {markdown(told)}"
 
 
-def how_to_apply(plan: str, model: str, made: Mapping[str, Any], *before: str) -> list[str]:
-    """Python that runs as it stands where the model and the plan lie; `before` makes the plan of `plan`."""
+def how_to_apply(model: str, made: Mapping[str, Any], *plan: str) -> list[str]:
+    """Python that runs as it stands where the model and the plan lie; `plan`: the lines that make it."""
     text = "please tell me about the sea"
     chat = f'[{{"role": "user", "content": "{text}"}}]'
     inputs = f'tokenizer("{text}", return_tensors="pt")'
@@ -278,8 +280,8 @@ def how_to_apply(plan: str, model: str, made: Mapping[str, Any], *before: str) -
         "```python",
         "import steersman",
         "",
-        f'model, tokenizer = steersman.load_model("{_quoted(model)}")',
-        *(before or (f'plan = steersman.Steering.from_pretrained("{_quoted(plan)}")',)),
+        f"model, tokenizer = steersman.load_model({json.dumps(model or '…', ensure_ascii=False)})",
+        *plan,
         f"inputs = {inputs}",
         "with plan.apply(model) as receipt:",
         "    answer = model.generate(**inputs.to(model.device), max_new_tokens=40)",
@@ -297,6 +299,17 @@ def _on_chats(made: Any) -> bool:
     return isinstance(made, list) and any(map(_on_chats, made))
 
 
+def _opened(place: str, made: Mapping[str, Any]) -> str:
+    """The line that opens a plan, dialled where PATH@STRENGTH named one. A folder may be called so, too: what
+    is opened from it has its name.
+    """
+    factor = made.get("factor") if made.get("made") == "scaled" and "name" not in made else None
+    dial = f"{factor!r}".removesuffix(".0") if isinstance(factor, int | float) else ""
+    scaled = dial and place.endswith(f"@{dial}")
+    read = json.dumps(place.removesuffix(f"@{dial}") if scaled else place, ensure_ascii=False)
+    return f"plan = {f'{dial} * ' if scaled else ''}steersman.Steering.from_pretrained({read})"
+
+
 def _quoted(name: str) -> str:
-    """A name as it can stand in quotes; what cannot is left to the reader."""
-    return name if name and all(sign.isalnum() or sign in "._-/:@#" for sign in name) else "…"
+    """A name as a shell reads it; what could leave its line is left to the reader."""
+    return shlex.quote(name) if name and name.isprintable() else "…"
