@@ -478,8 +478,39 @@ def test_a_setting_of_another_kind_is_refused_by_one_line(what: str, setting: st
     assert "\n" not in str(caught.value)
 
 
-def test_one_layer_may_stand_alone() -> None:
-    assert steersman.refine_concept("lab:source", None, PAIRS, layers=1).layers == (1,)
+@pytest.mark.parametrize(
+    "layers", [1, np.int64(1), [np.int64(1)], np.array([1]), torch.tensor(1), torch.tensor([1])]
+)
+def test_layers_may_be_numbers_of_any_kind_and_one_may_stand_alone(layers: Any) -> None:
+    concept = steersman.refine_concept("lab:source", None, PAIRS, layers=layers)
+    assert concept.layers == (1,)
+    assert concept.steering(torch.tensor(0.5), layers=layers) == concept.steering(0.5)
+    for wrong in (True, np.True_, [1.0], "1"):
+        with pytest.raises(PlanError, match="layer"):
+            concept.steering(0.5, layers=wrong)
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path: Path) -> None:
+    contrast = steersman.detect_experts(
+        "lab:moe", None, PAIRS, bootstrap=np.int64(3), checkpoint=tmp_path / "c"
+    )
+    plan = contrast.select(top=np.int64(2), reverse=np.bool_(True), strength=np.float32(0.5))
+    assert plan == contrast.select(top=2, reverse=True, strength=0.5)
+    plan.save_pretrained(tmp_path / "plan")
+    assert Steering.from_pretrained(tmp_path / "plan").provenance == plan.provenance
+    assert len(steersman.load_task("lab:refusal/dev", limit=np.int64(3))) == 3
+
+
+def test_plans_of_rows_may_come_from_anywhere() -> None:
+    plan = vectors()
+    with apply_rows(model(), [plan, None]):
+        wanted = logits()
+    for rows in ((each for each in (plan, None)), np.array([plan, None], object)):
+        with apply_rows(model(), rows):
+            assert torch.equal(logits(), wanted)
+    for lengths in (torch.tensor(6), [True, True], "12"):
+        with pytest.raises(PlanError, match="prompt"):
+            plan.apply(model(), prompt_lengths=lengths)
 
 
 def test_a_table_is_refused_for_its_rows() -> None:

@@ -6,6 +6,7 @@ import json
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from steersman.errors import PairsError
@@ -192,6 +193,22 @@ def test_columns_of_preferences_that_are_not_read_are_named_once(
             pairs = load_pairs(source)
         assert pairs.sha256 == load_pairs([plain] * 2).sha256
         assert len(said) == 1
+
+
+def test_answers_as_messages_do_not_hold_a_question_that_stands_beside_them() -> None:
+    answers = {"chosen": [YES], "rejected": [NO]}
+    for beside in ({"question": "may i ?"}, {"messages": [ASK], "prompt": None}):
+        with pytest.raises(PairsError, match="says what the model is asked"):
+            load_pairs([{**beside, **answers}])
+    whole = {"chosen": [ASK, YES], "rejected": [ASK, NO]}
+    with pytest.warns(UserWarning, match="question"):
+        assert load_pairs([{"question": "may i ?", **whole}])[0].positive == [ASK, YES]
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], float("nan"), np.array([]), False])
+def test_columns_with_nothing_in_them_ask_nothing(nothing: object) -> None:
+    row = {"prompt": "may i ? ", "chosen": "yes", "rejected": "no", "system": nothing}
+    assert load_pairs([row])[0].positive == "may i ? yes"
 
 
 def test_columns_of_a_table_that_are_not_read_are_named_and_the_question_is_refused(tmp_path: Path) -> None:

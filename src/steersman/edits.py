@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
-from steersman.errors import PlanError, told
+from steersman.errors import PlanError, SteersmanError, told
 from steersman.showing import Shown, count_of, ranges
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ Edit = ExpertEdit | ResidualEdit
 
 def _check_words(edit: Edit, operations: tuple[str, ...]) -> None:
     where = f"{edit.point.replace('_', ' ')}s"
-    if edit.scope not in tuple(SCOPES):
+    if not isinstance(edit.scope, str) or edit.scope not in SCOPES:
         raise PlanError(f"scope {edit.scope!r} is unknown: use one of {', '.join(SCOPES)}")
     if edit.operation not in operations:
         right = " or ".join(map(repr, operations))
@@ -264,9 +264,27 @@ def _first_line(error: Exception) -> str:
 
 def whole(value: Any, what: str) -> int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise PlanError(f"{what} {value!r} is not a whole number") from None
+
+
+def as_layers(given: int | Iterable[int], error: type[SteersmanError]) -> tuple[int, ...]:
+    """A layer, or several, as plain ints, NumPy's and torch's too. Raises `error` for what is neither."""
+    one = isinstance(given, int) or getattr(given, "ndim", None) == 0
+    several: Iterable[Any] = [given] if one else given  # type: ignore[assignment]
+    if isinstance(several, str) or not isinstance(several, Iterable):
+        raise error(f"layers are {told(given)}: give layer numbers")
+    return tuple(_layer(layer, error) for layer in several)
+
+
+def _layer(given: Any, error: type[SteersmanError]) -> int:
+    value = given.item() if getattr(given, "ndim", None) == 0 else given
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise error(f"layers hold {given!r}, which is no layer's number")
+    return operator.index(value)
 
 
 def _valid_strength(layer: int, expert: int, strength: float) -> float:

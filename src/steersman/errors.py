@@ -60,20 +60,28 @@ class RequestError(SteersmanError, ValueError):
 def told(given: object) -> str:
     """Something of a wrong kind, for a message of one line."""
     kind = type(given).__name__
-    return f"{given!r:.60} ({kind})" if isinstance(given, str | int | float | None) else f"a {kind}"
+    if isinstance(given, str | int | float | None):
+        return f"{given!r:.60} ({kind})"
+    return a_kind(kind)
+
+
+def a_kind(kind: str) -> str:
+    """A kind of object by its class's name: "an AffineMap", "a list"."""
+    return f"a{'n' if kind[:1] in 'AEIOaeio' else ''} {kind}"
 
 
 def check_kind(given: object, kind: type, error: type[SteersmanError]) -> None:
     """Raise `error` where something else than a `kind` is given."""
     if not isinstance(given, kind):
-        raise error(f"a {kind.__name__} is wanted, not {told(given)}")
+        raise error(f"{a_kind(kind.__name__)} is wanted, not {told(given)}")
 
 
-def check_whole(what: str, given: object, least: int, error: type[SteersmanError]) -> None:
-    """Raise `error` where a setting is no whole number, or too small."""
+def whole_number(what: str, given: object, least: int, error: type[SteersmanError]) -> int:
+    """A setting as a plain int, NumPy's too. Raises `error` where it is no whole number, or too small."""
     if isinstance(given, bool) or not isinstance(given, Integral) or given < least:
         shown = given if isinstance(given, Integral) else told(given)
         raise error(f"{what} is {shown}: give a whole number, {least} or more")
+    return int(given)
 
 
 def each_of(given: Iterable[T], kind: type[T], error: type[SteersmanError]) -> list[T]:

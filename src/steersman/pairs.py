@@ -6,10 +6,11 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import warnings
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -271,7 +272,7 @@ def persona_pairs(
         begun = [] if suffix is None else [{"role": "assistant", "content": suffix}]
         return [{"role": "user", "content": asked}, *begun]
 
-    given = [suffixes] if isinstance(suffixes, str) else suffixes or []
+    given = [suffixes] if isinstance(suffixes, str) else () if suffixes is None else suffixes
     begins: list[str | None] = [*each_of(given, str, PairsError)]
     return ContrastPairs(
         (
@@ -347,10 +348,17 @@ def _read(row: Any, where: str) -> tuple[str, Iterable[ContrastPair], list[str]]
 
 def _says_what_is_asked(row: Mapping[str, Any], key: str) -> bool:
     """Whether the model would be asked with a column that is not read."""
-    whole = row.get("prompt") is not None or isinstance(row["chosen"], list)
+    whole = row.get("prompt") is not None or _has_question(row["chosen"])
     value = row.get(key)
-    given = bool(value) if isinstance(value, str | list | dict | None) else True
-    return given and (key in _ASKED_BESIDE or (key in _ASKED and not whole))
+    empty = len(value) == 0 if isinstance(value, Sized) else value is None or value is False
+    nothing = empty or (isinstance(value, float) and math.isnan(value))  # as tables say that there is none
+    return not nothing and (key in _ASKED_BESIDE or (key in _ASKED and not whole))
+
+
+def _has_question(content: Any) -> bool:
+    """Whether messages say what the model is asked."""
+    messages = content if isinstance(content, list) else []
+    return any(isinstance(message, Mapping) and message.get("role") == "user" for message in messages)
 
 
 def _pair_of_row(row: Mapping[str, Any], where: str) -> list[ContrastPair]:

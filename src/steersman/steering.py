@@ -534,12 +534,13 @@ def sources_of(provenance: Mapping[str, Any], strength: float = 1.0) -> list[dic
     "fingerprint", "made", "strength"}], `strength` being what each was multiplied by, `name` None where it is
     not known. Empty for another plan.
     """
-    made = provenance.get("made")
-    if made not in ("composed", "scaled", "reversed", "rescoped"):
-        return []
+    made, sources = provenance.get("made"), provenance.get("from")
     factor = provenance.get("factor", -1 if made == "reversed" else 1)
+    derived = made in ("composed", "scaled", "reversed", "rescoped") and isinstance(factor, int | float)
+    if not derived or not isinstance(sources, list | tuple):  # another tool's words may be of any form
+        return []
     found: list[dict[str, Any]] = []
-    for source in (source for source in provenance["from"] if "fingerprint" in source):
+    for source in (one for one in sources if isinstance(one, Mapping) and "fingerprint" in one):
         below = [] if "name" in source else sources_of(source, strength * factor)
         told = {key: source.get(key) for key in ("name", "fingerprint", "made")}
         found += below or [{**told, "strength": strength * factor}]

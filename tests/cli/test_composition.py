@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +92,25 @@ def test_what_a_plan_is_made_of_is_named(
     assert (
         f"steersman: error: {half}@3: scaled by 3" in run("compose", f"{half}@3", "-o", tmp_path / "x").stderr
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"made": "scaled", "by": "another tool"},
+        {"made": "composed", "from": ["a", 5]},
+        {"skipped": ["a"], "doses": [1]},
+        {"made": "scaled", "factor": "half", "from": []},
+    ],
+)
+def test_a_plan_of_another_tool_may_say_of_itself_what_it_likes(
+    words: dict[str, Any], plans: dict[str, Path], tmp_path: Path
+) -> None:
+    foreign = replace(Steering.from_pretrained(plans["vector"]), provenance=words)
+    foreign.save_pretrained(tmp_path / "foreign")
+    done = run("compose", f"{tmp_path / 'foreign'}@0.5", "-o", tmp_path / "half")
+    assert done.words.startswith(f"{tmp_path / 'half'}: steering ")
+    assert "layer 2: add × 1, scope answer" in done.words
 
 
 def test_a_scope_for_all_edits(plans: dict[str, Path], tmp_path: Path) -> None:

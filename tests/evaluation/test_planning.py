@@ -20,7 +20,7 @@ from steersman.experts.contrast import RoutingContrast
         ({"others": ["\x1b[31mred"]}, "no name of an arm"),
         ({"instruction": ""}, "the instruction is ''"),
         ({"instruction": "\ud800"}, "half a character"),
-        ({"strengths": ["0.5"]}, "strengths hold '0.5'"),
+        ({"strengths": ["0.5"]}, "each of the strengths is a number, not '0.5'"),
         ({"others": [5]}, "5 is no name of an arm"),
         ({"attacks": {5: "{prompt}"}}, "the name of attack 5"),
         ({"reverse": {"other": None}}, "no steering 'other'"),

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partialmethod
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -154,18 +154,24 @@ def _stops_are_heard() -> Iterator[None]:
 
 @contextmanager
 def _bars_are_brief() -> Iterator[None]:
-    """Let every bar, the libraries' too, advance once a minute where no terminal shows it: in a log each step
-    is a line.
+    """Let every bar, the libraries' too, be shown once, then once a minute and at its end where no terminal
+    shows it: in a log each time is a line.
     """
     if sys.stderr.isatty():
         yield
         return
-    before = tqdm.__init__
-    tqdm.__init__ = partialmethod(before, mininterval=60)
+    before = tqdm.display
+
+    def display(bar: tqdm[Any], *args: Any, **kwargs: Any) -> Any:
+        bar.mininterval = bar.maxinterval = 60
+        bar.leave = True
+        return before(bar, *args, **kwargs)
+
+    tqdm.display = display
     try:
         yield
     finally:
-        tqdm.__init__ = before
+        tqdm.display = before
 
 
 def _run_command(arguments: list[str]) -> None:

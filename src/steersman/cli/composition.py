@@ -115,15 +115,20 @@ def made_in_words(output: Path, plan: Steering) -> list[str]:
         scopes = "/".join(sorted({edit.scope for edit in expert_edits(plan.edits)}))
         lines[0] += f" (layer:expert{f', scope {scopes}' if scopes else ''})"
         lines += [f"{way} {len(facts[way])}: {_places(facts[way])}" for way in ("activated", "deactivated")]
-    doses = plan.provenance.get("doses", {})
+    # What a plan was made from is another tool's to say as it likes.
+    doses = plan.provenance.get("doses")
     for entry in facts["vectors"]:
-        dose = doses.get(str(entry["layer"]))
+        dose = doses.get(str(entry["layer"])) if isinstance(doses, Mapping) else None
         lines.append(
             f"layer {entry['layer']}: {entry['operation']} × {entry['strength']:.4g}"
-            f"{'' if dose is None else f', dose {dose:.2f}'}, scope {entry['scope']}"
+            f"{f', dose {dose:.2f}' if isinstance(dose, float) else ''}, scope {entry['scope']}"
         )
-    skipped = plan.provenance.get("skipped", [])
-    lines += [f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}" for entry in skipped]
+    skipped = plan.provenance.get("skipped")
+    lines += [
+        f"skipped {entry['layer']}:{entry['expert']}: {entry['reason']}"
+        for entry in (skipped if isinstance(skipped, list) else ())
+        if isinstance(entry, Mapping) and {"layer", "expert", "reason"} <= entry.keys()
+    ]
     return [on_one_line(line) for line in lines]
 
 

@@ -213,8 +213,8 @@ def _layer_to_try(concept: ConceptVector) -> list[object]:
     """
     if len(concept.equal_layers) < 2:
         return []
-    depth = 2 / 3 * concept.layers[-1]
-    return ["--layers", min(concept.equal_layers, key=lambda layer: abs(layer - depth))]
+    typical = 2 / 3 * (concept.architecture.layer_count - 1)
+    return ["--layers", min(concept.equal_layers, key=lambda layer: abs(layer - typical))]
 
 
 def concept_for_json(concept: ConceptVector) -> dict[str, Any]:

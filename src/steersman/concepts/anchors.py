@@ -28,8 +28,9 @@ from steersman.concepts.norms import NormHistogram
 from steersman.concepts.opening import Side
 from steersman.concepts.regression import R2_TIE, RIDGES, HeldOut, effective_rank
 from steersman.concepts.rows import states_of_texts
-from steersman.concepts.states import as_layers, check_layers
-from steersman.errors import ModelError, PairsError, check_kind, check_whole
+from steersman.concepts.states import check_layers
+from steersman.edits import as_layers
+from steersman.errors import ModelError, PairsError, check_kind, whole_number
 from steersman.models.loading import Named, open_named
 from steersman.showing import Shown, cut, ranges
 from steersman.texts import load_texts
@@ -90,11 +91,11 @@ def encode_anchors(
     """
     model, tokenizer = open_named(model, tokenizer)
     side = Side((model, tokenizer), late=False, options=None)
-    chosen = side.layers if layers is None else as_layers(layers)
+    chosen = side.layers if layers is None else as_layers(layers, ModelError)
     check_layers(chosen, len(side.layers))
     if not chosen:
         raise PairsError("name at least one layer")
-    check_whole("batch_size", batch_size, 1, PairsError)
+    batch_size = whole_number("batch_size", batch_size, 1, PairsError)
     read = load_texts(texts)
     held_out = torch.tensor([is_held_out(text.content) for text in read])
     if min(int(held_out.sum()), int((~held_out).sum())) < 2:

@@ -17,8 +17,7 @@ from steersman.concepts.dose import Strength, doses, residual_edits
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.positions import Position
 from steersman.concepts.separation import AUROC_TIE, Separation
-from steersman.concepts.states import as_layers
-from steersman.edits import Operation, Scope
+from steersman.edits import Operation, Scope, as_layers
 from steersman.errors import PlanError
 from steersman.pairs import ContrastPairs
 from steersman.showing import Shown, Table, count_of, cut, ranges
@@ -120,7 +119,7 @@ class ConceptVector(Shown):
             if layers != "all":
                 raise PlanError(f"layers={layers!r} is unknown: give layer numbers, or 'all'")
             return self.layers
-        asked = tuple(dict.fromkeys(as_layers(layers)))
+        asked = tuple(dict.fromkeys(as_layers(layers, PlanError)))
         if not asked:
             raise PlanError("no layer is named; leave layers out for the best one")
         for layer in asked:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from steersman.concepts.norms import NormHistogram
-from steersman.edits import Operation, ResidualEdit, Scope
+from steersman.edits import Operation, ResidualEdit, Scope, finite_number
 from steersman.errors import PlanError
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ class Strength:
         return f"{_DOSE}{self.value:g}" if self.is_dose else f"{self.value:g}"
 
     @classmethod
-    def parse(cls, given: float | str) -> Strength:
+    def parse(cls, given: object) -> Strength:
         """Read a number, `"1.5"` or `"dose:0.7"`. Raises PlanError for anything else."""
         text = str(given)
         is_dose = text.startswith(_DOSE)
         try:
-            value = math.nan if isinstance(given, bool) else float(text.removeprefix(_DOSE))
-        except ValueError:
+            value = float(text.removeprefix(_DOSE)) if isinstance(given, str) else finite_number(given)
+        except (ValueError, PlanError):
             value = math.nan
         if not math.isfinite(value):
             raise PlanError(

@@ -26,8 +26,9 @@ from steersman.concepts.opening import Opened, Side
 from steersman.concepts.rows import Ints, RowStates, rows_of_states, states_of_texts
 from steersman.concepts.solving import choose_source, solve
 from steersman.concepts.state_store import StateStore
-from steersman.concepts.states import as_layers, check_layers
-from steersman.errors import ModelError, PairsError, PlanError, WeightsMismatch, check_kind, check_whole
+from steersman.concepts.states import check_layers
+from steersman.edits import as_layers
+from steersman.errors import ModelError, PairsError, PlanError, WeightsMismatch, check_kind, whole_number
 from steersman.models.same_weights import same_weights
 from steersman.progress import Arrays, Progress, discard
 from steersman.shards import Shard
@@ -98,7 +99,7 @@ def fit_affine_map(
         >>> steersman.fit_affine_map("lab:source", "lab:target", texts)
         <AffineMap: lab:source → lab:target, target layers 0–3; 180 rows of 60 texts>
     """
-    _check_options(rows, batch_size, seed, concept)
+    batch_size, seed = _checked_options(rows, batch_size, seed, concept)
     part = None if shard is None else Shard.parse(shard)
     read = load_texts(texts)
     models = (
@@ -156,15 +157,18 @@ def fit_affine_map(
     return found
 
 
-def _check_options(rows: str, batch_size: int, seed: int, concept: object) -> None:
+def _checked_options(rows: str, batch_size: int, seed: int, concept: object) -> tuple[int, int]:
     if rows not in ("boundaries", "last"):
         raise PairsError(f"rows={rows!r} is unknown: use 'boundaries' or 'last'")
-    check_whole("batch_size", batch_size, 1, PairsError)
-    check_whole("seed", seed, 0, PairsError)
+    batch_size, seed = (
+        whole_number("batch_size", batch_size, 1, PairsError),
+        whole_number("seed", seed, 0, PairsError),
+    )
     if seed >= 2**63:
         raise PairsError(f"seed is {seed}: give 0 to 2^63 − 1")
     if concept is not None:
         check_kind(concept, ConceptVector, PlanError)
+    return batch_size, seed
 
 
 def _sides(
@@ -176,7 +180,7 @@ def _sides(
 ) -> tuple[Sides, int | None]:
     """The layers of either model, and the source layer that the concept chooses."""
     of_source, of_target = (
-        list(side.layers if layers is None else as_layers(layers))
+        list(side.layers if layers is None else as_layers(layers, ModelError))
         for side, layers in ((source, source_layers), (target, target_layers))
     )
     for which, side, layers in (("source", source, of_source), ("target", target, of_target)):

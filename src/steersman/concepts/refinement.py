@@ -28,8 +28,9 @@ from steersman.concepts.directions import (
 from steersman.concepts.pair_states import PairStates, read_pairs
 from steersman.concepts.positions import POSITIONS, Position, dtype_of
 from steersman.concepts.separation import Separation, separation
-from steersman.concepts.states import as_layers, check_layers
-from steersman.errors import PairsError, check_whole
+from steersman.concepts.states import check_layers
+from steersman.edits import as_layers
+from steersman.errors import ModelError, PairsError, whole_number
 from steersman.models.architecture import decoder_layers, read_architecture
 from steersman.models.identity import model_name, weights_id
 from steersman.models.loading import Named, open_named
@@ -89,10 +90,11 @@ def refine_concept(
         <Steering: vectors (add) at layer 1; scope answer; for lab:source, ...>
     """
     model, tokenizer = open_named(model, tokenizer)
-    _check_options(position, method, shuffles, batch_size, seed)
+    shuffles, batch_size, seed = _checked_options(position, method, shuffles, batch_size, seed)
     source = pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)
     count = len(decoder_layers(model))
-    asked = range(count) if layers is None or layers == "all" else as_layers(layers)
+    every = layers is None or (isinstance(layers, str) and layers == "all")
+    asked = range(count) if every else as_layers(layers, ModelError)  # type: ignore[arg-type]
     check_layers(asked, count)
     chosen = tuple(sorted(set(asked)))
     if not chosen:
@@ -141,14 +143,17 @@ def refine_concept(
         )
 
 
-def _check_options(position: str, method: str, shuffles: int, batch_size: int, seed: int) -> None:
+def _checked_options(
+    position: str, method: str, shuffles: int, batch_size: int, seed: int
+) -> tuple[int, int, int]:
     for name, value, known in (("position", position, POSITIONS), ("method", method, METHODS)):
         if value not in known:
             raise PairsError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
-    for what, given, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("shuffles", shuffles, 0)):
-        check_whole(what, given, least, PairsError)
+    shuffles = whole_number("shuffles", shuffles, 0, PairsError)
     if shuffles > MOST_SHUFFLES:
         raise PairsError(f"shuffles is {shuffles}: give 0 to {MOST_SHUFFLES}; 99 tell the 95th percentile")
+    size = whole_number("batch_size", batch_size, 1, PairsError)
+    return shuffles, size, whole_number("seed", seed, 0, PairsError)
 
 
 class _Folds:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 import numpy as np
 from torch import Tensor, nn
 
-from steersman.errors import ModelError, told
+from steersman.errors import ModelError
 from steersman.models.adapters import unwrap
 from steersman.models.architecture import decoder_config, decoder_layers
 from steersman.models.reading import read_batch
@@ -111,17 +111,8 @@ def state_of(output: Any) -> Tensor:
     return state
 
 
-def as_layers(given: int | Iterable[int]) -> tuple[int, ...]:
-    """A layer, or several, as they are given. Raises `ModelError` for what is neither."""
-    if isinstance(given, int):
-        return (given,)
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise ModelError(f"layers are {told(given)}: give layer numbers")
-    return tuple(given)
-
-
 def check_layers(layers: Sequence[int], count: int) -> None:
     """Raise `ModelError` where a layer does not exist among `count`."""
     for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < count:
+        if not 0 <= layer < count:
             raise ModelError(f"layer {layer!r} does not exist: the model has layers 0 to {count - 1}")

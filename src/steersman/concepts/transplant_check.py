@@ -32,6 +32,7 @@ from steersman.concepts.concept import ConceptVector
 from steersman.concepts.opening import check_opened
 from steersman.concepts.pair_states import PairStates, read_pairs
 from steersman.concepts.separation import Separation, auroc, separation
+from steersman.edits import as_layers
 from steersman.errors import (
     ArchitectureMismatch,
     ArtifactError,
@@ -478,7 +479,7 @@ def mapped_layers(
                 "at all layers"
             )
         return found
-    asked = (layers,) if isinstance(layers, int) else tuple(dict.fromkeys(layers))
+    asked = tuple(dict.fromkeys(as_layers(layers, PlanError)))
     if not asked:
         raise PlanError("no layer is named; leave layers out for the best one")
     for layer in asked:

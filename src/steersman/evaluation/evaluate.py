@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steersman.chat_record import CHATS
-from steersman.errors import ArtifactError, JudgeError, PairsError, PlanError, check_whole, told, valid_name
+from steersman.errors import ArtifactError, JudgeError, PairsError, PlanError, told, valid_name, whole_number
 from steersman.evaluation import base_cache
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.expert_map import expert_map
@@ -126,7 +127,7 @@ def evaluate(
     settings = Settings(
         limit, batch_size, max_new_tokens, random if steerings else 0, control_items, shown, seed, match
     )
-    _check(settings)
+    settings = _checked(settings)
     opened = [*_tasks(task, "effect", limit, judge), *_tasks(side_tasks, "side", limit, judge)]
     if not getattr(tokenizer, "chat_template", None):
         opened = [(each.as_texts(), role) for each, role in opened]
@@ -245,16 +246,19 @@ def _check_judge(judge: Any) -> None:
         raise JudgeError(f"judge is {told(judge)}: right is what load_judge(NAME) gives")
 
 
-def _check(settings: Settings) -> None:
-    for name, least in (
-        ("random", 0),
-        ("control_items", 2),
-        ("batch_size", 1),
-        ("max_new_tokens", 1),
-        ("shown", 0),
-        ("seed", 0),
-    ):
-        check_whole(name, vars(settings)[name], least, PlanError)
+def _checked(settings: Settings) -> Settings:
+    least = {
+        "random": 0,
+        "control_items": 2,
+        "batch_size": 1,
+        "max_new_tokens": 1,
+        "shown": 0,
+        "seed": 0,
+    }
+    whole: dict[str, Any] = {
+        name: whole_number(name, vars(settings)[name], of, PlanError) for name, of in least.items()
+    }
+    return replace(settings, **whole)
 
 
 def _check_figures(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from steersman.edits import finite_number
 from steersman.errors import PlanError, told
 from steersman.evaluation.arms import Arm
 from steersman.evaluation.comparison import BASE
@@ -90,8 +91,7 @@ def plan_arms(
             _check_text(name, f"the name of {kind} {name!r}")
     if isinstance(strengths, str) or not isinstance(strengths, Iterable):
         raise PlanError(f"strengths are {told(strengths)}: right is a list of numbers such as 0.5")
-    if wrong := [strength for strength in strengths if not isinstance(strength, int | float)]:
-        raise PlanError(f"strengths hold {wrong[0]!r}: right are numbers such as 0.5")
+    strengths = [finite_number(strength, "each of the strengths") for strength in strengths]
     layout = _Layout()
     layout.add(Arm(BASE, None, "base"))
     for name, plan in steerings.items():

@@ -15,7 +15,7 @@ from scipy import stats
 from steersman.certainty import CANNOT_TELL, NOT_SHOWN, SHOWN
 from steersman.chat_record import ChatRecord, in_provenance
 from steersman.edits import ExpertEdit, Scope, finite_number
-from steersman.errors import PlanError, check_whole
+from steersman.errors import PlanError
 from steersman.experts.causal_effects import (
     DIRECTIONS,
     SIGNS,
@@ -27,7 +27,7 @@ from steersman.experts.causal_effects import (
     Sign,
 )
 from steersman.experts.estimate import Floats
-from steersman.experts.selection import Choice, choose
+from steersman.experts.selection import Choice, asked_sizes, choose
 from steersman.limits import Router
 from steersman.showing import Shown, Table, count_of, cut, first_rows, ranges
 from steersman.steering import Architecture, Steering, sha256_of
@@ -205,7 +205,7 @@ class CausalScreen(Shown):
             )
         if not self.found:
             raise PlanError(f"the screen found nothing to steer: {self.reason}")
-        numbers = {"activate": activate, "deactivate": deactivate, "top": top}
+        numbers = asked_sizes(activate=activate, deactivate=deactivate, top=top)
         asked = {name: number for name, number in numbers.items() if number is not None}
         choice = self._choose(asked, strength, reverse) if asked else self._chosen_set(reverse)
         strengths = {
@@ -221,7 +221,7 @@ class CausalScreen(Shown):
             provenance={
                 "made": "selection",
                 "by": "causal",
-                "reverse": reverse,
+                "reverse": bool(reverse),
                 **asked,
                 "skipped": list(choice.skipped),
                 **in_provenance(self.chat),
@@ -248,7 +248,6 @@ class CausalScreen(Shown):
             "deactivate": sum(score < 0 for *_, score in ranking),
         }
         for name, number in asked.items():
-            check_whole(name, number, 0, PlanError)
             if number > there[name]:
                 raise PlanError(
                     f"{name} asks for {count_of(number, 'expert')}, but {there[name]} pass the gate in "

@@ -24,7 +24,7 @@ from steersman.experts.estimate import LEAST_CLUSTERS, Estimate, Floats, q_value
 from steersman.experts.moments import Integers
 from steersman.experts.presets import preset_for
 from steersman.experts.risk_difference import ClusterSums
-from steersman.experts.selection import Choice, choose, ranked, stability
+from steersman.experts.selection import Choice, asked_sizes, choose, ranked, stability
 from steersman.experts.strata import StratumSums
 from steersman.experts.tally import Counted, Weighting
 from steersman.limits import Router
@@ -402,14 +402,12 @@ class RoutingContrast(Shown):
                 raise PlanError("a preset says how many experts: give it alone, or numbers alone")
             published = preset_for(preset, self.architecture)
             activate, deactivate = published.activate, published.deactivate
-        choice = self.choose(
-            activate=activate, deactivate=deactivate, top=top, reverse=reverse, by=by, strength=strength
-        )
+        numbers = asked_sizes(activate=activate, deactivate=deactivate, top=top)
+        choice = self.choose(**numbers, reverse=reverse, by=by, strength=strength)
         strengths = {
             layer: {expert: sign * strength for expert, sign in experts.items()}
             for layer, experts in choice.signs.items()
         }
-        numbers = {"activate": activate, "deactivate": deactivate, "top": top}
         asked = {**numbers, "preset": preset}
         return Steering(
             edits=(ExpertEdit(strengths, scope),),
@@ -420,7 +418,7 @@ class RoutingContrast(Shown):
             provenance={
                 "made": "selection",
                 "by": by,
-                "reverse": reverse,
+                "reverse": bool(reverse),
                 **{name: value for name, value in asked.items() if value is not None},
                 "skipped": list(choice.skipped),
                 **in_provenance(self.chat),

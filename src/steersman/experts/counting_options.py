@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steersman.errors import PairsError, check_whole
+from steersman.errors import PairsError, whole_number
 from steersman.experts.moments import Integers
 from steersman.experts.strata import POSITION_STRATA, stratum_of
 from steersman.experts.tally import Counted, Weighting
@@ -65,12 +65,9 @@ def options_of(
         if value not in known:
             words = " or ".join(repr(word) for word in known if word is not None)
             raise PairsError(f"{name}={value!r} is unknown: use {words}")
-    for name, number, least in (
-        ("batch_size", batch_size, 1),
-        ("generate", generate, 0),
-        ("bootstrap", bootstrap, 0),
-    ):
-        check_whole(name, number, least, PairsError)
+    batch_size = whole_number("batch_size", batch_size, 1, PairsError)
+    generate = whole_number("generate", generate, 0, PairsError)
+    bootstrap = whole_number("bootstrap", bootstrap, 0, PairsError)
     if bootstrap > MOST_REPLICATES:
         raise PairsError(
             f"bootstrap is {bootstrap}: give at most {MOST_REPLICATES}; 1000 tell a share to within 0.03"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from steersman.chats.format import NotedChats
-from steersman.errors import ModelError, PairsError, check_whole
+from steersman.errors import ModelError, PairsError, whole_number
 from steersman.experts.estimate import Floats
 from steersman.experts.mixture import recording_mixture
 from steersman.experts.moments import Integers
@@ -86,7 +86,7 @@ def describe_experts(
         <ExpertProfile: 7 tokens of 2 texts; layers 0–3; of lab:moe>
     """
     model, tokenizer = open_named(model, tokenizer)
-    check_whole("batch_size", batch_size, 1, PairsError)
+    batch_size = whole_number("batch_size", batch_size, 1, PairsError)
     texts = texts if isinstance(texts, Texts) else load_texts(texts)
     sites = countable_routers(model)
     identity = weights_id(model)  # before the work: it may have none

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from steersman.errors import PlanError, check_whole
+from steersman.errors import PlanError, whole_number
 from steersman.limits import Router, broken_limit
 from steersman.showing import count_of
 from steersman.ties import COMPUTED, ranks
@@ -67,9 +67,7 @@ def choose(
     Raises:
         PlanError: fewer experts than asked for, a negative number, or nothing asked for.
     """
-    for name, number in (("activate", activate), ("deactivate", deactivate), ("top", top)):
-        if number is not None:
-            check_whole(name, number, 0, PlanError)
+    asked_sizes(activate=activate, deactivate=deactivate, top=top)
     if (top is None) == (activate is None and deactivate is None):
         raise PlanError("say how many experts: either `top`, or `activate` and/or `deactivate`")
     if top is not None:
@@ -80,6 +78,11 @@ def choose(
         order = {entry: place for place, entry in enumerate(ranking)}
         wanted = sorted(positive + negative, key=order.__getitem__)
     return _within_limits(wanted, routers, strength)
+
+
+def asked_sizes(**given: int | None) -> dict[str, int | None]:
+    """How many experts are asked for, by name, as plain ints. Raises PlanError for what is none."""
+    return {name: n if n is None else whole_number(name, n, 0, PlanError) for name, n in given.items()}
 
 
 def stability(

@@ -19,9 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from steersman.edits import Scope
+from steersman.edits import Scope, as_layers
 from steersman.errors import ArtifactError, valid_name
 from steersman.interop.foreign_files import read_bytes
 from steersman.interop.foreign_vectors import MOST_LAYERS, Array, exact_float32, steering_of
@@ -117,13 +115,12 @@ def _bare(file: TensorFile, content: bytes) -> list[Array]:
 def _placed(bare: list[Array], layers: Sequence[int] | None, path: Path) -> dict[int, Array]:
     """{layer: vector} of vectors without layers, as they are given for them."""
     many = f"{count_of(len(bare), 'vector')}" if bare[1:] else "a vector"
-    if layers is None or not len(layers):
+    layers = () if layers is None else as_layers(layers, ArtifactError)
+    if not layers:
         raise ArtifactError(
             f"{path}: holds {many} and does not say of which layers: give them with --layers, such as 12 or "
             "0-31 (in Python layers=)"
         )
-    if wrong := [n for n in layers if isinstance(n, bool | np.bool_) or not hasattr(n, "__index__")]:
-        raise ArtifactError(f"{path}: layers={list(layers)}: {wrong[0]!r} is no layer's number")
     if len(set(layers)) < len(layers):
         raise ArtifactError(f"{path}: --layers names a layer twice")
     if len(bare) not in (1, len(layers)):

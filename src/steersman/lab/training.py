@@ -96,8 +96,8 @@ def build_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
 def fit(
     recipe: Recipe, seed: int, tokenizer: PreTrainedTokenizerBase, *, progress: bool, title: str
 ) -> tuple[PreTrainedModel, float]:
-    """A trained model and its mean loss over the last tenth, without the routers' share. The caller's random
-    state is kept.
+    """A trained model and its mean loss over the last tenth, without the routers' share; the same from the
+    same seed, on the same processor with as many threads. The caller's random state is kept.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -113,7 +113,7 @@ def fit(
     noise = StateNoise(layers, recipe.state_noise, seed)
     balanced = {"output_router_logits": True} if recipe.balance else {}
     losses: list[float] = []
-    with pushes.attached(), noise.attached():
+    with pushes.attached(), noise.attached(), _reproducible():
         for step in tqdm(range(recipe.steps), desc=title, unit="step", disable=not progress):
             conversations = [speak(rng) for _ in range(recipe.batch_size)]
             pushes.begin(_plans(recipe, conversations, rng))
@@ -135,6 +135,18 @@ def fit(
             losses.append(words.item())
     last = losses[-max(1, len(losses) // 10) :]
     return model, sum(last) / len(last)
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Let sums over several threads be made in one order: those of experts' gradients are not otherwise."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def encode_batch(

@@ -97,8 +97,9 @@ def _dialled(
     steerings: Sequence[Steering | None], strength: float | Sequence[float]
 ) -> tuple[Steering | None, ...]:
     """Plans by row with their strengths multiplied in; rows alike share one."""
-    if isinstance(steerings, Steering) or not isinstance(steerings, Sequence):
+    if isinstance(steerings, Steering | str) or not isinstance(steerings, Iterable):
         raise PlanError(f"apply_rows takes a list with a plan or None for each row, not {told(steerings)}")
+    steerings = list(steerings)
     for plan in steerings:
         if plan is not None:
             check_kind(plan, Steering, PlanError)
@@ -142,7 +143,8 @@ class Context(AbstractContextManager[Receipt]):
         if not rows:
             raise PlanError("apply_rows needs a plan or None for each row")
         if prompt_lengths is not None:
-            if isinstance(prompt_lengths, str) or not isinstance(prompt_lengths, Iterable):
+            single = isinstance(prompt_lengths, str) or getattr(prompt_lengths, "ndim", 1) != 1
+            if single or not isinstance(prompt_lengths, Iterable):
                 raise PlanError(f"prompt_lengths are whole numbers, one a row, not {told(prompt_lengths)}")
             prompt_lengths = [whole(length, "a prompt length of") for length in prompt_lengths]
             if any(length < 1 for length in prompt_lengths):

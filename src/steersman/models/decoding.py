@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import operator
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation import stopping_criteria
 
 from steersman.errors import ModelError, SteersmanError
 
@@ -229,7 +231,8 @@ def finding_stop_strings() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if str(error) != "substring not found":
+        where = traceback.extract_tb(error.__traceback__)[-1].filename
+        if where != stopping_criteria.__file__ or str(error) != "substring not found":
             raise
         raise ModelError(
             "stop_strings need a tokenizer that can write any word, and this one has only the words of its "

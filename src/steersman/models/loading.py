@@ -268,7 +268,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
             raise ModelError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
         return DTYPES[dtype]
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ModelError(f"dtype {dtype} holds no floating-point numbers: use one of {', '.join(DTYPES)}")
+        raise ModelError(f"dtype {dtype} is none of floating-point numbers: use one of {', '.join(DTYPES)}")
     return dtype
 
 

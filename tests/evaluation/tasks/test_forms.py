@@ -375,7 +375,10 @@ def test_every_form_is_listed() -> None:
 def test_limits_and_ids(write: Write) -> None:
     place = write("x.csv", XSTEST)
     behaviour = load_task(f"xstest:{place}", limit=2).behaviour
-    for limit, said in ((3, "3 items asked for, but there are 2"), (0, "0 items asked for")):
+    for limit, said in (
+        (3, "3 items asked for, but there are 2"),
+        (0, "limit is 0: give a whole number, 1 or more"),
+    ):
         with pytest.raises(PairsError, match=said):
             load_task(f"xstest:{place}", limit=limit)
     with pytest.raises(PairsError, match=r'x\.csv:3: the id "1" was already given at .*x\.csv:2'):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steersman.edits import SCOPES, Scope
-from steersman.errors import PlanError
+from steersman.errors import PlanError, whole_number
 from steersman.evaluation.screening.greedy import LEAST_T
 from steersman.experts.causal_effects import SIGNS, Gate, Sign
 from steersman.experts.estimate import LEAST_CLUSTERS
@@ -53,9 +53,7 @@ class Options:
             ("batch_size", 1),
             ("max_new_tokens", 1),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise PlanError(f"{name}={value!r}: right is a whole number from {least}")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least, PlanError))
         if not 0 <= self.least_t < math.inf:
             raise PlanError(f"least_t={self.least_t!r}: right is a number from 0")
         if not (0 < self.gate.q <= 1 and 0 <= self.gate.effect < math.inf):

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from steersman.errors import PairsError, valid_name
+from steersman.errors import PairsError, valid_name, whole_number
 from steersman.evaluation.judges.verdict import Judge
 from steersman.evaluation.tasks.item import Task
 from steersman.showing import count_of
@@ -64,8 +64,7 @@ def load_task(source: str | Path, *, limit: int | None = None, judge: Judge | No
         <Task: lab:refusal/dev, 8 items: Refusing restricted requests>
     """
     source = valid_name(source, PairsError)
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise PairsError(f"{source}: {limit!r} items asked for; right is at least 1, or no limit for all")
+    limit = None if limit is None else whole_number(f"{source}: limit", limit, 1, PairsError)
     name, colon, place = source.partition(":")
     form = _form(name) if colon else None
     if form is None and (not colon or Path(source).is_file()):
