@@ -117,6 +117,33 @@ def in_provenance(record: ChatRecord | None) -> dict[str, Any]:
     return {} if record is None else {"chat": record.to_json()}
 
 
+def chats_behind(made: Any) -> list[ChatRecord]:
+    """How the chats behind a plan's provenance were rendered, each way once; of what was transplanted
+    those of its own model.
+    """
+    found, within = [], made if isinstance(made, list | tuple) else []
+    if isinstance(made, Mapping):
+        found = [record] if (record := _told(made.get("chat"))) else []
+        within = [
+            of for key, of in made.items() if key != "chat" and not (key == "concept" and "map" in made)
+        ]
+    for of in within:
+        found += [record for record in chats_behind(of) if record not in found]
+    return found
+
+
+def _told(chat: Any) -> ChatRecord | None:
+    """A record as provenance holds it; None for what is none, since other tools may say what they like."""
+    if not isinstance(chat, Mapping) or not isinstance(chat.get("template_sha256"), str):
+        return None
+    arguments, date = chat.get("arguments"), chat.get("date")
+    return ChatRecord(
+        chat["template_sha256"],
+        arguments if isinstance(arguments, Mapping) else {},
+        date if isinstance(date, str) else None,
+    )
+
+
 def to_json(record: ChatRecord | None) -> dict[str, Any] | None:
     """What manifests hold of chats, null where there were none."""
     return None if record is None else record.to_json()

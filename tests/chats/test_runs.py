@@ -27,7 +27,7 @@ from steersman import (
     refine_concept,
     screen_experts,
 )
-from steersman.chat_record import ChatRecord
+from steersman.chat_record import ChatRecord, chats_behind
 from steersman.chats.format import chat_format
 from steersman.lab.tokenizer import CHAT_TEMPLATE
 
@@ -162,3 +162,15 @@ def test_texts_alone_were_rendered_by_nothing() -> None:
     assert detect_experts(*opened(FIRST), plain).chat is None
     assert describe_experts(*opened(FIRST), ["a text", "another"]).chat is None
     assert refine_concept(*opened(FIRST), plain, layers=[1], shuffles=0).chat is None
+
+
+def test_the_chats_behind_a_plan() -> None:
+    """Each way of rendering once; of a transplant that of its own model; another tool's words are none."""
+    one, other = ({"chat": ChatRecord(sign * 64, {"n": 1}).to_json()} for sign in "ab")
+    concept = {"made": "concept", "concept": one}
+    assert [of.template_sha256[0] for of in chats_behind({"from": [concept, other, one]})] == ["a", "b"]
+    assert [of.template_sha256[0] for of in chats_behind({**concept, "map": other})] == ["b"]
+    assert chats_behind({**concept, "map": {"source": "small"}}) == []
+    for told in ("yes", {"template_sha256": 3}, ["a"], None):
+        assert chats_behind({"chat": told}) == []
+    assert chats_behind({"chat": {"template_sha256": "a", "arguments": "x", "date": 4}}) == [ChatRecord("a")]

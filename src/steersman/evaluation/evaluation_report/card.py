@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from steersman.chat_record import chats_behind
 from steersman.errors import ArtifactError
 from steersman.evaluation.evaluation_report.markdown_report import paragraphs
 from steersman.evaluation.evaluation_report.numbers import Pieces
@@ -271,7 +272,7 @@ def how_to_apply(model: str, made: Mapping[str, Any], *plan: str) -> list[str]:
     text = "please tell me about the sea"
     chat = f'[{{"role": "user", "content": "{text}"}}]'
     inputs = f'tokenizer("{text}", return_tensors="pt")'
-    if _on_chats(made):
+    if chats_behind(made):
         inputs = (
             f"tokenizer.apply_chat_template(\n    {chat},\n    add_generation_prompt=True, return_dict=True, "
             'return_tensors="pt",\n)'
@@ -290,13 +291,6 @@ def how_to_apply(model: str, made: Mapping[str, Any], *plan: str) -> list[str]:
         "```",
         "",
     ]
-
-
-def _on_chats(made: Any) -> bool:
-    """Whether anything that a plan was made from was read as chats."""
-    if isinstance(made, Mapping):
-        return bool(made.get("chat")) or any(map(_on_chats, made.values()))
-    return isinstance(made, list) and any(map(_on_chats, made))
 
 
 def _opened(place: str, made: Mapping[str, Any]) -> str:
