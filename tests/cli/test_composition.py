@@ -88,6 +88,7 @@ def test_what_a_plan_is_made_of_is_named(
         assert [one["name"] for one in made["sources"]] == [name]
     narrow = run("compose", plans["in"], "-o", tmp_path / "narrow", "--scope", "answer").words
     assert "(layer:expert, scope answer)" in narrow
+    assert "its chats had" not in narrow  # made by hand
     assert f"rescoped, from in ({known['in'][:16]}…)" in narrow
     assert (
         f"steersman: error: {half}@3: scaled by 3" in run("compose", f"{half}@3", "-o", tmp_path / "x").stderr

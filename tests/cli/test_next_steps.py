@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from pathlib import Path
 
@@ -43,7 +44,12 @@ def test_from_a_dense_model_to_a_conversation(dense: Path, tmp_path: Path) -> No
     (refine,) = following(described)
     assert refine == ["refine", str(dense), *asked, "pairs.jsonl", "-o", "concept"]
     steer, chat = following(run(*refine, "--shuffles", 0))
-    assert following(run(*steer)) == [["chat", str(dense), "--steering", steer[3]]]
+    digest = hashlib.sha256((tmp_path / "of us.jinja").read_bytes()).hexdigest()[:8]
+    said = f'(its chats had the chat template {digest}…, who="us all": give the same'
+    for command in (steer, ["compose", f"{steer[3]}@0.5", "-o", "half"]):
+        steered = run(*command)
+        assert following(steered) == [["chat", str(dense), "--steering", command[3]]]
+        assert said in steered.words
     assert "receipt  states changed at" in run(*chat, "--max-new-tokens", 2, stdin="hi").words
     error = run("detect", dense, "pairs.jsonl", "-o", "contrast").error
     assert "vectors steer dense ones too" in error

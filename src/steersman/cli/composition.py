@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from steersman.chat_record import chats_behind
 from steersman.cli.options import (
     SteeringChoice,
     SteeringType,
@@ -144,12 +145,14 @@ def _places(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def heard(output: Path, plan: Steering) -> str:
-    """The next step after making a plan, where its model's name is known."""
-    return (
-        next_steps("Next, hear the model steered by it", ["chat", plan.model, "--steering", output])
-        if plan.model
-        else ""
-    )
+    """The next step after making a plan, where its model's name is known, and how its chats were rendered."""
+    if not plan.model:
+        return ""
+    step = next_steps("Next, hear the model steered by it", ["chat", plan.model, "--steering", output])
+    if not (chats := chats_behind(plan.provenance)):
+        return step
+    said = on_one_line("; ".join(map(str, chats)))
+    return f"{step}\n  (its chats had {said}: give the same, where the model's own are others)"
 
 
 def composed(
