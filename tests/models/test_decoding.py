@@ -176,5 +176,5 @@ def test_stop_strings_that_a_tokenizer_cannot_spell() -> None:
             model.generate(**ids, max_new_tokens=2, stop_strings=["the"], tokenizer=tokenizer)
     with pytest.raises(ValueError, match="of another kind"), d.finding_stop_strings():
         raise ValueError("of another kind")
-    with pytest.raises(ValueError, match="^substring not found"), d.finding_stop_strings():
+    with pytest.raises(ValueError, match=r"^substring not found"), d.finding_stop_strings():
         "of the user's own making".index("zz")
