@@ -195,6 +195,15 @@ def test_columns_of_preferences_that_are_not_read_are_named_once(
         assert len(said) == 1
 
 
+def test_a_chat_shows_where_its_sides_differ() -> None:
+    pairs = load_pairs([([ASK, YES], [ASK, NO])] * 25)
+    assert pairs[0].in_words().endswith(f"[{YES}] / [{NO}]")
+    ((_, rows),) = pairs.as_tables()
+    assert (len(rows), rows[-1]) == (21, ("… 5 more", "", "", ""))
+    with pytest.raises(PairsError, match=r'"chosen" is missing, and there is "choosen"; a pair has both'):
+        load_pairs([{"prompt": "a", "choosen": "b", "rejected": "c"}])
+
+
 def test_answers_as_messages_do_not_hold_a_question_that_stands_beside_them() -> None:
     answers = {"chosen": [YES], "rejected": [NO]}
     for beside in ({"question": "may i ?"}, {"messages": [ASK], "prompt": None}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, overload
 from tqdm import tqdm
 
 from steersman.errors import PairsError, each_of, told, valid_name
-from steersman.showing import SHOWN, Shown, Table, count_of, cut
+from steersman.showing import SHOWN, Shown, Table, count_of, cut, first_of
 from steersman.stand_ins import HEAD, annex_link, stand_in
 from steersman.steering import canonical_json, sha256_of
 
@@ -87,8 +88,17 @@ class ContrastPair(Shown):
         }
 
     def in_words(self) -> str:
-        """Where it is from, and how its sides begin."""
-        return f"{cut(self.where)}: {cut(self.positive)} / {cut(self.negative)}"
+        """Where it is from, and how its sides begin; of chats from where they differ."""
+        return f"{cut(self.where)}: {' / '.join(map(cut, self.differing()))}"
+
+    def differing(self) -> tuple[Content, Content]:
+        """Both sides; of chats from the first message in which they differ."""
+        one, other = self.positive, self.negative
+        if isinstance(one, str) or isinstance(other, str):
+            return one, other
+        same = itertools.takewhile(lambda two: two[0] == two[1], zip(one, other, strict=False))
+        begin = sum(1 for _ in same)
+        return one[begin:], other[begin:]
 
 
 class ContrastPairs(Shown, Sequence[ContrastPair]):
@@ -138,12 +148,12 @@ class ContrastPairs(Shown, Sequence[ContrastPair]):
         return f"{count_of(len(self), 'pair')} from {self.name}"
 
     def as_tables(self) -> list[Table]:
-        """The first pairs, each side from its beginning."""
+        """The first pairs, each side from where they differ."""
         rows = [
-            (pair.id or n, pair.group or "", cut(pair.positive), cut(pair.negative))
+            (pair.id or n, pair.group or "", *map(cut, pair.differing()))
             for n, pair in enumerate(self[:SHOWN], 1)
         ]
-        return [(("pair", "group", "positive", "negative"), rows)]
+        return [first_of(("pair", "group", "positive", "negative"), rows, len(self))]
 
 
 def _with_unique_ids(pairs: Iterable[ContrastPair]) -> Iterator[ContrastPair]:
@@ -337,7 +347,8 @@ def _read(row: Any, where: str) -> tuple[str, Iterable[ContrastPair], list[str]]
         raise PairsError(f'{where}: unknown key "{mistaken[0]}"; right are {", ".join(form.keys)}')
     for side in form.sides:
         if side not in row:
-            raise PairsError(f'{where}: "{side}" is missing; a pair has both sides')
+            there = f", and there is {', '.join(json.dumps(key) for key in unknown)}" if unknown else ""
+            raise PairsError(f'{where}: "{side}" is missing{there}; a pair has both sides')
     if lost := next((key for key in unknown if _says_what_is_asked(row, key)), None):
         raise PairsError(
             f'{where}: "{lost}" says what the model is asked, and would not be read; right is "prompt", as a '

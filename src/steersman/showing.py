@@ -51,13 +51,19 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
+def first_of(header: Sequence[str], rows: Sequence[Sequence[object]], count: int) -> Table:
+    """A table of the first rows of so many, with a last one that says how many are left out."""
+    left = count - len(rows)
+    return header, [*rows, (f"… {left} more", *("" for _ in header[1:]))] if left > 0 else rows
+
+
 def first_rows(frame: Any) -> Table:
     """The first rows of a pandas.DataFrame, numbers to three digits."""
     rows = [
         [f"{cell:.3g}" if isinstance(cell, float) else cell for cell in row]
         for row in frame.head(SHOWN).itertuples(index=False)
     ]
-    return list(frame.columns), rows
+    return first_of(list(frame.columns), rows, len(frame))
 
 
 class Shown:

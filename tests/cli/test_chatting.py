@@ -238,3 +238,6 @@ def test_a_file_that_is_there_is_not_written_over(tiny: Path, tmp_path: Path) ->
     (tmp_path / "turns").write_text("mine")
     error = run("chat", tiny, "--json", stdin=f"/save {tmp_path}/turns").error
     assert error.endswith("the file exists; name another")
+    own = f"/save {tmp_path}/own"
+    run("chat", tiny, "--max-new-tokens", 1, stdin=f"{own}\nthe river\n{own}")
+    assert len((tmp_path / "own").read_text().splitlines()) == 1

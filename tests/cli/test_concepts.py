@@ -142,7 +142,10 @@ def test_refine_takes_a_folder_for_no_pairs(place: Path, tmp_path: Path) -> None
 
 
 def test_steer_writes_a_plan_for_the_concepts_own_model(place: Path, tmp_path: Path) -> None:
-    words = run("steer", place / "words", "-o", tmp_path / "s", "--strength", "dose:0.7").words
+    done = run("steer", place / "words", "-o", tmp_path / "s", "--strength", "dose:0.7")
+    assert (done.status, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr.startswith("steersman: warning: layers 0–2 separate held-out pairs equally well")
+    words = done.stdout
     concept = ConceptVector.from_pretrained(place / "words")
     steering = Steering.from_pretrained(tmp_path / "s")
     assert steering.fingerprint == concept.steering("dose:0.7").fingerprint
@@ -170,7 +173,7 @@ def test_steer_writes_a_plan_for_the_concepts_own_model(place: Path, tmp_path: P
         (("--strength", "nan"), "strength 'nan' is not a finite number"),
         (("--strength", "1", "--layers", "7"), "the concept has no layer 7; it has 0, 1, 2"),
         (
-            ("--strength", "2", "--operation", "project"),
+            ("--strength", "2", "--operation", "project", "--layers", "1"),
             "project has strength 2: it must lie between 0 and 1",
         ),
     ],
@@ -281,7 +284,8 @@ def test_pairs_that_have_changed_are_not_looked_with(place: Path, tmp_path: Path
     write(file, twins.concept_pairs(number=40, seed=2))
     command = ("transplant", tmp_path / "c", place / "bridge", "-o", tmp_path / "s", "--strength", 1)
     assert run(*command).error == (
-        f"{file}: not the pairs any more that the concept was refined from: give pairs, or force it"
+        f"{file}: not the pairs any more that the concept was refined from: give pairs (--pairs FILE), or "
+        "force it (--force)"
     )
     file.unlink()
     assert "the concept's pairs cannot be read again" in run(*command).error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +89,11 @@ def test_the_best_layer_separates_best_and_of_equals_is_the_longest(concept: Con
     assert replace(concept, separation=dict.fromkeys(concept.layers)).equal_layers == ()
     lengths = [concept.length(layer) for layer in concept.layers]
     assert with_aurocs(1.0, 1.0, 1.0).best_layer == int(np.argmax(lengths))
-    assert edit_of(with_aurocs(0.7, 0.6, 0.8).steering(1.0)).layers == (2,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert edit_of(with_aurocs(0.7, 0.6, 0.8).steering(1.0)).layers == (2,)
+    with pytest.warns(UserWarning, match="layers 0, 2 separate held-out pairs equally well"):
+        with_aurocs(1.0, 0.6, 1.0).steering(1.0)
     for seed in range(6):  # one comparison more or less is no better layer
         nearly = with_aurocs(*(1.0 - np.random.default_rng(seed).uniform(0, 5e-4, 3)))
         assert nearly.best_layer == choose_source(nearly, nearly.layers) == int(np.argmax(lengths))

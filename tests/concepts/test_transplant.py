@@ -300,9 +300,9 @@ def test_pairs_that_are_gone_must_be_given() -> None:
     gone = replace(twins.concept(), _pairs=None)
     found = said(twins.bridge(), gone, 1.0)
     assert found.startswith(
-        "PairsError: the concept's pairs cannot be read again (words.jsonl: no such file)"
+        "PairsError: the concept's pairs cannot be read again (words.jsonl: no such file, looked for from "
     )
-    assert found.endswith(": give pairs, or force it")
+    assert found.endswith(": give pairs (--pairs FILE), or force it (--force)")
     silent = replace(gone, made_from=())
     assert "does not say which pairs it was refined from" in said(twins.bridge(), silent, 1.0)
     assert transplant(twins.bridge(), gone, 1.0, pairs=twins.concept_pairs()).edits

@@ -115,6 +115,11 @@ def test_devices_that_are_not_there(checkpoint: Path, name: str, device: str) ->
 # What cannot be opened --------------------------------------------------------------------------------------
 
 
+def test_a_folder_with_a_gguf_file_names_it(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    refused(f"^{tmp_path}: a folder with a GGUF file; name that too: {tmp_path}#small.gguf$", str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "../nowhere", "~/nowhere-at-all", "a/b/c"])
 def test_a_folder_that_is_not_there(name: str) -> None:
     refused(f"^{name}: no such folder$", name)

@@ -198,7 +198,12 @@ def parse(path: Path) -> dict[str, Any]:
         if (instead := stand_in_at(path)) is not None:
             raise ArtifactError(f"{path}: {instead}")
         if not path.is_file():
-            raise ArtifactError(f"{path.parent}: no artifact there (a folder with {MANIFEST} is expected)")
+            report = (
+                "; its report.html says what was found" if (path.parent / "report.html").is_file() else ""
+            )
+            raise ArtifactError(
+                f"{path.parent}: no artifact there (a folder with {MANIFEST} is expected){report}"
+            )
         value = json.loads(
             path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=_no_constant
         )

@@ -47,9 +47,10 @@ HELP = """\
 /strength X            dial the steering: 0.5 is half, 0 off, -1 the other way; alone, say what it is
 /base                  answer the last question once more as the model is; the conversation does not change
 /steering PATH[@X] …   steer by these from now on; + PATH[@X] adds one; none takes all off; alone, say which
+                       (a path with spaces in quotes)
 /system TEXT           a system message before the conversation; none takes it off; alone, say which
 /reset                 forget the conversation
-/save FILE             write the turns with their receipts, JSON lines
+/save FILE             write the turns with their receipts, JSON lines; the same file again is written anew
 /help, /quit           this; the end (as is Ctrl-D). Ctrl-C stops an answer
 A question that begins with a slash is written with two."""
 
@@ -221,6 +222,8 @@ class Session:
         self.conversation = conversation
         self.out = out
         self.interactive = interactive
+        self.saved: set[Path] = set()
+        """Files of this conversation, which it may write anew."""
 
     def run(self, model: str) -> None:
         """Take lines until they end, or /quit."""
@@ -334,9 +337,11 @@ class Session:
     def _save(self, rest: str) -> None:
         if not rest:
             raise PairsError("/save FILE: name the file")
-        with whole_file(Path(rest), force=None) as place:
+        file = Path(rest)
+        with whole_file(file, force=file.absolute() in self.saved or None) as place:
             lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in self.conversation.items]
             place.write_text("".join(lines), encoding="utf-8")
+        self.saved.add(file.absolute())
         self._say(f"{rest}: {count_of(len(self.conversation.items), 'turn')}")
 
     def _plan_in_words(self) -> str:

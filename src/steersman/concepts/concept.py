@@ -4,6 +4,7 @@ another model.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,13 @@ class ConceptVector(Shown):
     def chosen_layers(self, layers: int | Iterable[int] | Literal["all"] | None) -> tuple[int, ...]:
         """Layers as they are asked for: the best by default. Raises PlanError for one that it lacks."""
         if layers is None:
+            if len(self.equal_layers) > 1:
+                warnings.warn(
+                    f"layers {ranges(self.equal_layers)} separate held-out pairs equally well, which does "
+                    f"not tell where to steer: {self.best_layer} is taken, where the vector is longest; name "
+                    "one (--layers), at about two thirds of the depth for a start",
+                    stacklevel=3,
+                )
             return (self.best_layer,)
         if isinstance(layers, str):
             if layers != "all":

@@ -515,7 +515,7 @@ def resolve_pairs(concept: ConceptVector, pairs: Pairs | None) -> ContrastPairs:
         return load_pairs(pairs)
     if concept._pairs is not None:
         return concept._pairs
-    hint = "give pairs, or force it"
+    hint = "give pairs (--pairs FILE), or force it (--force)"
     sources = [source for source in concept.made_from if source.get("kind") == "pairs"]
     if len(sources) != 1:
         raise PairsError(f"the concept does not say which pairs it was refined from: {hint}")
@@ -523,7 +523,8 @@ def resolve_pairs(concept: ConceptVector, pairs: Pairs | None) -> ContrastPairs:
     try:
         found = load_pairs(name)
     except PairsError as error:
-        raise PairsError(f"the concept's pairs cannot be read again ({error}): {hint}") from None
+        here = "" if Path(name).is_absolute() else f", looked for from {Path.cwd()}"
+        raise PairsError(f"the concept's pairs cannot be read again ({error}{here}): {hint}") from None
     if found.sha256 != sources[0].get("sha256"):
         raise PairsError(f"{name}: not the pairs any more that the concept was refined from: {hint}")
     return found

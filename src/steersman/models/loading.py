@@ -26,7 +26,7 @@ from steersman.errors import ModelError, valid_name
 from steersman.models.adapters import check_module
 from steersman.models.identity import NAME, WEIGHTLESS, identify_by_files
 from steersman.models.source import Source, exists
-from steersman.models.stored_tensors import check_settings
+from steersman.models.stored_tensors import check_settings, is_gguf
 from steersman.showing import count_of
 
 DTYPES: dict[str, str | torch.dtype] = {
@@ -89,6 +89,8 @@ def load_model(
     source = Source.of(name, revision)
     if not exists(source.place) and (name.startswith((".", "/", "~")) or source.place.count("/") > 1):
         raise ModelError(f"{name}: no such folder")
+    if source.gguf is None and (file := _only_gguf(Path(source.place))) is not None:
+        raise ModelError(f"{name}: a folder with a GGUF file; name that too: {name}#{file}")
     if source.gguf is not None and importlib.util.find_spec("accelerate") is None:
         raise ModelError(f"{name}: a GGUF file needs the library accelerate: pip install accelerate")
     options: dict[str, Any] = {**source.options, "trust_remote_code": False}
@@ -260,6 +262,15 @@ def _auto_class(config: PretrainedConfig) -> Any:
     kind = type(config)
     alone = kind in MODEL_FOR_CAUSAL_LM_MAPPING or kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return AutoModelForCausalLM if alone else AutoModelForImageTextToText
+
+
+def _only_gguf(folder: Path) -> str | None:
+    """The first GGUF file of a folder that has no configuration; None for another place."""
+    try:
+        files = sorted(path.name for path in folder.iterdir())
+    except (OSError, ValueError):  # no folder, or no name of one
+        return None
+    return next((name for name in files if is_gguf(Path(name))), None) if "config.json" not in files else None
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:

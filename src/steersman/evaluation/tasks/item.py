@@ -13,7 +13,7 @@ from steersman.evaluation.measures.answers import Answers
 from steersman.evaluation.measures.measure import Measure
 from steersman.evaluation.tasks.asking import as_text
 from steersman.pairs import Content
-from steersman.showing import SHOWN, Shown, Table, count_of, cut
+from steersman.showing import SHOWN, Shown, Table, count_of, cut, first_of
 from steersman.steering import sha256_of
 
 
@@ -99,7 +99,7 @@ class Task(Shown, Sequence[Item]):
     def as_tables(self) -> list[Table]:
         """The first items."""
         rows = [(item.id, item.group or "", cut(item.content)) for item in self._items[:SHOWN]]
-        return [(("item", "group", "prompt"), rows)]
+        return [first_of(("item", "group", "prompt"), rows, len(self))]
 
     @property
     def groups(self) -> list[str]:
@@ -157,5 +157,10 @@ class Task(Shown, Sequence[Item]):
         return Task(self.name, items, self.behaviour)
 
     def judge(self, texts: Sequence[str]) -> list[Outcome]:
-        """The side of each generated text: one text per item, in their order."""
+        """The side of each generated text: one text per item, in their order. Raises PairsError for more or
+        fewer.
+        """
+        if len(texts) != len(self._items):
+            given, items = count_of(len(texts), "text"), count_of(len(self._items), "item")
+            raise PairsError(f"{self.name}: {given} for {items}: give the text of each item, in their order")
         return [verdict.outcome or "neither" for verdict in self.behaviour.judge.judge(self._items, texts)]
