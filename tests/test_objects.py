@@ -172,6 +172,17 @@ def test_plans_are_negated_divided_subtracted_summed() -> None:
     assert total == (one + two) / 2
 
 
+def test_a_plan_says_how_strongly_it_steers() -> None:
+    plan = vectors()
+    for plan_, said in (
+        (plan, "vectors (add) at layer"),
+        (-0.5 * plan, "vectors (add × -0.5) at layer"),
+        (2 * plan - plan, "vectors (add × -1 to 2) at layer"),
+        (0.5 * Steering.from_experts(model(), {1: [2, 3]}), "2 experts activated × 0.5; "),
+    ):
+        assert said in repr(plan_)
+
+
 def test_plans_are_compared_by_what_they_do() -> None:
     one = experts()
     assert one == experts()
@@ -570,7 +581,7 @@ def test_exceptions_are_needed() -> None:
     assert not [name for name in WITHOUT_EXAMPLE if ">>>" in (CALLABLE[name].__doc__ or "")]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_everything_public_has_an_example_that_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -383,8 +383,8 @@ class Steering(Shown):
     def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
         """Upload the plan to the Hugging Face Hub with a model card; returns the commit's address.
 
-        `license` is asked for, as the Hub names it ("apache-2.0"); options are `private`, `revision`,
-        `token`, and those of `HfApi.upload_folder`. Raises `ArtifactError` where it fails.
+        `license` is asked for, as the Hub names it ("apache-2.0"); options are `base_model`, `private`,
+        `revision`, `token`, and those of `HfApi.upload_folder`. Raises `ArtifactError` where it fails.
 
         Example:
             >>> plan = steersman.Steering.from_experts("lab:moe", {3: [5]})
@@ -396,17 +396,20 @@ class Steering(Shown):
         return push_folder(self.save_pretrained, repo_id, license=license, **options)
 
     def in_words(self) -> str:
-        """What the plan does, for which model."""
+        """What the plan does, how strongly where that is not 1, for which model."""
         of = {"activated": 1, "deactivated": -1}
-        signs = [strength for experts in self.strengths.values() for strength in experts.values()]
+        given = [strength for experts in self.strengths.values() for strength in experts.values()]
         words = [
-            f"{count_of(n, 'expert')} {way}"
+            f"{count_of(len(sizes), 'expert')} {way}{_times(sizes)}"
             for way, sign in of.items()
-            if (n := sum(s * sign > 0 for s in signs))
+            if (sizes := [strength * sign for strength in given if strength * sign > 0])
         ]
         vectors = residual_edits(self.edits)
         if layers := sorted({layer for edit in vectors for layer in edit.layers}):
-            done = "/".join(sorted({edit.operation for edit in vectors}))
+            strengths: dict[str, list[float]] = {}
+            for edit in vectors:
+                strengths.setdefault(edit.operation, []).append(edit.strength)
+            done = "/".join(f"{name}{_times(of_it)}" for name, of_it in sorted(strengths.items()))
             words.append(f"vectors ({done}) at layer{'s' * (len(layers) > 1)} {ranges(layers)}")
         scopes = "/".join(sorted({edit.scope for edit in self.edits}))
         what = ", ".join(words) or "changes nothing"
@@ -545,6 +548,14 @@ def sources_of(provenance: Mapping[str, Any], strength: float = 1.0) -> list[dic
         told = {key: source.get(key) for key in ("name", "fingerprint", "made")}
         found += below or [{**told, "strength": strength * factor}]
     return found
+
+
+def _times(strengths: Iterable[float]) -> str:
+    """By what is multiplied: " × 0.5", " × -1 to 2"; nothing where that is 1."""
+    known = sorted(set(strengths))
+    if known == [1]:
+        return ""
+    return f" × {known[0]:.3g}" + (f" to {known[-1]:.3g}" if known[1:] else "")
 
 
 def source_in_words(source: Mapping[str, Any]) -> str:

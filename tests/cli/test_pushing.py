@@ -212,6 +212,11 @@ def test_a_card_names_no_place_on_this_machine(steering: Path, contrast: Path, t
         assert "refused.jsonl" in card.text
     config.write_text("{")
     assert card_of(tmp_path / "plan", tmp_path / "card").data.base_model is None
+    told = ("push", tmp_path / "plan", "you/x", "--license", "mit", "-o", tmp_path / "card", "--force")
+    assert "--base-model OWNER/NAME" in run(*told).words
+    assert run(*told, "--base-model", "a/b/c").error == "'a/b/c' is no model on the Hub; right is OWNER/NAME"
+    assert run(*told, "--base-model", "nobody/moe", "--json").json["base_model"] == ["nobody/moe"]
+    assert ModelCard.load(tmp_path / "card" / "README.md").data.base_model == "nobody/moe"
 
 
 def test_texts_in_a_card_are_no_places(steering: Path, tmp_path: Path) -> None:

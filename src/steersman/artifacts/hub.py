@@ -50,6 +50,7 @@ def push_folder(
     repo_id: str,
     *,
     license: str | None = None,
+    base_model: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -61,6 +62,7 @@ def push_folder(
         save: Writes the artifact into a folder.
         repo_id: `owner/name`; made where it does not exist.
         license: Under which it is shared, as the Hub names it: "apache-2.0", "cc-by-4.0", "other".
+        base_model: `owner/name` of the model that it is for, where the artifact does not say.
         private: Whether a repository that is made is private.
         revision: A branch, made where it does not exist (default: main).
         token: As the Hub's client takes it (default: the one that is logged in).
@@ -74,7 +76,7 @@ def push_folder(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "artifact"
-        save_with_card(save, folder, repo_id, license)
+        save_with_card(save, folder, repo_id, license, base_model)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None and not revision.startswith("refs/"):
@@ -89,7 +91,13 @@ def push_folder(
 
 
 def save_with_card(
-    save: Callable[[Path], None], folder: Path, repo_id: str, license: str | None, *, force: bool = False
+    save: Callable[[Path], None],
+    folder: Path,
+    repo_id: str,
+    license: str | None,
+    base_model: str | None = None,
+    *,
+    force: bool = False,
 ) -> None:
     """Write what is uploaded: an artifact's two files and its model card. Raises ArtifactError."""
     if not isinstance(repo_id, str) or not is_repository(repo_id):
@@ -109,4 +117,4 @@ def save_with_card(
 
     with new_folder(folder, force=force, ours={MANIFEST, TENSORS, CARD}) as place:
         save(place)
-        (place / CARD).write_text(model_card(place, repo_id, license), encoding="utf-8")
+        (place / CARD).write_text(model_card(place, repo_id, license, base_model), encoding="utf-8")

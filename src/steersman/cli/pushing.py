@@ -18,6 +18,11 @@ from steersman.errors import ArtifactError
 @click.option(
     "--license", "licence", metavar="ID", help="Under which licence, as the Hub names it: apache-2.0, mit …"
 )
+@click.option(
+    "--base-model",
+    metavar="OWNER/NAME",
+    help="The model that it is for, as the Hub names it, where that is not known.",
+)
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option(
     "--revision", "--branch", metavar="BRANCH", help="The branch, made where it is not there [default: main]."
@@ -36,6 +41,7 @@ def push(
     artifact: str,
     repository: str,
     licence: str | None,
+    base_model: str | None,
     private: bool,
     revision: str | None,
     message: str | None,
@@ -72,16 +78,21 @@ def push(
         "repository": repository,
         "kind": manifest["kind"],
         "license": licence,
-        "base_model": base_models(manifest),
+        "base_model": base_models(manifest, base_model),
         "evaluations": len(manifest["evidence"]),
     }
     if output is not None:
-        save_with_card(saved.save_pretrained, output, repository, licence, force=force)
+        save_with_card(saved.save_pretrained, output, repository, licence, base_model, force=force)
         result["output"] = str(output)
     else:
         said = {} if message is None else {"commit_message": message}
         result["address"] = saved.push_to_hub(
-            repository, license=licence, private=private or None, revision=revision, **said
+            repository,
+            license=licence,
+            base_model=base_model,
+            private=private or None,
+            revision=revision,
+            **said,
         )
     put_out(result, as_json, lambda: _in_words(result))
 
@@ -97,7 +108,6 @@ def _in_words(result: dict[str, Any]) -> str:
     if not result["base_model"]:
         lines.append(
             "The card names no base model: the artifact's is not known by a name on the Hub, nor does the "
-            "configuration of a local copy give one. Add `base_model: OWNER/NAME` to the top of README.md if "
-            "you know it."
+            "configuration of a local copy give one. If you know it, name it: --base-model OWNER/NAME"
         )
     return "\n".join(lines)

@@ -272,8 +272,8 @@ class AffineMap(Shown):
     def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
         """Upload the map to the Hugging Face Hub with a model card; returns the commit's address.
 
-        `license` is asked for, as the Hub names it ("apache-2.0"); options are `private`, `revision`,
-        `token`, and those of `HfApi.upload_folder`. Raises `ArtifactError` where it fails.
+        `license` is asked for, as the Hub names it ("apache-2.0"); options are `base_model`, `private`,
+        `revision`, `token`, and those of `HfApi.upload_folder`. Raises `ArtifactError` where it fails.
         """
         from steersman.artifacts import push_folder
 

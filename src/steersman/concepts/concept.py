@@ -161,7 +161,7 @@ class ConceptVector(Shown):
             >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
             >>> concept = steersman.refine_concept("lab:source", None, pairs)
             >>> concept.steering("dose:0.5", layers=1)
-            <Steering: vectors (add) at layer 1; scope answer; for lab:source, ...>
+            <Steering: vectors (add × ...) at layer 1; scope answer; for lab:source, ...>
         """
         dial = Strength.parse(strength)
         chosen = {layer: self.vectors[layer] for layer in self.chosen_layers(layers)}
@@ -213,8 +213,8 @@ class ConceptVector(Shown):
     def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
         """Upload the concept to the Hugging Face Hub with a model card; returns the commit's address.
 
-        `license` is asked for, as the Hub names it ("apache-2.0"); options are `private`, `revision`,
-        `token`, and those of `HfApi.upload_folder`. Raises `ArtifactError` where it fails.
+        `license` is asked for, as the Hub names it ("apache-2.0"); options are `base_model`, `private`,
+        `revision`, `token`, and those of `HfApi.upload_folder`. Raises `ArtifactError` where it fails.
         """
         from steersman.artifacts import push_folder
 

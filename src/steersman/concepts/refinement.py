@@ -87,7 +87,7 @@ def refine_concept(
         >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
         >>> concept = steersman.refine_concept("lab:source", None, pairs)
         >>> concept.steering("dose:0.5", layers=1)
-        <Steering: vectors (add) at layer 1; scope answer; for lab:source, ...>
+        <Steering: vectors (add × ...) at layer 1; scope answer; for lab:source, ...>
     """
     model, tokenizer = open_named(model, tokenizer)
     shuffles, batch_size, seed = _checked_options(position, method, shuffles, batch_size, seed)

@@ -71,7 +71,7 @@ def transplant(
         >>> texts = [f"please give me the {thing}" for thing in ("badge", "key", "book")] * 20
         >>> bridge = steersman.fit_affine_map("lab:source", "lab:target", texts)
         >>> steersman.transplant(bridge, concept, "dose:0.3", layers=2, force=True)
-        <Steering: vectors (add) at layer 2; scope answer; for lab:target, ...>
+        <Steering: vectors (add × ...) at layer 2; scope answer; for lab:target, ...>
     """
     dial = Strength.parse(strength)
     check_source(bridge, concept)

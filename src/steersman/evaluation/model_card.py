@@ -14,6 +14,7 @@ from huggingface_hub import ModelCardData
 from steersman.artifacts import read_manifest
 from steersman.artifacts.hub import is_repository
 from steersman.artifacts.kinds import COMMON, KINDS
+from steersman.errors import ArtifactError
 from steersman.evaluation.evaluation_report import evidence_in_words
 from steersman.evaluation.evaluation_report.card import (
     fact_in_words,
@@ -79,19 +80,20 @@ WORDS = {
 """What a manifest's keys mean, in the order of a card."""
 
 
-def model_card(folder: Path, repo_id: str, licence: str) -> str:
+def model_card(folder: Path, repo_id: str, licence: str, base_model: str | None = None) -> str:
     """The README.md of a repository that holds an artifact: metadata as the Hub reads it, and Markdown.
 
     Args:
         folder: The artifact, saved.
         repo_id: Where it will be, which the example names.
         licence: As the Hub names it: "apache-2.0".
+        base_model: The model that it is for, `owner/name`, instead of what is known.
 
     Raises:
-        ArtifactError: the folder holds no artifact.
+        ArtifactError: the folder holds no artifact, or the base model is no name of the Hub.
     """
     manifest = read_manifest(folder)
-    models = base_models(manifest)
+    models = base_models(manifest, base_model)
     data = ModelCardData(
         license=licence,
         library_name="steersman",
@@ -105,10 +107,14 @@ def model_card(folder: Path, repo_id: str, licence: str) -> str:
     )
 
 
-def base_models(manifest: Mapping[str, Any]) -> list[str]:
-    """The models that an artifact belongs to, where they are on the Hub by their names, or are a local copy
-    whose configuration names one there.
+def base_models(manifest: Mapping[str, Any], given: str | None = None) -> list[str]:
+    """The models that an artifact belongs to: as given; else where they are on the Hub by their names, or are
+    a local copy whose configuration names one there.
     """
+    if given is not None:
+        if not is_repository(given):
+            raise ArtifactError(f"{given!r} is no model on the Hub; right is OWNER/NAME")
+        return [given]
     names = dict.fromkeys(of["model"]["name"] for of in (manifest, manifest.get("source")) if of)
     return [found for name in names if (found := _hub_name(name))]
 
@@ -198,7 +204,11 @@ def _of_model(what: str, manifest: Mapping[str, Any]) -> list[str]:
 def _on_the_hub(manifest: Mapping[str, Any], models: Sequence[str]) -> list[str]:
     named = [of["model"]["name"] for of in (manifest, manifest.get("source")) if of]
     found = [markdown(name) for name in models if name not in named]
-    return [f"- on the Hub the configuration of the copy names: {', '.join(found)}"] if found else []
+    return (
+        [f"- on the Hub, as was said or as the copy's configuration names it: {', '.join(found)}"]
+        if found
+        else []
+    )
 
 
 def _loaded(name: str) -> str:
