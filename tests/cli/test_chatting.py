@@ -191,11 +191,16 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
-    def wait_for(self, pattern: str) -> str:
-        """What is shown until the pattern is, from where the last wait ended."""
-        end = time.monotonic() + HANGING
+    def wait_for(self, pattern: str, *, typing: str = "") -> str:
+        """What is shown until the pattern is, from where the last wait ended. Keys are typed every 10 s
+        until then: a Ctrl-C between prompt and wait for keys is heard with the next key (CPython's readline).
+        """
+        end, due = time.monotonic() + HANGING, 0.0
         while (found := re.search(pattern, self.shown)) is None:
             assert time.monotonic() < end, self.shown
+            if typing and time.monotonic() >= due:
+                self.type(typing)
+                due = time.monotonic() + 10
             if select.select([self.master], [], [], 1)[0]:
                 try:
                     self.shown += os.read(self.master, 4096).decode(errors="replace")
@@ -228,8 +233,9 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_not_the_session(terminal: Ter
     assert "absent: no artifact there" in terminal.wait_for("expected\\)\r\n> ")
     terminal.type("/strength\n")
     terminal.wait_for("steered by s=.*\r\n> ")
-    terminal.type("half a que\x03")
-    terminal.wait_for("Ctrl-D or /quit ends\\)\r\n> ")
+    terminal.type("half a que")
+    terminal.wait_for("half a que")
+    terminal.wait_for("Ctrl-D or /quit ends\\)\r\n> ", typing="\x03")
     terminal.type("\x04")
     assert terminal.process.wait(HANGING) == 0
 
