@@ -436,7 +436,7 @@ def test_what_is_given_in_the_wrong_place(tmp_path: Path) -> None:
             fit_affine_map(given, big(), MANY)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match=r"a ConceptVector is wanted, not .* \(str\)"):
         fit_affine_map(small(), big(), MANY, concept="refusal")  # type: ignore[arg-type]
-    with pytest.raises(PlanError, match="a ConceptVector is wanted, not a AffineMap"):
+    with pytest.raises(PlanError, match="a ConceptVector is wanted, not an AffineMap"):
         found.transplant(found, 1.0)  # type: ignore[arg-type]
     with pytest.raises(PairsError, match="seed is 1180591620717411303424"):
         fit_affine_map(small(), big(), MANY, seed=2**70)

@@ -44,5 +44,5 @@ def test_a_task_without_items_is_refused() -> None:
 
 def test_a_judge_gets_one_text_per_item() -> None:
     item = Item("1", "1", "prompt", "yes", "no", "")
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(PairsError, match="2 texts for 1 item"):
         Task("t", [item], BEHAVIOURS["faithfulness"]).judge(["yes", "no"])
