@@ -192,16 +192,17 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def wait_for(self, pattern: str, *, typing: str = "") -> str:
-        """What is shown until the pattern is, from where the last wait ended. Keys are typed every 10 s
-        until then: a Ctrl-C between prompt and wait for keys is heard with the next key (CPython's readline).
+        """What is shown until the pattern is, from where the last wait ended. Keys are typed again if nothing
+        follows: a Ctrl-C between prompt and wait for keys is heard with the next key (CPython's readline).
         """
-        end, due = time.monotonic() + HANGING, 0.0
+        end, quiet = time.monotonic() + HANGING, 0
+        self.type(typing)
         while (found := re.search(pattern, self.shown)) is None:
             assert time.monotonic() < end, self.shown
-            if typing and time.monotonic() >= due:
-                self.type(typing)
-                due = time.monotonic() + 10
-            if select.select([self.master], [], [], 1)[0]:
+            if not select.select([self.master], [], [], 1)[0]:
+                quiet += 1
+                self.type(typing if quiet % 10 == 0 else "")
+            else:
                 try:
                     self.shown += os.read(self.master, 4096).decode(errors="replace")
                 except OSError:  # the other side is closed
