@@ -14,7 +14,7 @@ from steersman.evaluation.figures import RateRow
 from steersman.evaluation.statistics import random_control, rate
 from steersman.evaluation.transplant_figures import arms_and_draws, sweep
 from steersman.evaluation.transplant_study import SweepPoint, choose_dose
-from steersman.evaluation.vector_controls import DrawnControl, like_states, unmapped_vector, with_vector
+from steersman.evaluation.vector_controls import DrawnControl, unmapped_vector, with_vector
 
 
 def point(dose: float, positive: int, right: int, refused: int) -> SweepPoint:
@@ -61,16 +61,6 @@ def test_a_control_is_as_long_as_the_plan_and_at_its_place() -> None:
     ):
         with pytest.raises(PlanError, match="one vector at one layer"):
             with_vector(wrong, vector, "control")
-
-
-def test_random_vectors_vary_as_states_do() -> None:
-    root = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    covariance = root @ root.T
-    drawn = like_states(covariance, 200_000, seed=1)
-    torch.testing.assert_close(torch.cov(drawn.T), covariance, rtol=0.03, atol=0.03)
-    assert torch.equal(like_states(covariance, 3, seed=1), like_states(covariance, 3, seed=1))
-    flat = like_states(torch.diag(torch.tensor([1.0, 0.0])), 5, seed=0)
-    assert not flat[:, 1].any()  # nothing along what does not vary
 
 
 @pytest.mark.parametrize("width", [2, 3, 5])

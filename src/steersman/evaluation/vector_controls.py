@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from steersman.concepts.controls import like_states
 from steersman.edits import ResidualEdit
 from steersman.errors import PlanError
 from steersman.evaluation.statistics import RandomControl, random_control
@@ -70,17 +71,6 @@ def with_vector(plan: Steering, vector: Tensor, made: str, *, as_long: bool = Tr
     exact = vector.double()
     other = replace(edit, vectors={layer: (length / exact.norm() * exact).float()}, strength=1.0)
     return replace(plan, edits=(other,), provenance={"made": made}, evidence=())
-
-
-def like_states(covariance: Tensor, draws: int, seed: int) -> Tensor:
-    """Vectors drawn from N(0, Σ), [draws, width] float64, where Σ [width, width] is that of a layer's
-    states: a push along directions that the model uses.
-    """
-    values, directions = torch.linalg.eigh(covariance.double())
-    generator = torch.Generator().manual_seed(seed)
-    white = torch.randn(draws, len(values), generator=generator, dtype=torch.float64)
-    drawn: Tensor = (white * values.clamp(min=0).sqrt()) @ directions.T
-    return drawn
 
 
 def random_vectors(bridge: AffineMap, layer: int, draws: int, seed: int) -> list[Tensor]:
