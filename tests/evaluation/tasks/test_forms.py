@@ -437,6 +437,31 @@ def test_jsonl(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scorer", "answers", "told"),
+    [
+        ("normalised", {}, True),
+        ("begins", {"answers": False}, False),
+        ("regex", {}, False),
+        ("refusal", {}, False),
+        ("refusal", {"answers": True}, True),
+    ],
+)
+def test_only_answers_have_log_odds(write: Write, scorer: str, answers: dict[str, bool], told: bool) -> None:
+    row = {"prompt": "France?", "positive": "^Par", "negative": "Lyon"}
+    task = jsonl(write, [{"scorer": scorer, **answers}, row])
+    assert task.two_sided is told
+    assert not jsonl(write, [{"scorer": scorer, **answers}, {"prompt": "?", "positive": "a"}]).two_sided
+
+
+def test_another_judge_changes_what_is_an_answer_only_where_it_reads_patterns(write: Write) -> None:
+    task = jsonl(write, [{"prompt": "France?", "positive": "Paris", "negative": "Lyon"}])
+    assert task.judged_by(load_judge("refusal")).two_sided
+    assert not task.judged_by(load_judge("regex")).two_sided
+    pattern = jsonl(write, [{"prompt": "France?", "positive": "^P", "negative": "^L"}], "#regex")
+    assert not pattern.judged_by(load_judge("contains")).two_sided
+
+
+@pytest.mark.parametrize(
     "head", [{"title": "Capitals"}, {"sides": ["right", "wrong"]}, {"max_new_tokens": 5, "better": None}]
 )
 def test_a_first_line_needs_no_scorer(write: Write, head: dict[str, Any]) -> None:
@@ -487,6 +512,7 @@ def test_jsonl_of_options(write: Write) -> None:
             [{"scorer": "exact", "max_new_tokens": 0}, {"prompt": "?", "positive": "x"}],
             r':1: "max_new_tokens"',
         ),
+        ([{"scorer": "exact", "answers": "no"}, {"prompt": "?", "positive": "x"}], r':1: "answers" is \'no'),
         ([{"scorer": "exact"}], "no items"),
         ([{"title": "T", "name": "x"}, {"prompt": "?", "positive": "x"}], r':1: "name" beside "title"'),
         ([{"prompt": "?", "positive": "x", "title": "T"}], r':1: "title" stands in a first line of its own'),

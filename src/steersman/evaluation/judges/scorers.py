@@ -33,14 +33,27 @@ MATCH = (
 UNANSWERABLE = "unanswerable"
 """The answer of an item of SQuAD's form that has none."""
 
-_SCORERS: dict[str, tuple[Scorer, str, tuple[Metric, ...]]] = {}
+
+@dataclass(frozen=True)
+class _Registered:
+    function: Scorer
+    about: str
+    metrics: tuple[Metric, ...] = ()
+    answers: bool = True
 
 
-def scorer(name: str, about: str, metrics: tuple[Metric, ...] = ()) -> Callable[[Scorer], Scorer]:
-    """Register a scorer; `about` is one line for lists, `metrics` what its scores are."""
+_SCORERS: dict[str, _Registered] = {}
+
+
+def scorer(
+    name: str, about: str, metrics: tuple[Metric, ...] = (), *, answers: bool = True
+) -> Callable[[Scorer], Scorer]:
+    """Register a scorer; `about` is one line for lists, `metrics` what its scores are, `answers` whether what
+    it reads of an item's two sides is what a model would say (a regular expression is not).
+    """
 
     def register(function: Scorer) -> Scorer:
-        _SCORERS[name] = (function, about, metrics)
+        _SCORERS[name] = _Registered(function, about, metrics, answers)
         return function
 
     return register
@@ -48,7 +61,7 @@ def scorer(name: str, about: str, metrics: tuple[Metric, ...] = ()) -> Callable[
 
 def known_scorers() -> dict[str, str]:
     """Scorer → one line, those that other packages add included."""
-    ours = {name: about for name, (_, about, _) in _SCORERS.items()}
+    ours = {name: found.about for name, found in _SCORERS.items()}
     return {
         **ours,
         **{e.name: f"from {e.value}" for e in entry_points(group=ENTRY_POINTS) if e.name not in ours},
@@ -60,11 +73,11 @@ def is_scorer(name: str) -> bool:
     return name in _SCORERS or name in known_scorers()
 
 
-def _scorer(name: str) -> tuple[Scorer, str, tuple[Metric, ...]]:
+def _scorer(name: str) -> _Registered:
     if name not in _SCORERS:
         for entry in entry_points(group=ENTRY_POINTS, name=name):
             try:
-                _SCORERS[name] = (entry.load(), f"from {entry.value}", ())
+                _SCORERS[name] = _Registered(entry.load(), f"from {entry.value}")
             except (ImportError, AttributeError) as error:
                 raise JudgeError(
                     f"{name}: the scorer cannot be loaded from {entry.value} ({error})"
@@ -85,16 +98,22 @@ class ScorerJudge:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return _scorer(self.name)[2]
+        return _scorer(self.name).metrics
+
+    @property
+    def answers(self) -> bool:
+        """Whether the sides of an item that it reads are what a model would say."""
+        return _scorer(self.name).answers
 
     def record(self) -> dict[str, Any]:
         return {"judge": self.name}
 
     def judge(self, items: Sequence[Item], texts: Sequence[str]) -> list[Verdict]:
-        function, _, metrics = _scorer(self.name)
-        nothing = Verdict("neither", {metric.name: 0.0 for metric in metrics}, "an empty answer")
+        found = _scorer(self.name)
+        nothing = Verdict("neither", {metric.name: 0.0 for metric in found.metrics}, "an empty answer")
         return [
-            function(text, item) if text.strip() else nothing for item, text in zip(items, texts, strict=True)
+            found.function(text, item) if text.strip() else nothing
+            for item, text in zip(items, texts, strict=True)
         ]
 
 
@@ -143,7 +162,7 @@ def _contains(text: str, item: Item) -> Verdict:
     return Verdict(side, _scores(text, positives))
 
 
-@scorer("regex", "a regular expression matches somewhere")
+@scorer("regex", "a regular expression matches somewhere", answers=False)
 def _regex(text: str, item: Item) -> Verdict:
     positives, negatives = accepted(item)
     return Verdict(_side(_matches(positives, text, item), _matches(negatives, text, item)))

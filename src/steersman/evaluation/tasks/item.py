@@ -50,7 +50,8 @@ class TaskJudge(Judge, Protocol):
 class Behaviour:
     """What a task measures: what a model on its positive side does, and the sides' names.
 
-    `measure` is how: by default greedy answers and `judge`.
+    `measure` is how: by default greedy answers and `judge`. `answers`: whether an item's two sides are what
+    a model would say; a regular expression, or what a judge is told, is not, and has no log-odds.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Behaviour:
     negative: str
     judge: Judge
     measure: Measure | None = None
+    answers: bool = True
 
 
 class Task(Shown, Sequence[Item]):
@@ -118,8 +120,8 @@ class Task(Shown, Sequence[Item]):
 
     @property
     def two_sided(self) -> bool:
-        """Whether every item has an answer for either side, so that the two can be compared."""
-        return all(item.negative is not None for item in self._items)
+        """Whether every item has an answer for either side, so that the log-odds of the two exist."""
+        return self.behaviour.answers and all(item.negative is not None for item in self._items)
 
     def judged_by(self, judge: Judge) -> Task:
         """The same items, answered and judged by another judge.
@@ -148,6 +150,7 @@ class Task(Shown, Sequence[Item]):
             does=getattr(judge, "does", own.does),
             positive=positive,
             negative=negative,
+            answers=own.answers and getattr(judge, "answers", True),
         )
         return Task(self.name, self._items, behaviour)
 

@@ -15,7 +15,7 @@ from steersman.evaluation.tasks.rows import Row, items_of, read_rows
 
 EXAMPLE = '{"prompt": question, "positive": answer, …}'
 FIELDS = ("prompt", "messages", "text", "positive", "negative", "options", "correct", "kind", "group", "id")
-HEADER = ("scorer", "title", "does", "sides", "better", "max_new_tokens")
+HEADER = ("scorer", "title", "does", "sides", "better", "max_new_tokens", "answers")
 CHOICE = "choice"
 
 
@@ -29,6 +29,7 @@ class _Header:
     sides: tuple[str, str] = ("positive", "negative")
     better: Literal["higher", "lower"] | None = "higher"
     max_new_tokens: int | None = None
+    answers: bool | None = None
 
 
 @task_form("jsonl", f"JSON lines of your own, judged by a scorer: {EXAMPLE}")
@@ -58,7 +59,9 @@ def _behaviour(header: _Header, scorer: str, name: str) -> Behaviour:
         judge = load_judge(scorer)
         extra = tuple(getattr(judge, "metrics", ()))
         measure = Answers(judge, max_new_tokens=header.max_new_tokens, better=header.better, extra=extra)
-    return Behaviour(header.title or name, header.does, *header.sides, judge, measure)
+    # A scorer that compares with the answers has answers; what a judge is given may be anything.
+    answers = getattr(judge, "answers", False) if header.answers is None else header.answers
+    return Behaviour(header.title or name, header.does, *header.sides, judge, measure, answers)
 
 
 def _is_header(row: Row) -> bool:
@@ -84,6 +87,11 @@ def _header(row: Row) -> _Header:
             raise row.error('"sides" are two names: what the positive side is called, and the negative one')
     if fields.get("better", "higher") not in ("higher", "lower", None):
         raise row.error(f'"better" is {fields["better"]!r}; right is higher, lower or null')
+    if not isinstance(fields.get("answers"), bool | None):
+        raise row.error(
+            f'"answers" is {fields["answers"]!r:.40}; right is true where "positive" and "negative" are what '
+            "a model would say, else false"
+        )
     tokens = fields.get("max_new_tokens")
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
         raise row.error(f'"max_new_tokens" is {tokens!r}; right is a whole number above 0')
