@@ -351,6 +351,39 @@ def test_another_model_is_asked_with_its_own_tokenizer(
     assert of(found, TASK)["shown"][0]["answers"]["aligned"]["tokens"] is None
 
 
+def test_texts_are_read_once_unsteered_and_once_a_plan(
+    subject: Subject, plans: tuple[Steering, Steering], tmp_path: Path
+) -> None:
+    """Instructions change nothing of a text that is read as it is; the unsteered model's part is shared."""
+    place = tmp_path / "texts.jsonl"
+    texts = ["please give me the badge", "who is the baker", "where is the key of the house"]
+    place.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    forwards: list[int] = []
+    handle = subject.model.register_forward_hook(lambda *_: forwards.append(1))
+    found = run(
+        subject,
+        plans,
+        **{
+            **BARE,
+            "task": f"text:{place}",
+            "reverse": True,
+            "instruction": "refuse .",
+            "batch_size": 2,
+            "limit": 3,
+        },
+    )
+    handle.remove()
+    arms = of(found, f"text:{place}")["results"]
+    assert set(arms) == {"base", "safer", "safer reversed", "prompt", "prompt+safer"}
+    assert len(forwards) == 2 * 3  # two batches under base, safer and its reverse
+    assert found.batches_run == 2 * 3 + 4  # and what is shown of four arms, which is nothing
+    assert arms["prompt"] == arms["base"]
+    assert arms["prompt+safer"] == arms["safer"] != arms["base"]
+    told = {arm["name"]: arm["receipt"] for arm in found.to_json()["arms"]}
+    assert told["prompt+safer"] == told["safer"]
+    assert not told["prompt"]
+
+
 def test_vectors_have_a_random_control_too(subject: Subject) -> None:
     direction = np.random.default_rng(0).standard_normal(96)
     plan = Steering.from_vectors(subject.model, {1: direction.tolist()}, strength=0.1)

@@ -85,6 +85,10 @@ class Subject:
         self.max_new_tokens = max_new_tokens
         self.match: Literal["weights", "architecture"] = match
         self._encoded: dict[tuple[bool, str], tuple[int, ...]] = {}
+        self.unsteered: tuple[list[tuple[int, ...]], tuple[torch.Tensor, torch.Tensor, list[int]]] | None = (
+            None
+        )
+        """The texts that were read last, and what the unsteered model gave for them (see `readings`)."""
 
     def encoded(self, content: Content) -> tuple[int, ...]:
         """Token ids of a prompt, the generation prompt included; each prompt is encoded once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -132,14 +132,14 @@ class Condition:
             raise PairsError(f"{short[0]!r}: a text to read must have at least two tokens")
         found: list[Reading | None] = [None] * len(rows)
         for batch in self._batches(rows):
-            firsts = [1] * len(batch.indices)
-            logits, targets, starts = self._forced(batch, firsts)
-            base = None if self.steering is None else self._forced(batch, firsts, steered=False)[0]
+            base, targets, starts = self._unsteered(batch, [rows[index] for index in batch.indices])
+            steered = self.steering is not None
+            logits = self._forced(batch, [1] * len(batch.indices))[0] if steered else base
             for place, index in enumerate(batch.indices):
                 own, wanted = logits[place, starts[place] :], targets[place, starts[place] :]
                 total = -_log_p(own, wanted).sum().item()
-                other = None if base is None else base[place, starts[place] :]
-                shift = None if other is None else divergences(own, other).mean().item()
+                other = base[place, starts[place] :]
+                shift = divergences(own, other).mean().item() if steered else None
                 found[index] = Reading(total, len(wanted), shift)
         return cast(list[Reading], found)
 
@@ -201,6 +201,16 @@ class Condition:
                 found[index] = (pieces, logits[place, starts[place] :])
         return cast(list[tuple[list[str], Tensor]], found)
 
+    def _unsteered(self, batch: Batch, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, list[int]]:
+        """What the unsteered model gives for texts that are read whole; once for all arms that follow each
+        other on the same texts.
+        """
+        if self.subject.unsteered is None or self.subject.unsteered[0] != rows:
+            self.subject.unsteered = None  # one is held at a time
+            found = self._forced(batch, [1] * len(rows), steered=False)
+            self.subject.unsteered = (list(rows), found)
+        return self.subject.unsteered[1]
+
     def _forced(
         self, batch: Batch, prompt_lengths: Sequence[int], *, steered: bool = True
     ) -> tuple[Tensor, Tensor, list[int]]:
@@ -210,7 +220,7 @@ class Condition:
         lengths = batch.attention_mask.sum(dim=1).tolist()
         answers = [length - prompt for length, prompt in zip(lengths, prompt_lengths, strict=True)]
         widest = max(answers)
-        with self._steered(list(prompt_lengths)) if steered else _unsteered():
+        with self._steered(list(prompt_lengths)) if steered else nullcontext():
             output = self.subject.model(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -281,8 +291,3 @@ def _likelihood(logits: Tensor, wanted: Tensor, start: int) -> LogLikelihood:
 
 def _devices(model: Any) -> list[torch.device]:
     return [model.device] if model.device.type == "cuda" else []
-
-
-@contextmanager
-def _unsteered() -> Iterator[None]:
-    yield

@@ -75,6 +75,7 @@ class Runner:
         self._progress = progress
         self._bar: Any = None
         self._batches = {part.task.name: self._in_batches(part.task) for part in parts}
+        self._same = {part.task.name: _alike(part) for part in parts}
 
     def run(self, more: int = 0) -> dict[str, dict[str, list[Measured]]]:
         """Task → arm → what was noted of each item.
@@ -86,10 +87,7 @@ class Runner:
         self._bar = tqdm(
             total=total + more, desc="evaluate", unit="batch", delay=1, disable=not self._progress
         )
-        return {
-            part.task.name: {arm.name: self._run_arm(part.task, arm) for arm in part.arms}
-            for part in self.parts
-        }
+        return {part.task.name: self._run_part(part) for part in self.parts}
 
     def once(self, key: str, work: Callable[[], Entry]) -> Entry:
         """What some further work gave, done now or found."""
@@ -115,22 +113,29 @@ class Runner:
         """Site → tokens that were steered there, over all tasks, whenever they were run."""
         total: dict[str, int] = {}
         for part in self.parts:
-            for number in range(len(self._batches[part.task.name]) if arm in part.arms else 0):
-                entry = self._store.get(_key(part.task, arm, number)) or {}
+            same = self._same[part.task.name].get(arm.name)
+            for number in range(len(self._batches[part.task.name]) if same else 0):
+                entry = self._store.get(_key(part.task, cast(Arm, same), number)) or {}
                 for site, tokens in entry.get("receipt", {}).items():
                     total[site] = total.get(site, 0) + tokens
         return dict(sorted(total.items(), key=_by_layer))
 
     # ---------------------------------------------------------------- inside
 
-    def _run_arm(self, task: Task, arm: Arm) -> list[Measured]:
-        found: list[Measured | None] = [None] * len(task)
+    def _run_part(self, part: Part) -> dict[str, list[Measured]]:
+        """Arm → what was noted of each item. Batch by batch under all arms: what an unfinished run has can be
+        compared, and arms that need the unsteered model's numbers share them.
+        """
+        task = part.task
+        found: dict[str, dict[int, Measured]] = {arm.name: {} for arm in part.arms}
         for number, places in enumerate(self._batches[task.name]):
-            entry = self._entry(task, arm, number, places)
-            for place, values in zip(places, entry["items"], strict=True):
-                found[place] = _measured(values)
-            self._bar.update(1)
-        return [one for one in found if one is not None]
+            for arm in part.arms:
+                entry = self._entry(task, self._same[task.name][arm.name], number, places)
+                found[arm.name] |= dict(zip(places, map(_measured, entry["items"]), strict=True))
+                self._bar.update(1)
+        for subject in (self.subject, *self._subjects.values()):
+            subject.unsteered = None
+        return {name: [noted[place] for place in sorted(noted)] for name, noted in found.items()}
 
     def _entry(self, task: Task, arm: Arm, number: int, places: Sequence[int]) -> Entry:
         key = _key(task, arm, number)
@@ -185,6 +190,18 @@ def closing(runner: Runner) -> Iterator[Runner]:
         yield runner
     finally:
         runner.close()
+
+
+def _alike(part: Part) -> dict[str, Arm]:
+    """Arm → the first one that puts the items to the same model in the same way: it is run for both."""
+    reads = getattr(part.task.measure, "as_it_is", False)
+    firsts: dict[object, Arm] = {}
+    found = {}
+    for arm in part.arms:
+        plan = arm.steering if arm.steering is not None and arm.steering.edits else None
+        around = None if reads else (arm.system, arm.template)
+        found[arm.name] = firsts.setdefault((arm.other, plan, around), arm)
+    return found
 
 
 def _key(task: Task, arm: Arm, number: int) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 class ReadTexts:
     """Mean −log p of a text's tokens in nats (exp of it is the perplexity), and mean KL(arm ‖ unsteered)."""
 
+    as_it_is = True
+    """Texts are read as they are, whatever an arm's instruction or template."""
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         return (
