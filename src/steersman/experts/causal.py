@@ -159,6 +159,10 @@ class CausalScreen(Shown):
         """(layer, expert, score) of the effects that pass the gate and go the way asked for, largest first; a
         negative score is for deactivation.
         """
+        return self._ranked(self.passing, reverse)
+
+    def _ranked(self, among: Bools, reverse: bool) -> list[tuple[int, int, float]]:
+        """Of the effects `among` those that go the way asked for, each expert's larger one."""
         toward = -self.effects.mean if reverse else self.effects.mean
         if self.subsets is not None:
             other = -self.subsets.mean if reverse else self.subsets.mean
@@ -166,7 +170,7 @@ class CausalScreen(Shown):
                 self.subsets.passing(self.gate) & (np.abs(other) > np.abs(toward)), other, toward
             )
         found: dict[tuple[int, int], float] = {}
-        for sign, row, expert in np.argwhere(self.passing & (toward > 0)):
+        for sign, row, expert in np.argwhere(among & (toward > 0)):
             score = float(toward[sign, row, expert]) * (1 if SIGNS[sign] == "activate" else -1)
             place = (self.layers[row], int(expert))
             if abs(score) > (1 + MEASURED) * abs(found.get(place, 0.0)):
@@ -174,6 +178,16 @@ class CausalScreen(Shown):
         entries = [(layer, expert, score) for (layer, expert), score in found.items()]
         entries.sort()
         return [entries[n] for n in np.argsort(ranks([abs(score) for *_, score in entries]), kind="stable")]
+
+    def order(self, *, reverse: bool = False) -> list[tuple[int, int, float]]:
+        """(layer, expert, score) of all experts in the order in which sets of growing size take them: those
+        of the chosen set as they were chosen, then by the size of their effect, whether it passes or not.
+        """
+        chosen = self.sets.get(DIRECTIONS[int(reverse)])
+        picks = [(pick.layer, pick.expert, pick.strength) for pick in chosen.picks] if chosen else []
+        held = {(layer, expert) for layer, expert, _ in picks}
+        rest = self._ranked(self.effects.measured, reverse)
+        return picks + [entry for entry in rest if entry[:2] not in held]
 
     def select(
         self,

@@ -49,6 +49,7 @@ class EngineInstrument(Instrument):
         self.scope, self.batch_size = scope, batch_size
         self.device = torch.device("cpu")
         self.cuts = {}
+        self.room = None
         self.rows_run = 0
         self._any = Steering.from_experts(engine.model, {sites[0].facts.layer: [0]})
         self._readings: WeakKeyDictionary[Batch, Reading] = WeakKeyDictionary()
@@ -78,6 +79,12 @@ class EngineInstrument(Instrument):
         rows = list(range(batch.rows)) * len(edits)
         each = [plan for plan in plans for _ in range(batch.rows)]
         return self._values(batch, rows, each).reshape(len(edits), batch.rows)
+
+    def sets(self, batch: Batch, base: Base, plans: Sequence[Sequence[Edit]]) -> Floats:
+        """The batch's values under each of several plans, float64 [plans, rows]."""
+        rows = list(range(batch.rows)) * len(plans)
+        each = [steering for plan in plans for steering in [self._steering(plan)] * batch.rows]
+        return self._values(batch, rows, each).reshape(len(plans), batch.rows)
 
     def subsets(self, batch: Batch, rows: Integers, plans: Mapping[int, Tensor]) -> Floats:
         """Values of some rows of a batch, each under strengths of its own: {layer: [n, experts]}."""

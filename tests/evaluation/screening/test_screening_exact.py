@@ -12,6 +12,7 @@ from screened import TEXTS, readings, sites_of, vocabulary
 from steersman import PairsError, Steering
 from steersman.edits import Scope
 from steersman.evaluation.arms import Subject
+from steersman.evaluation.screening import room
 from steersman.evaluation.screening.exact import Edit, Instrument, instrument
 from steersman.evaluation.screening.replay import EVERYTHING, CannotCut, Cuts
 from steersman.evaluation.screening.texts import Batch, Reading, Text, preferences
@@ -93,6 +94,47 @@ def test_an_expert_beside_those_already_steered() -> None:
             (found,) = tool.singles(batch, base, [edit])
             want = [separate(model, reading.texts[text], (*plan, edit), "all") for text in batch.texts]
             np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
+
+
+def test_sets_of_several_layers_in_one_batch_are_as_each_applied_alone() -> None:
+    model = shared("qwen3_moe")
+    reading = readings(vocabulary(model))["whole"]
+    plans: list[tuple[Edit, ...]] = [
+        ((2, 1, 1.0),),
+        (),
+        ((0, 1, -1.0), (2, 1, 1.0)),
+        ((2, 0, -1.0), (1, 3, 1.0)),
+    ]
+    with instrument(model, build_tokenizer(), sites_of(model), batch_size=2) as tool:
+        batches = tool.batches(reading)
+        assert len(batches) == 2
+        for batch in batches:
+            found = tool.sets(batch, tool.base(batch), plans)
+            want = [[separate(model, reading.texts[n], plan, "all") for n in batch.texts] for plan in plans]
+            np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
+
+
+def test_batches_are_sized_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With less room there are more of them, and the same numbers; one text is always run."""
+    model = shared("qwen3_moe")
+    reading = readings(vocabulary(model))["whole"]
+    edits: list[Edit] = [(1, expert, 1.0) for expert in range(4)]
+
+    def measured() -> tuple[int, dict[int, np.ndarray]]:
+        with instrument(model, build_tokenizer(), sites_of(model)) as tool:
+            batches = tool.batches(reading)
+            found = [(batch, tool.singles(batch, tool.base(batch), edits)) for batch in batches]
+            of_texts = {
+                int(n): v for batch, values in found for n, v in zip(batch.texts, values.T, strict=True)
+            }
+            return len(batches), of_texts
+
+    one, want = measured()
+    monkeypatch.setattr(room, "BYTES", 1)
+    three, found = measured()
+    assert (one, three) == (1, 3)
+    for text, values in want.items():
+        np.testing.assert_allclose(found[text], values, rtol=0, atol=1e-5)
 
 
 def test_experts_that_no_token_uses_are_not_run() -> None:

@@ -22,6 +22,7 @@ from steersman.evaluation.screening.replay import (
     Recording,
     positions_of,
 )
+from steersman.evaluation.screening.room import Room
 from steersman.evaluation.screening.texts import Batch, Reading, batches_of
 from steersman.experts.fixed_edits import FixedEdits, fixed_edits
 from steersman.experts.recording import recording
@@ -78,12 +79,14 @@ class Instrument:
         self.cuts: dict[tuple[int, bool], Cuts] = {}
         """What is left out of forwards from a layer on, by whether one column is read or several; filled when
         a layer is first screened."""
+        self.room: Room | None = Room.of(model)
         self.rows_run = 0
         """Texts that went through a forward so far, whole or not."""
 
     def batches(self, reading: Reading, size: int | None = None) -> list[Batch]:
         """The texts of a reading. Raises PairsError where the scope holds no token of them."""
-        found = batches_of(reading, size or self.batch_size, self.tokenizer, self.scope, self.device)
+        most = size or self.batch_size
+        found = batches_of(reading, most, self.tokenizer, self.scope, self.device, self.room)
         if not any(bool(batch.in_scope.any()) for batch in found):
             raise PairsError(
                 f"{reading.name}: the scope {self.scope} holds no token that is read before d; "
@@ -118,7 +121,7 @@ class Instrument:
         cuts = self._cuts_of(layer, batch, base)
         number, row = self._changed(batch, base, edits).nonzero()
         columns = batch.keep if self.anatomy.short(layer, cuts) else batch.columns
-        size = max(1, self.batch_size * batch.columns // columns)
+        size = self._at_once(batch, columns)
         for start in range(0, len(number), size):
             chunk = slice(start, start + size)
             found[number[chunk], row[chunk]] = self._replay(
@@ -130,8 +133,9 @@ class Instrument:
     def subsets(self, batch: Batch, rows: Integers, plans: Mapping[int, Tensor]) -> Floats:
         """Values of some rows of a batch, each under strengths of its own: {layer: [n, experts]}."""
         found = np.zeros(len(rows))
-        for start in range(0, len(rows), self.batch_size):
-            chunk = slice(start, start + self.batch_size)
+        size = self._at_once(batch, batch.columns)
+        for start in range(0, len(rows), size):
+            chunk = slice(start, start + size)
             chosen = torch.from_numpy(rows[chunk]).to(self.device)
             tables = {
                 layer: _Rows(torch.cat([values.new_zeros(1, values.shape[1]), values[chunk]]), None)
@@ -139,6 +143,34 @@ class Instrument:
             }
             found[chunk] = self._run(batch, chosen, tables, None)
         return found
+
+    @torch.no_grad()
+    def sets(self, batch: Batch, base: Base, plans: Sequence[Sequence[Edit]]) -> Floats:
+        """The batch's values under each of several plans, float64 [plans, rows].
+
+        `base` is the batch's unsteered: plans begin at their first edited layer, those of one layer together.
+        """
+        found = np.repeat(base.values[None], len(plans), axis=0)
+        by_layer: dict[int, list[int]] = {}
+        for number, plan in enumerate(plans):
+            if plan:
+                by_layer.setdefault(min(layer for layer, *_ in plan), []).append(number)
+        for layer, numbers in sorted(by_layer.items()):
+            cuts = self._cuts_of(layer, batch, base)
+            pairs = [(number, row) for number in numbers for row in range(batch.rows)]
+            size = self._at_once(batch, batch.keep if self.anatomy.short(layer, cuts) else batch.columns)
+            for start in range(0, len(pairs), size):
+                some = pairs[start : start + size]
+                rows = np.array([row for _, row in some])
+                values = self._under(batch, base, layer, cuts, [plans[number] for number, _ in some], rows)
+                for (number, row), value in zip(some, values, strict=True):
+                    found[number, row] = value
+        return found
+
+    def _at_once(self, batch: Batch, columns: int) -> int:
+        """Rows of one forward: as many as fit, and tokens as in a whole batch at most."""
+        most = max(1, self.batch_size * batch.columns // columns)
+        return most if self.room is None else min(most, self.room.at_once(columns, batch.keep))
 
     # ------------------------------------------------------------ one forward
 
@@ -190,17 +222,29 @@ class Instrument:
         edits: Sequence[Edit],
         rows: Integers,
     ) -> Floats:
-        own = [edit for edit in base.plan if edit[0] == layer]
-        distinct = list(dict.fromkeys(edits))
-        place = {edit: number for number, edit in enumerate(distinct, 1)}
+        return self._under(batch, base, layer, cuts, [(*base.plan, edit) for edit in edits], rows)
+
+    def _under(
+        self,
+        batch: Batch,
+        base: Base,
+        layer: int,
+        cuts: Cuts,
+        plans: Sequence[Sequence[Edit]],
+        rows: Integers,
+    ) -> Floats:
+        """Values of some rows, each under a plan of its own that is the base's before `layer`."""
+        distinct = list(dict.fromkeys(map(tuple, plans)))
+        place = {plan: number for number, plan in enumerate(distinct, 1)}
+        index = torch.tensor([place[tuple(plan)] for plan in plans])
         tables = {
-            other: table
-            for other, table in self._table(base.plan).items()
-            if other > layer or (other < layer and not cuts.layers)
+            edited: _Rows(
+                self._strengths(edited, [(), *([e for e in plan if e[0] == edited] for plan in distinct)]),
+                index,
+            )
+            for edited in {edit[0] for plan in distinct for edit in plan}
+            if edited >= layer or not cuts.layers
         }
-        strengths = self._strengths(layer, [(), *([*own, edit] for edit in distinct)])
-        index = torch.tensor([place[edit] for edit in edits])
-        tables[layer] = _Rows(strengths, index)
         chosen = torch.from_numpy(rows).to(self.device)
         with self.anatomy.replaying(base.recorded, layer, cuts, batch, chosen):
             return self._run(batch, chosen, tables, (layer, cuts))

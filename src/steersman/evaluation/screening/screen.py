@@ -139,7 +139,7 @@ def screen_experts(
     model, tokenizer = open_named(model, tokenizer)
     given = Options(**options)
     refuse_steered(model, "screening")
-    opened = partial(_opened, tokenizer=tokenizer)
+    opened = partial(opened_items, tokenizer=tokenizer)
     keep, harm = _several(keep), _several(harm)
     task = some_of(told_apart(opened(items), tokenizer), given.limit, given.seed)
     kept = [some_of(require_answers(opened(each)), min(KEPT_ITEMS, given.limit), given.seed) for each in keep]
@@ -359,7 +359,7 @@ class _Screening:
         return self._ledger.remember(name, work)
 
 
-def _opened(source: Items, tokenizer: PreTrainedTokenizerBase) -> Task:
+def opened_items(source: Items, tokenizer: PreTrainedTokenizerBase) -> Task:
     """Items as the model can be asked them: as plain texts where it has no chat template."""
     task = open_items(source)
     return task if getattr(tokenizer, "chat_template", None) else task.as_texts()

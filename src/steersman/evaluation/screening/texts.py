@@ -18,6 +18,7 @@ from steersman.evaluation.prompts import encode_answer, encode_fork, pad_id
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from steersman.evaluation.screening.room import Room
     from steersman.evaluation.tasks import Item, Task
 
 Side = Literal["positive", "negative"]
@@ -35,6 +36,11 @@ class Text:
     prompt_length: int
     scored: tuple[tuple[int, int, float], ...]
     """(place, token, weight)"""
+
+    @property
+    def read(self) -> int:
+        """How many of its last places are read."""
+        return len(self.ids) - self.scored[0][0]
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Batch:
         self.texts = np.array(numbers)
         ids, mask = np.full((rows, columns), pad), np.zeros((rows, columns), np.int64)
         in_scope = np.zeros((rows, columns), bool)
-        self.keep = max(len(text.ids) - text.scored[0][0] for text in chosen)
+        self.keep = max(text.read for text in chosen)
         scored = max(len(text.scored) for text in chosen)
         places, tokens = np.zeros((2, rows, scored), np.int64)
         weights = np.zeros((rows, scored))
@@ -186,15 +192,32 @@ def _span(scope: Scope, text: Text) -> tuple[int, int]:
 
 
 def batches_of(
-    reading: Reading, size: int, tokenizer: PreTrainedTokenizerBase, scope: Scope, device: torch.device
+    reading: Reading,
+    size: int,
+    tokenizer: PreTrainedTokenizerBase,
+    scope: Scope,
+    device: torch.device,
+    room: Room | None = None,
 ) -> list[Batch]:
-    """The texts of a reading, at most `size` at a time, those of like length together."""
+    """The texts of a reading, those of like length together: at most `size` at a time, and no more than
+    there is room for.
+    """
     texts = reading.texts
     order = sorted(range(len(texts)), key=lambda number: (len(texts[number].ids), number))
     pad = pad_id(tokenizer)
-    return [
-        Batch(texts, order[start : start + size], pad, scope, device) for start in range(0, len(order), size)
-    ]
+    found: list[Batch] = []
+    start = 0
+    while start < len(order):
+        end = start + 1
+        read = texts[order[start]].read
+        while end < min(len(order), start + size):
+            columns, read = len(texts[order[end]].ids), max(read, texts[order[end]].read)
+            if room is not None and end + 1 - start > room.together(columns, read):
+                break
+            end += 1
+        found.append(Batch(texts, order[start:end], pad, scope, device))
+        start = end
+    return found
 
 
 def by_item(reading: Reading, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
