@@ -149,7 +149,7 @@ def sweep_sizes(
     seed: int = 0,
     batch_size: int = 128,
     progress: bool = False,
-    runs: Runs = Runs(),
+    runs: Runs | None = None,
 ) -> SizeSweep:
     """How far the first experts of a ranking move d = log p(positive answer) − log p(negative answer), by
     their number, and how far random experts do that are matched in layer, kind and use.
@@ -194,7 +194,8 @@ def sweep_sizes(
     task = some_of(told_apart(opened_items(items, tokenizer), tokenizer), limit, seed)
     reading = preferences(task, tokenizer, whole=whole)
     require_room(reading, model)
-    with runs.instrument(model, tokenizer, sites, scope=scope, batch_size=batch_size) as tool:
+    opened = (runs or Runs()).instrument
+    with opened(model, tokenizer, sites, scope=scope, batch_size=batch_size) as tool:
         batches = tool.batches(reading)
         used = rates if rates is not None else usage(tool, batches)
         plans = [one.edits for one in sets]
