@@ -141,7 +141,7 @@ class Environment:
             )
             if torch is None:
                 say("no CPU build is to be had: taking the plain one, which is much bigger")
-        needed, others = ranges("dev")
+        needed, others = ranges("dev", "language")
         newest = ("--upgrade", "--upgrade-strategy", "eager")
         requirements = (*shlex.split(torch or needed["torch"]), *others)
         self.install("the newest that the ranges allow", *requirements, *newest)

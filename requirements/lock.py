@@ -82,7 +82,7 @@ def from_ranges() -> dict[str, Lock]:
     development = written["project"]["optional-dependencies"]["dev"]
     engine = written["dependency-groups"]["engine"]
     return {
-        "test.lock": Lock("Exact versions for `make test` and `make demo`.", ranges("dev")[1]),
+        "test.lock": Lock("Exact versions for `make test` and `make demo`.", ranges("dev", "language")[1]),
         "harness.lock": Lock("Exact versions for `make test-harness`.", ranges("dev", "harness")[1]),
         "oldest.lock": Lock(
             "The oldest ends of the ranges, for `make test-oldest`.",

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from steersman.evaluation.result import Evaluation
     from steersman.evaluation.screening.screen import screen_experts
     from steersman.evaluation.tasks.registry import load_task
+    from steersman.evaluation.tuning.result import Tuning
+    from steersman.evaluation.tuning.tuning import tune
     from steersman.experts.causal import CausalScreen
     from steersman.experts.contrast import RoutingContrast, merge_contrasts
     from steersman.experts.counting import detect_experts
@@ -83,6 +85,8 @@ _HOME = {
     "steersman.evaluation.judges.opening": ("load_judge",),
     "steersman.evaluation.tasks.registry": ("load_task",),
     "steersman.evaluation.result": ("Evaluation",),
+    "steersman.evaluation.tuning.result": ("Tuning",),
+    "steersman.evaluation.tuning.tuning": ("tune",),
     "steersman.evaluation.screening.screen": ("screen_experts",),
     "steersman.experts.causal": ("CausalScreen",),
     "steersman.experts.contrast": ("RoutingContrast", "merge_contrasts"),
@@ -133,6 +137,7 @@ __all__ = [
     "SteeringNotApplied",
     "SteersmanError",
     "TransplantCheck",
+    "Tuning",
     "WeightsMismatch",
     "anchor_map",
     "apply_rows",
@@ -164,6 +169,7 @@ __all__ = [
     "screen_experts",
     "set_chat_format",
     "transplant",
+    "tune",
     "weights_id",
 ]
 

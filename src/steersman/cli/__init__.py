@@ -34,6 +34,7 @@ from steersman.cli import (
     screening,
     serving,
     transplantation,
+    tuning,
 )
 from steersman.cli.failures import Terminated, reported
 from steersman.cli.options import CONTEXT_SETTINGS, version_option
@@ -80,6 +81,7 @@ WORKFLOW: dict[str, tuple[click.Command, ...]] = {
     "Look around": (demo.demo, lab.lab, models.describe),
     "Steer by experts": (experts.detect, experts.merge, experts.select, screening.screen),
     "Steer by concepts": (concepts.refine, concepts.steer, maps.map_, transplantation.transplant),
+    "Find where and how hard": (tuning.tune,),
     "Use a steering": (composition.compose, generation.generate, chatting.chat, serving.serve),
     "Measure it": (evaluation.evaluate, reporting.report, judging.judge, benching.bench),
     "Keep and share": (artifacts.show, pushing.push, interop.import_, interop.export),

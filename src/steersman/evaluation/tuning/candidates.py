@@ -1,0 +1,358 @@
+"""What tuning chooses between: layers and doses of vectors, kinds and numbers of experts; and the controls
+that go through the same choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from steersman.concepts.dose import Strength, residual_edits
+from steersman.concepts.dose import doses as doses_of
+from steersman.edits import ExpertEdit, Scope
+from steersman.errors import PlanError
+from steersman.experts.selection import choose
+from steersman.showing import count_of, ranges
+from steersman.steering import Architecture, Steering
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steersman.concepts.norms import NormHistogram
+
+DOSES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+"""Of the coarse grid: below, little moved in the models that were looked at; at 1 their text broke."""
+COARSE_LAYERS = 12
+WIDTHS = (3, 5)
+"""Layers of windows around the best one, over which its dose is split evenly."""
+KINDS: tuple[Kind, ...] = ("activated", "deactivated", "both")
+LARGEST_SHARE = 0.1
+"""Of all experts, those that a candidate may steer."""
+
+Kind = Literal["activated", "deactivated", "both"]
+Ranking = Sequence[tuple[int, int, float]]
+"""(layer, expert, score), best first; a positive score is for activation."""
+
+
+class Candidate(Protocol):
+    """One way to steer."""
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Breaks ties: what steers less comes first."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Its settings as plain values."""
+        ...
+
+    def in_words(self) -> str:
+        """The same in words."""
+        ...
+
+
+class Lever(Protocol):
+    """A family of candidates, and of controls for it."""
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        ...
+
+    def coarse(self) -> list[Candidate]:
+        """The first grid."""
+        ...
+
+    def fine(self, best: Candidate) -> list[Candidate]:
+        """Candidates around one of them."""
+        ...
+
+    def reduced(self) -> Lever:
+        """The same with a smaller first grid, for effects that must be generated and judged."""
+        ...
+
+    def plan(self, candidate: Candidate) -> Steering:
+        """The plan of a candidate. Raises PlanError where it cannot be had."""
+        ...
+
+    def controls(self, count: int, seed: int) -> list[Lever]:
+        """Random counterparts, with nothing of the behaviour. Raises PlanError where there are fewer."""
+        ...
+
+
+@dataclass(frozen=True)
+class VectorCandidate:
+    """A concept's vectors at contiguous layers; `dose` is their sum, which the layers share evenly, below 0
+    to steer away.
+    """
+
+    concept: str
+    layers: tuple[int, ...]
+    dose: float
+    scope: Scope
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        return abs(self.dose), len(self.layers), self.layers, self.concept, self.scope, self.dose
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "concept": self.concept,
+            "layers": list(self.layers),
+            "dose": self.dose,
+            "scope": self.scope,
+        }
+
+    def in_words(self) -> str:
+        named = f"{self.concept}, " if self.concept else ""
+        noun = "layer" if len(self.layers) == 1 else "layers"
+        return f"{named}{noun} {ranges(self.layers)}, dose {self.dose:.3g}, scope {self.scope}"
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Concept vectors of one model.
+
+    Attributes:
+        vectors: Concept → {layer: direction [width]}.
+        norms: {layer: norms of states in scope}, for doses.
+        shuffled: Concept → label-shuffled ones, each {layer: direction}: the controls.
+        reverse: Whether to steer away from the concept; None: either way, as a control may.
+        made_of: What plans say of where they come from, by concept.
+    """
+
+    vectors: Mapping[str, Mapping[int, Tensor]]
+    norms: Mapping[int, NormHistogram]
+    shuffled: Mapping[str, Sequence[Mapping[int, Tensor]]]
+    architecture: Architecture
+    weights_id: str
+    model: str = ""
+    revision: str | None = None
+    scopes: tuple[Scope, ...] = ("answer",)
+    doses: tuple[float, ...] = DOSES
+    coarse_layers: int = COARSE_LAYERS
+    reverse: bool | None = False
+    made_of: Mapping[str, Any] | None = None
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        if self.number is not None:
+            return f"label-shuffled {self.number}"
+        return ", ".join(name for name in self.vectors if name) or "concept"
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers offered, ascending."""
+        return sorted(set().union(*self.vectors.values()))
+
+    def coarse(self) -> list[Candidate]:
+        layers = self.layers
+        places = np.linspace(0, len(layers) - 1, min(self.coarse_layers, len(layers))).round().astype(int)
+        return self._grid([(layers[place],) for place in sorted({*places.tolist()})], self.doses)
+
+    def fine(self, best: Candidate) -> list[Candidate]:
+        """Every layer up to the coarse grid's next, windows around the best, and doses in between."""
+        if not isinstance(best, VectorCandidate):
+            return []
+        layers, middle = self.layers, best.layers[len(best.layers) // 2]
+        at = layers.index(middle)
+        reach = math.ceil((len(layers) - 1) / max(1, min(self.coarse_layers, len(layers)) - 1)) - 1
+        near = [(layer,) for layer in layers[max(0, at - reach) : at + reach + 1]]
+        windows = [
+            tuple(layers[at - width // 2 : at + width // 2 + 1])
+            for width in WIDTHS
+            if at >= width // 2 and at + width // 2 < len(layers)
+        ]
+        size = abs(best.dose)
+        below = max((dose for dose in self.doses if dose < size - 1e-9), default=size / 2)
+        above = min((dose for dose in self.doses if dose > size + 1e-9), default=size * 1.5)
+        between = (math.sqrt(below * size), size, math.sqrt(size * above))
+        alone = Vectors.only(self, best)
+        return alone._grid(near, between) + alone._grid(windows, (*between, 1.5 * size, 2 * size))
+
+    def reduced(self) -> Vectors:
+        """A third of the layers, every second dose."""
+        return replace(self, coarse_layers=max(2, self.coarse_layers // 3), doses=self.doses[1::2])
+
+    def only(self, best: VectorCandidate) -> Vectors:
+        """The same lever, of a candidate's concept, scope and direction alone."""
+        return replace(
+            self,
+            vectors={best.concept: self.vectors[best.concept]},
+            scopes=(best.scope,),
+            reverse=best.dose < 0,
+        )
+
+    def _grid(self, windows: Sequence[tuple[int, ...]], doses: Sequence[float]) -> list[Candidate]:
+        signs = (1.0, -1.0) if self.reverse is None else (-1.0,) if self.reverse else (1.0,)
+        return [
+            VectorCandidate(concept, layers, sign * float(f"{dose:.3g}"), scope)
+            for concept, of_concept in self.vectors.items()
+            for layers in windows
+            if all(layer in of_concept for layer in layers)
+            for scope in self.scopes
+            for dose in doses
+            for sign in signs
+        ]
+
+    def plan(self, candidate: Candidate) -> Steering:
+        if not isinstance(candidate, VectorCandidate):
+            raise PlanError(f"{candidate.in_words()}: vectors are steered by layer and dose")
+        chosen = {layer: self.vectors[candidate.concept][layer] for layer in candidate.layers}
+        dial = Strength(candidate.dose / len(candidate.layers), is_dose=True)
+        edits = residual_edits(chosen, dial, self.norms, candidate.scope, "add")
+        return Steering(
+            edits=edits,
+            architecture=self.architecture,
+            weights_id=self.weights_id,
+            model=self.model,
+            revision=self.revision,
+            provenance={
+                "made": "tuning",
+                "strength": str(dial),
+                "doses": doses_of(edits, self.norms),
+                **(self.made_of or {}).get(candidate.concept, {}),
+            },
+        )
+
+    def controls(self, count: int, seed: int) -> list[Lever]:
+        """The first of the concepts' label-shuffled ones, each of which may steer either way."""
+        fewest = min((len(some) for some in self.shuffled.values()), default=0)
+        if fewest < count:
+            raise PlanError(
+                f"{self.name}: keeps {count_of(fewest, 'label-shuffled concept')}, and {count} controls are "
+                "asked for; refine it with more (--shuffles), or ask for at most those (--controls)"
+            )
+        return [
+            replace(
+                self,
+                vectors={name: of_concept[number] for name, of_concept in self.shuffled.items()},
+                shuffled={},
+                reverse=None,
+                made_of=None,
+                number=number + 1,
+            )
+            for number in range(count)
+        ]
+
+
+@dataclass(frozen=True)
+class ExpertCandidate:
+    """The first so many experts of a ranking that are activated, deactivated, or either."""
+
+    kind: Kind
+    count: int
+    scope: Scope
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        return self.count, KINDS.index(self.kind), self.scope
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "experts": self.count, "scope": self.scope}
+
+    def in_words(self) -> str:
+        kind = "activated or deactivated" if self.kind == "both" else self.kind
+        return f"{count_of(self.count, 'expert')} {kind}, scope {self.scope}"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Experts of one model in the order in which they are taken.
+
+    Attributes:
+        ranking: (layer, expert, score), best first.
+        relabelled: Of a control: {layer: the expert that stands in for each}.
+    """
+
+    ranking: Ranking
+    architecture: Architecture
+    weights_id: str
+    model: str = ""
+    revision: str | None = None
+    scopes: tuple[Scope, ...] = ("all",)
+    made_of: Mapping[str, Any] | None = None
+    number: int | None = None
+    sparse: bool = False
+    """Whether the first grid has every second size alone."""
+
+    @property
+    def name(self) -> str:
+        return "experts" if self.number is None else f"random experts {self.number}"
+
+    @property
+    def largest(self) -> int:
+        """The most experts that a candidate has: a tenth of all, rounded up."""
+        return math.ceil(
+            LARGEST_SHARE * sum(router.experts for router in self.architecture.routers if router.steerable)
+        )
+
+    def coarse(self) -> list[Candidate]:
+        sizes = [1 << power for power in range(self.largest.bit_length()) if 1 << power <= self.largest]
+        return self._grid(([*sizes, self.largest])[:: 2 if self.sparse else 1])
+
+    def reduced(self) -> Experts:
+        """Every second size."""
+        return replace(self, sparse=True)
+
+    def fine(self, best: Candidate) -> list[Candidate]:
+        """Numbers between a power of two and the next."""
+        if not isinstance(best, ExpertCandidate):
+            return []
+        size = best.count
+        steps = {round(size * factor) for factor in (0.59, 0.71, 0.84, 1.19, 1.41, 1.68)} - {size}
+        alone = replace(self, scopes=(best.scope,))
+        sizes = sorted(step for step in steps if 1 <= step <= self.largest)
+        return [
+            one for one in alone._grid(sizes) if isinstance(one, ExpertCandidate) and one.kind == best.kind
+        ]
+
+    def _grid(self, sizes: Sequence[int]) -> list[Candidate]:
+        there = {
+            "activated": sum(score > 0 for *_, score in self.ranking),
+            "deactivated": sum(score < 0 for *_, score in self.ranking),
+            "both": len(self.ranking),
+        }
+        # Where all go one way, "both" is that way once more.
+        kinds = [kind for kind in KINDS if kind != "both" or min(there["activated"], there["deactivated"])]
+        return [
+            ExpertCandidate(kind, size, scope)
+            for kind in kinds
+            for size in dict.fromkeys(sizes)
+            if size <= there[kind]
+            for scope in self.scopes
+        ]
+
+    def plan(self, candidate: Candidate) -> Steering:
+        if not isinstance(candidate, ExpertCandidate):
+            raise PlanError(f"{candidate.in_words()}: experts are steered by kind and number")
+        routers = {router.layer: router for router in self.architecture.routers}
+        names = {"activated": "activate", "deactivated": "deactivate", "both": "top"}
+        asked: dict[str, Any] = {names[candidate.kind]: candidate.count}
+        choice = choose(list(self.ranking), routers, **asked)
+        return Steering(
+            edits=(ExpertEdit(choice.signs, candidate.scope),),
+            architecture=self.architecture,
+            weights_id=self.weights_id,
+            model=self.model,
+            revision=self.revision,
+            provenance={"made": "tuning", **asked, "skipped": list(choice.skipped), **(self.made_of or {})},
+        )
+
+    def controls(self, count: int, seed: int) -> list[Lever]:
+        """Rankings in which other experts of each layer stand in for those that were found: as many of each
+        layer, in the same order of layers and kinds.
+        """
+        routers = {router.layer: router.experts for router in self.architecture.routers}
+        found: list[Lever] = []
+        for number in range(count):
+            generator = np.random.default_rng((seed, number))
+            other = {layer: generator.permutation(experts) for layer, experts in sorted(routers.items())}
+            ranking = [(layer, int(other[layer][expert]), score) for layer, expert, score in self.ranking]
+            found.append(replace(self, ranking=ranking, made_of=None, number=number + 1))
+        return found
