@@ -118,4 +118,20 @@ def test_judges_that_cannot_be_opened(name: str, said: str) -> None:
 
 def test_every_judge_is_listed() -> None:
     names = {"exact", "normalised", "begins", "contains", "regex", "numeric", "refusal", "abstention"}
-    assert names | {"phrases", "classifier", "guard", "endpoint"} <= set(known_judges())
+    assert names | {"phrases", "classifier", "guard", "endpoint", "language"} <= set(known_judges())
+
+
+def test_an_answers_language_is_told_and_short_ones_are_on_neither_side() -> None:
+    pytest.importorskip("py3langid")
+    judge = load_judge("language:fr")
+    texts = ["Je ne sais pas ce que vous voulez dire.", "I do not know what you mean by that.", "Oui."]
+    outcomes = [verdict.outcome for verdict in judge.judge([ITEM] * 3, texts)]
+    assert outcomes == ["positive", "negative", "neither"]
+    assert judge.record()["language"] == "fr"
+
+
+@pytest.mark.parametrize("name", ["language:", "language:french", "language:xx", "language:FR"])
+def test_a_language_that_there_is_not_is_named(name: str) -> None:
+    pytest.importorskip("py3langid")
+    with pytest.raises(JudgeError, match="no such language; right is an ISO 639-1 code such as fr"):
+        load_judge(name)

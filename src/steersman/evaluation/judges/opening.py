@@ -8,6 +8,7 @@ from steersman.errors import JudgeError, valid_name
 from steersman.evaluation.judges.classifier import ClassifierJudge
 from steersman.evaluation.judges.endpoint import endpoint_judge
 from steersman.evaluation.judges.guard import GuardJudge
+from steersman.evaluation.judges.language import LanguageJudge
 from steersman.evaluation.judges.listed import ListJudge, phrase_list
 from steersman.evaluation.judges.scorers import ScorerJudge, is_scorer, known_scorers
 from steersman.evaluation.judges.verdict import Judge
@@ -34,6 +35,7 @@ KINDS: dict[str, tuple[Callable[[str], Judge], str]] = {
     "phrases": (_phrases, "phrases:FILE: has one of a file's phrases among its first words (positive)"),
     "classifier": (_classifier, "classifier:MODEL#LABEL: a sequence classifier gives the label (positive)"),
     "guard": (_guard, "guard:MODEL: a guard of Llama Guard's form says safe (positive) or unsafe"),
+    "language": (LanguageJudge, "language:fr: is in a language, by py3langid (positive), or another"),
     "endpoint": (endpoint_judge, "endpoint:URL#MODEL[#FILE]: a model behind an OpenAI-compatible endpoint"),
 }
 """Kind → how a judge of it is opened from its place, and one line for lists."""

@@ -18,6 +18,7 @@ from steersman.certainty import CANNOT_TELL, SHOWN, Control, Verdict, verdict
 from steersman.edits import Scope, finite_number
 from steersman.errors import PairsError, PlanError, check_kind, whole_number
 from steersman.evaluation.arms import Arm, Subject
+from steersman.evaluation.judges.language import identifier
 from steersman.evaluation.run_store import RunStore, key_of
 from steersman.evaluation.screening.items import halves, some_of
 from steersman.evaluation.statistics import RandomControl, clustered_mean, paired_difference, random_control
@@ -32,7 +33,6 @@ from steersman.evaluation.tuning.costs import (
     Kept,
     read_bounds,
 )
-from steersman.evaluation.tuning.degenerate import require_identifier
 from steersman.evaluation.tuning.effects import Answered, Effect, LogOdds, check_tokens, has_log_odds
 from steersman.evaluation.tuning.levers import Tunable, lever_of
 from steersman.evaluation.tuning.looks import count_look
@@ -196,7 +196,7 @@ def tune_lever(
     if not bounds:
         raise PlanError(f"no cost is bounded, so that the strongest dose would win; right is {EXAMPLE}")
     if any(bound.name == "degenerate" for bound in bounds):
-        require_identifier()
+        identifier()
     refuse_steered(model, "tuning")
     require_repeatable(model)
     keeps = [keep] if isinstance(keep, str | Path | Task) else list(keep)
