@@ -17,7 +17,7 @@ import pytest
 
 from cli.command_line import run, save_tiny
 from steersman.cli.evaluation import _measured_by
-from steersman.evaluation.controlling import PREFERENCE
+from steersman.evaluation.result import PREFERENCE
 from steersman.evaluation.run_store import append
 from waiting import wait_until
 
@@ -123,6 +123,31 @@ def test_words_name_every_arm_and_the_report(tiny: Path, task_file: Path, plan: 
     assert "not empty" in error
     again = run(*arguments(tiny, task_file, plan, tmp_path / "out"), "--force", "--json").json
     assert again["tasks"][0]["items"] == 12
+
+
+def test_a_concept_is_compared_with_its_label_shuffled_ones(
+    tiny: Path, task_file: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    concept, vector = tmp_path / "concept", tmp_path / "vector"
+    assert run("refine", tiny, pairs_file, "-o", concept, "--shuffles", 3).status == 0
+    assert run("steer", concept, "-o", vector, "--strength", "dose:0.3", "--layers", 1).status == 0
+    given = arguments(tiny, task_file, vector, tmp_path / "out")
+    found = run(*given, "--concept", concept)
+    assert found.status == 0, found.stderr
+    assert "helpful among label-shuffled concepts (how much likelier" in found.words
+    assert "change of d (nats)" in found.words
+    told = json.loads((tmp_path / "out/evaluation.json").read_text())["tasks"][0]["random"]
+    assert [(of["family"], len(of["draws"])) for of in told] == [("random", 2), ("shuffled", 2)]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "Label-shuffled concepts, matched: concepts of the same pairs" in report
+    assert "| 2 label-shuffled concepts |" in report
+    for wrong, said in (
+        (["--concept", concept, "--map", vector], "vector"),
+        (["--concept", vector], "a steering"),
+    ):
+        again = run(*given, "--force", *wrong)
+        assert again.status == 2
+        assert said in again.error
 
 
 def test_what_random_plans_are_compared_by_is_said_in_words() -> None:

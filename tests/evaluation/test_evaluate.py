@@ -18,7 +18,7 @@ from steersman.evaluation.evaluate import evaluate
 from steersman.evaluation.judges import PhraseJudge, Verdict, judge_refusal
 from steersman.evaluation.result import Evaluation
 from steersman.evaluation.run_store import BATCHES
-from steersman.evaluation.statistics import paired_difference, random_control
+from steersman.evaluation.statistics import mean_difference, paired_difference, random_control
 from steersman.evaluation.tasks import Task, load_task
 from steersman.experts.contrast import RoutingContrast
 from steersman.steering import Steering
@@ -384,6 +384,71 @@ def test_texts_are_read_once_unsteered_and_once_a_plan(
     assert not told["prompt"]
 
 
+def test_a_concept_stands_beside_its_label_shuffled_ones_too() -> None:
+    pairs = steersman.load_pairs("lab:refusal/train")[:16]
+    model, tokenizer = steersman.load_model("lab:source")
+    concept = steersman.refine_concept(model, tokenizer, pairs, shuffles=4)
+    plan = concept.steering("dose:0.5", layers=1)
+    settings: dict[str, Any] = {"task": TASK, "random": 5, "control_items": 4, "limit": 4, "shown": 0}
+    found = evaluate(model, tokenizer, plan, concepts=concept, **settings)
+    told = of(found, TASK)["random"]
+    assert [(control["family"], len(control["draws"])) for control in told] == [
+        ("random", 5),
+        ("shuffled", 4),
+    ]
+    assert told[0]["observed"] == told[1]["observed"]
+    assert set(told[0]["draws"]).isdisjoint(told[1]["draws"])
+    subject = Subject(model, tokenizer)
+    forks = subject.forks(load_task(TASK, limit=4))
+    long = float(concept.vectors[1].norm())
+    draws = [vector[1] * (long / float(vector[1].norm())) for vector in concept.shuffled]
+    dose = plan.edits[0].strength
+    for draw, value in zip(draws, told[1]["draws"], strict=True):
+        other = Steering.from_vectors(model, {1: draw}, strength=dose)
+        moved = subject.preference(forks, other).mean() - subject.preference(forks).mean()
+        assert value == pytest.approx(moved, abs=1e-4)
+    assert found.to_json()["concepts"][0]["shuffled"] == 4
+    warned = [line for line in found.to_json()["warnings"] if "cannot tell whether" in line]
+    assert len(warned) == 2  # of neither family are there enough
+    assert "label-shuffled concepts" in warned[1]
+    with pytest.raises(PlanError, match="no steering holds a vector of the concept"):
+        evaluate(model, tokenizer, None, concepts=concept, **settings)
+
+
+def test_changes_of_d_are_those_of_the_same_items(
+    subject: Subject, plans: tuple[Steering, Steering], evaluation: Evaluation
+) -> None:
+    told = of(evaluation, TASK)["preferences"]
+    task = load_task(TASK, limit=ITEMS)
+    forks = subject.forks(task)
+    base, own = subject.preference(forks), subject.preference(forks, plans[0])
+    expected = mean_difference(base, own, task.groups)
+    found = told["safer"]["change"]
+    assert found["difference"] == pytest.approx(expected.difference, abs=1e-5)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    assert found["p"] <= found["p_holm"] <= 1
+    assert "change" not in told[BASE]
+    table = evaluation.table()
+    rows = table[(table["metric"] == "log_probability_difference") & (table["arm"] == "safer")]
+    assert rows["difference"].item() == found["difference"]
+
+
+def test_a_scorer_of_patterns_is_compared_by_what_it_scores(
+    subject: Subject, plans: tuple[Steering, Steering], tmp_path: Path
+) -> None:
+    """A pattern's first token says nothing of the answers that it matches."""
+    rows = [
+        {"messages": item.content, "positive": "^i ", "negative": "^the "}
+        for item in load_task(TASK, limit=4)
+    ]
+    place = tmp_path / "own.jsonl"
+    place.write_text("".join(json.dumps(row) + "\n" for row in [{"scorer": "regex"}, *rows]))
+    found = run(subject, plans, **{**BARE, "task": str(place), "random": 1, "limit": 4, "control_items": 4})
+    told = of(found, str(place) if str(place).startswith("jsonl:") else f"jsonl:{place}")
+    assert told["preferences"] is None
+    assert told["random"][0]["measure"] == "positive"
+
+
 def test_vectors_have_a_random_control_too(subject: Subject) -> None:
     direction = np.random.default_rng(0).standard_normal(96)
     plan = Steering.from_vectors(subject.model, {1: direction.tolist()}, strength=0.1)
@@ -392,5 +457,7 @@ def test_vectors_have_a_random_control_too(subject: Subject) -> None:
     (control,) = of(found, "own")["random"]
     assert control["observed"] not in control["draws"]
     assert all(math.isfinite(draw) for draw in control["draws"])
+    assert control["family"] == "random"
+    assert "drawn like the model's states" in control["matched"]
     (told,) = found.to_json()["steerings"]
     assert told["vectors"][0]["norm"] == pytest.approx(np.linalg.norm(direction), rel=1e-5)

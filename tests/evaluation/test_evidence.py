@@ -43,7 +43,7 @@ def test_evidence_is_attached_once_and_changes_nothing_else(
     words = run("show", folder).words
     assert "  shown: refusal, safer: refused +" in words
     assert "  cannot tell: ordinary, safer: refused " in words
-    assert "p among random plans 0.05; 60 items" in words
+    assert "p among drawn plans 0.05; 60 items" in words
     assert "reading, safer: perplexity " in words
 
 

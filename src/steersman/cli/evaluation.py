@@ -107,7 +107,7 @@ class StrengthsType(click.ParamType[tuple[float, ...]]):
     default=19,
     show_default=True,
     metavar="B",
-    help="Random plans of the same shape that each steering is compared with.",
+    help="Random plans of the same shape that each steering is compared with (vectors: like states).",
 )
 @click.option(
     "--control-items",
@@ -140,6 +140,22 @@ class StrengthsType(click.ParamType[tuple[float, ...]]):
     metavar="C",
     help="Causal effects for the report's map of experts.",
 )
+@click.option(
+    "--concept",
+    "concepts",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="V",
+    help="The concept that a steering was made of: its label-shuffled ones are a control too.",
+)
+@click.option(
+    "--map",
+    "maps",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="M",
+    help="The map through which it was transplanted.",
+)
 @match_option
 @resume_option
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep what the unsteered model did.")
@@ -171,6 +187,8 @@ def evaluate(
     shown: int,
     contrast: Path | None,
     screen: Path | None,
+    concepts: tuple[Path, ...],
+    maps: tuple[Path, ...],
     match: Literal["weights", "architecture"],
     resume: bool,
     no_cache: bool,
@@ -192,6 +210,7 @@ def evaluate(
           --instruction "refuse what is restricted ." -o evaluation
       steersman evaluate MODEL --task xstest:xstest_prompts.csv --side text:wiki.txt --steering safer -o out
     """
+    from steersman import AffineMap, ConceptVector
     from steersman import evaluate as measure
     from steersman.artifacts import check_free
     from steersman.cache import cache_directory
@@ -238,6 +257,8 @@ def evaluate(
             match=match,
             contrast=_contrast(contrast),
             screen=_screen(screen),
+            concepts=[ConceptVector.from_pretrained(place) for place in concepts],
+            maps=[AffineMap.from_pretrained(place) for place in maps],
             model_name=model.name,
             paths={**dict(text.split("=", 1) for text in others if "=" in text), **paths},
             checkpoint=partial,
@@ -288,6 +309,7 @@ def _open(
 def in_words(evaluation: Evaluation, output: Path) -> str:
     """A table for each task, and what to be warned of."""
     from steersman.certainty import CANNOT_TELL, Control, controls_in_words
+    from steersman.evaluation.concluded import family_of
 
     table = evaluation.table()
     told = evaluation.to_json()
@@ -295,46 +317,57 @@ def in_words(evaluation: Evaluation, output: Path) -> str:
     for task in told["tasks"]:
         first = task["metrics"][0]
         rows = table[(table["task"] == task["name"]) & (table["metric"] == first["name"])]
-        lines = [_row(row) for row in rows.to_dict("records")]
+        moved = {arm: of.get("change") for arm, of in (task["preferences"] or {}).items()}
+        lines = [(*_row(row), *_moved(row["arm"], moved)) for row in rows.to_dict("records")]
         title = on_one_line(
             f"{task['name']} ({task['role']}): {first['title']}, {count_of(task['items'], 'item')}"
         )
-        parts.append(f"{title}\n{in_columns(COLUMNS, lines)}")
+        parts.append(f"{title}\n{in_columns((*COLUMNS, *([PREFERENCE] if moved else [])), lines)}")
         for control in task["random"] or ():
             among = Control(len(control["draws"]), control["p"])
             parts.append(
-                f"{on_one_line(control['steering'])} among random plans of its shape "
+                f"{on_one_line(control['steering'])} among {family_of(control)} "
                 f"({on_one_line(_measured_by(control))}): {control['observed']:+.3f}, "
                 f"theirs {control['mean']:+.3f} on average; "
                 f"{'beyond them' if among.beaten else CANNOT_TELL}: "
-                f"{controls_in_words(among, control['at_least'])}"
+                f"{controls_in_words(among, control['at_least'], family_of(control))}"
             )
     parts += [f"warning: {on_one_line(warning)}" for warning in told["warnings"]]
     return "\n\n".join([*parts, f"the report is {output / 'report.html'}"])
 
 
 COLUMNS = ("arm", "value", "95% interval", "against base", "p (Holm)", "verdict")
+PREFERENCE = "change of d (nats)"
+
+
+def _moved(arm: str, changes: Mapping[str, Mapping[str, Any] | None]) -> tuple[str, ...]:
+    """How an arm moves the log-odds of the two answers, with its interval; nothing where they have none."""
+    if not changes:
+        return ()
+    change = changes.get(arm)
+    return ("" if change is None else _with_interval(change["difference"], change["low"], change["high"]),)
+
+
+def _with_interval(value: Any, low: Any, high: Any) -> str:
+    return f"{_number(value, '+.3f')} [{_number(low, '+.3f')}, {_number(high, '+.3f')}]"
+
+
+def _number(value: Any, form: str = ".3f") -> str:
+    return "–" if value is None or value != value else format(value, form)
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    def shown(value: Any, form: str = ".3f") -> str:
-        return "–" if value is None or value != value else format(value, form)
-
-    interval = f"[{shown(row['low'])}, {shown(row['high'])}]"
     change = (
         ""
         if row["arm"] == "base"
-        else (
-            f"{shown(row['difference'], '+.3f')} "
-            f"[{shown(row['difference_low'], '+.3f')}, {shown(row['difference_high'], '+.3f')}]"
-        )
+        else _with_interval(row["difference"], row["difference_low"], row["difference_high"])
     )
     return (
         row["arm"],
-        shown(row["value"]),
-        interval,
+        _number(row["value"]),
+        f"[{_number(row['low'])}, {_number(row['high'])}]",
         change,
-        "" if not change else shown(row["p_holm"], ".2g"),
+        "" if not change else _number(row["p_holm"], ".2g"),
         row["verdict"] if isinstance(row["verdict"], str) else "",
     )
 

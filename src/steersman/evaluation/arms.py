@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steersman.concepts.controls import vectors_like_states
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.judges import OUTCOMES, Outcome
 from steersman.evaluation.prompt_rates import PromptRates, prompt_rates
@@ -69,6 +70,8 @@ class Subject:
     """What runs the model, where it is not transformers in this process."""
     limits: tuple[str, ...] = ()
     """What cannot be measured this way, in sentences."""
+    gives_states = True
+    """Whether the states of its residual stream can be read."""
 
     def __init__(
         self,
@@ -104,6 +107,12 @@ class Subject:
     def prompt_rates(self, rows: Sequence[Sequence[int]]) -> PromptRates:
         """Which experts the unsteered model uses for prompts of token ids."""
         return prompt_rates(self.model, rows)
+
+    def state_vectors(
+        self, rows: Sequence[Sequence[int]], layers: Sequence[int], count: int, seed: int
+    ) -> dict[int, torch.Tensor]:
+        """Vectors drawn like the unsteered model's states on prompts of token ids (`vectors_like_states`)."""
+        return vectors_like_states(self.model, rows, layers, count, seed, batch_size=self.batch_size)
 
     def held(self) -> dict[str, str]:
         """In what the model computes: number format and device."""

@@ -18,6 +18,14 @@ from steersman.certainty import (
 OF_A_PLAN = ("steered", "reversed", "strength")
 """Kinds of arms that say something of a plan alone, so that random plans of its shape are due beside them."""
 
+FAMILIES = {"random": "random plans of its shape", "shuffled": "label-shuffled concepts"}
+"""What plans are drawn beside a plan, each a control of its own: family → what its draws are called."""
+
+
+def family_of(control: Mapping[str, Any]) -> str:
+    """What a control's draws are called; before there were families all were random."""
+    return FAMILIES[control.get("family", "random")]
+
 
 def concluded(task: Mapping[str, Any], arm: Mapping[str, Any]) -> Verdict:
     """The verdict on what an arm does to a task's first metric.
@@ -29,8 +37,7 @@ def concluded(task: Mapping[str, Any], arm: Mapping[str, Any]) -> Verdict:
     found = task["differences"].get(arm["name"], {}).get(task["metrics"][0]["name"])
     if not found:
         return CANNOT_TELL
-    control = control_of(task, arm)
-    return verdict_of(found, () if control is None else (control,))
+    return verdict_of(found, controls_of(task, arm))
 
 
 def verdict_of(
@@ -59,11 +66,9 @@ def margin_of(found: Mapping[str, Any]) -> float | None:
     return MARGIN if "only_first" in found else None
 
 
-def control_of(task: Mapping[str, Any], arm: Mapping[str, Any]) -> Control | None:
-    """The random plans that an arm's effect stands among; None where none are due."""
+def controls_of(task: Mapping[str, Any], arm: Mapping[str, Any]) -> tuple[Control, ...]:
+    """The drawn plans that an arm's effect stands among, a control a family; none where none are due."""
     if task["role"] != "effect" or arm["kind"] not in OF_A_PLAN:
-        return None
-    for random in task["random"] or ():
-        if arm["name"] in random["arms"]:
-            return Control(len(random["draws"]), random["p"])
-    return NOT_RUN
+        return ()
+    found = [of for of in task["random"] or () if arm["name"] in of["arms"]]
+    return tuple(Control(len(of["draws"]), of["p"]) for of in found) or (NOT_RUN,)

@@ -1,9 +1,9 @@
-"""The random control of an evaluation: what matched random plans do on a task, beside what the plan does."""
+"""The drawn controls of an evaluation: what matched plans do on a task, beside what the plan does."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,15 +17,14 @@ from steersman.evaluation.comparison import BASE
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.planning import Arms
 from steersman.evaluation.prompts import Fork, encode_fork
-from steersman.evaluation.random_arm import MATCHED, random_plans_like
+from steersman.evaluation.random_arm import matched, random_plans_like
+from steersman.evaluation.result import PREFERENCE
 from steersman.evaluation.run_store import key_of
-from steersman.evaluation.statistics import clustered_mean, random_control
+from steersman.evaluation.statistics import clustered_mean, holm, mean_difference, random_control
 from steersman.evaluation.summary import values_of
 from steersman.evaluation.tasks import Task
+from steersman.evaluation.vector_controls import ShuffledConcepts
 from steersman.steering import Steering
-
-PREFERENCE = "log_probability_difference"
-"""d = log p(positive) − log p(negative) of the answers' first tokens that differ, in nats."""
 
 Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 """Runs a piece of work under a key, unless it was done before."""
@@ -34,11 +33,13 @@ Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 def preferences(
     once: Once, condition: Callable[[Arm], Condition], task: Task, arms: Sequence[Arm]
 ) -> dict[str, dict[str, Any]] | None:
-    """Arm → mean d with its interval; None where an item has not two answers that can be compared."""
+    """Arm → mean d with its interval, and its change against the base on the same items; None where an item
+    has not two answers that can be compared.
+    """
     first = condition(arms[0])
     if _forks(task, first) is None:
         return None
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[float]] = {}
     for arm in arms:
         own = condition(arm)
         if own.subject is not first.subject or (own.steering is not None and not _begins(own.steering)):
@@ -51,8 +52,26 @@ def preferences(
 
         values = once(key_of("d", task.name, arm.name), measured)["values"]
         if values is not None:
-            found[arm.name] = clustered_mean(values, task.groups).to_json()
-    return found
+            found[arm.name] = values
+    return _with_changes(found, task.groups)
+
+
+def _with_changes(found: Mapping[str, Sequence[float]], groups: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Arm → mean of d, and the paired change against the base's with its interval, p adjusted over arms."""
+    changes = {
+        arm: mean_difference(found[BASE], values, groups).to_json()
+        for arm, values in found.items()
+        if arm != BASE and BASE in found
+    }
+    for change, p in zip(changes.values(), holm([change["p"] for change in changes.values()]), strict=True):
+        change["p_holm"] = p
+    return {
+        arm: {
+            **clustered_mean(values, groups).to_json(),
+            **({"change": changes[arm]} if arm in changes else {}),
+        }
+        for arm, values in found.items()
+    }
 
 
 def random_controls(
@@ -65,8 +84,10 @@ def random_controls(
     draws: int,
     items: int,
     seed: int,
+    shuffled: ShuffledConcepts,
 ) -> list[dict[str, Any]]:
-    """For each plan: its effect on the first `items` of a task among those of `draws` random plans alike.
+    """For each plan: its effect on the first `items` of a task among those of `draws` random plans alike; and
+    where its vectors are of known concepts, among those of as many label-shuffled ones.
 
     The effect is the plan's value minus that of its reverse, or of the base where there is none: mean d where
     items have two answers that can be compared (and the plan acts before the first token of an answer), the
@@ -75,43 +96,61 @@ def random_controls(
     effects: dict[bool, _Effect] = {}
     found = []
     for name in steerings:
-        first = all(_begins(plan) for plan in _both(arms, name) if plan is not None)
+        first = all(_begins(plan) for plan in both_ways(arms, name))
         if first not in effects:
             effects[first] = _Effect(subject, task[:items], first_token=first)
-        found.append(_control(once, effects[first], arms, name, draws=draws, seed=seed))
+        for family, count in families(arms, name, draws, shuffled).items():
+            of_it = shuffled if family == "shuffled" else None
+            found.append(_control(once, effects[first], arms, name, family, of_it, draws=count, seed=seed))
     return [control for control in found if control is not None]
 
 
+def families(arms: Arms, name: str, draws: int, shuffled: ShuffledConcepts) -> dict[str, int]:
+    """Family of controls → how many are drawn beside a plan."""
+    kept = min(draws, shuffled.count_for(*both_ways(arms, name)))
+    return {"random": draws, **({"shuffled": kept} if kept else {})}
+
+
 def _control(
-    once: Once, effect: _Effect, arms: Arms, name: str, *, draws: int, seed: int
+    once: Once,
+    effect: _Effect,
+    arms: Arms,
+    name: str,
+    family: str,
+    shuffled: ShuffledConcepts | None,
+    *,
+    draws: int,
+    seed: int,
 ) -> dict[str, Any] | None:
-    """One plan among random ones; None where no item has the number."""
-    toward, back = _both(arms, name)
+    """One plan among those of a family; None where no item has the number."""
+    toward, back, *_ = [*both_ways(arms, name), None]
     plans = _Lazy(
-        lambda: random_plans_like(effect.subject, effect.task, toward, back, draws=draws, seed=seed)
+        lambda: random_plans_like(
+            effect.subject, effect.task, toward, back, draws=draws, seed=seed, shuffled=shuffled
+        )
     )
 
     def drawn(number: int) -> dict[str, Any]:
         plan = plans.get()[number]
         return {"value": effect.of(plan.toward, plan.back)}
 
-    observed = once(_key(effect, name, "itself"), lambda: {"value": effect.of(toward, back)})["value"]
-    values = [once(_key(effect, name, number), partial(drawn, number))["value"] for number in range(draws)]
+    def key(*draw: int | str) -> str:
+        return key_of("control", effect.task.name, name, *draw)
+
+    observed = once(key("itself"), lambda: {"value": effect.of(toward, back)})["value"]
+    values = [once(key(family, number), partial(drawn, number))["value"] for number in range(draws)]
     values = [value for value in values if value is not None]
     if observed is None or not values:
         return None
     return {
         "steering": name,
+        "family": family,
         "arms": [name, arms.reversed_of.get(name)],
         "measure": effect.name,
         "items": len(effect.task),
-        "matched": MATCHED,
+        "matched": matched(effect.subject, toward, shuffled=shuffled is not None),
         **random_control(observed, values, two_sided=True).to_json(),
     }
-
-
-def _key(effect: _Effect, name: str, draw: int | str) -> str:
-    return key_of("random", effect.task.name, name, draw)
 
 
 class _Effect:
@@ -167,10 +206,10 @@ class _Lazy:
         return self._plans
 
 
-def _both(arms: Arms, name: str) -> tuple[Steering, Steering | None]:
-    """A plan and that of the other direction, if there is one."""
+def both_ways(arms: Arms, name: str) -> list[Steering]:
+    """A plan, and that of the other direction if there is one."""
     back = arms.reversed_of.get(name)
-    return _plan(arms.named(name)), None if back is None else _plan(arms.named(back))
+    return [_plan(arms.named(arm)) for arm in (name, back) if arm is not None]
 
 
 def _begins(plan: Steering) -> bool:

@@ -8,12 +8,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from steersman.chat_record import CHATS
-from steersman.errors import ArtifactError, JudgeError, PairsError, PlanError, told, valid_name, whole_number
+from steersman.concepts.affine_map import AffineMap
+from steersman.concepts.concept import ConceptVector
+from steersman.errors import (
+    ArtifactError,
+    JudgeError,
+    PairsError,
+    PlanError,
+    check_kind,
+    told,
+    valid_name,
+    whole_number,
+)
 from steersman.evaluation import base_cache
 from steersman.evaluation.arms import Subject
+from steersman.evaluation.controlling import both_ways
 from steersman.evaluation.expert_map import expert_map
 from steersman.evaluation.instructing import instructed
 from steersman.evaluation.judges.verdict import Judge
@@ -25,6 +37,7 @@ from steersman.evaluation.run_store import RunStore
 from steersman.evaluation.running import Opened, Part, Runner, closing
 from steersman.evaluation.tasks import Task, load_task
 from steersman.evaluation.told import told_arm, told_model, told_steering
+from steersman.evaluation.vector_controls import ShuffledConcepts
 from steersman.models.attachment import refuse_steered
 from steersman.models.decoding import own_settings, require_repeatable
 from steersman.models.loading import Named, open_named
@@ -38,6 +51,7 @@ if TYPE_CHECKING:
     from steersman.experts.contrast import RoutingContrast
 
 Tasks = str | Task | Sequence[str | Task]
+Kind = TypeVar("Kind")
 
 
 def evaluate(
@@ -64,6 +78,8 @@ def evaluate(
     match: Literal["weights", "architecture"] = "weights",
     contrast: RoutingContrast | None = None,
     screen: CausalScreen | None = None,
+    concepts: ConceptVector | Sequence[ConceptVector] = (),
+    maps: AffineMap | Sequence[AffineMap] = (),
     model_name: str | None = None,
     paths: Mapping[str, str] | None = None,
     checkpoint: str | Path | None = None,
@@ -86,7 +102,8 @@ def evaluate(
         strengths: Also each plan times each of these: a dose–response.
         attacks: Name → template around the prompt ("{prompt}").
         defences: Name → system prompt: a factorial of attack × defence × plan, with the interactions.
-        random: Random plans of the same shape that each plan is compared with; 0: none.
+        random: Random plans of the same shape that each plan is compared with (their vectors drawn like the
+            model's states); 0: none.
         control_items: On the first so many items.
         limit: The first so many items of each task that is given by name.
         judge: Instead of the own ones of the tasks that are steered for.
@@ -97,6 +114,9 @@ def evaluate(
         match: "architecture" takes plans that were made for other weights; it is recorded.
         contrast: Risk differences for the map of experts.
         screen: Causal effects for the map of experts.
+        concepts: What the plans' vectors were made of: their label-shuffled concepts, as many as `random`,
+            are a control of their own, at the same layers, lengths and tokens.
+        maps: Through which those were transplanted.
         model_name: What to call the model; None: its own name.
         paths: Name → where a plan or another model was read from, for the record.
         checkpoint: A folder that keeps what is finished.
@@ -112,7 +132,8 @@ def evaluate(
     Raises:
         PairsError: a task that is not known, or has other items than its form.
         ModelError: the model's own generation settings make answers depend on the machine.
-        PlanError: plans that are called alike, cannot be reversed, or contradict each other.
+        PlanError: plans that are called alike, cannot be reversed, or contradict each other; a concept that
+            no plan holds.
         ArchitectureMismatch, WeightsMismatch: a plan for another model.
         JudgeError: a judge that cannot be had; what is finished is in `checkpoint`.
 
@@ -151,6 +172,8 @@ def evaluate(
     for part in (contrast, screen):
         if part is not None:
             _check_figures(part, model, match)
+    shuffled = ShuffledConcepts(_several(concepts, ConceptVector), _several(maps, AffineMap))
+    shuffled.check([both_ways(arms, name) for name in steerings])
     parts = [
         Part(each, role, tuple(arm for arm in arms if role == "effect" or arm.kind != "cell"))
         for each, role in opened
@@ -170,6 +193,7 @@ def evaluate(
         **({} if chat is None else {CHATS: chat.to_json()}),
         "steerings": [told_steering(name, plan, (paths or {}).get(name)) for name, plan in steerings.items()],
         "settings": vars(settings),
+        **({"concepts": shuffled.told()} if shuffled.concepts else {}),
         **({} if subject.engine is None else {"engine": subject.engine}),
         **({"generation": own.to_json()} if own.in_words() else {}),
     }
@@ -188,9 +212,9 @@ def evaluate(
     files = base_cache.files(cache, subject, [part.task for part in parts], told, seed)
     runner = Runner(subject, parts, arms, others or {}, store, files, seed=seed, progress=progress)
     with closing(runner), evaluating(model):
-        noted = runner.run(more=more_steps(parts, arms, settings, len(steerings)))
+        noted = runner.run(more=more_steps(parts, arms, settings, tuple(steerings), shuffled))
         tasks = [
-            task_record(runner, part, noted[part.task.name], arms, tuple(steerings), settings)
+            task_record(runner, part, noted[part.task.name], arms, tuple(steerings), settings, shuffled)
             for part in parts
         ]
     result = {
@@ -227,6 +251,14 @@ def _named(steering: Steering | Mapping[str, Steering] | None) -> dict[str, Stee
             "steering is no plan: give a Steering (Steering.from_pretrained(path)), or {name: plan}"
         )
     return dict(named)
+
+
+def _several(given: Any, kind: type[Kind]) -> tuple[Kind, ...]:
+    """One object, or several, of a kind. Raises PlanError for anything else."""
+    found = (given,) if isinstance(given, kind) else tuple(given)
+    for one in found:
+        check_kind(one, kind, PlanError)
+    return found
 
 
 def _tasks(given: Tasks, role: str, limit: int | None, judge: Judge | None) -> list[tuple[Task, str]]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from steersman.certainty import Control, controls_in_words
 from steersman.evaluation import summary
-from steersman.evaluation.concluded import concluded
-from steersman.evaluation.controlling import preferences, random_controls
+from steersman.evaluation.concluded import concluded, family_of
+from steersman.evaluation.controlling import families, preferences, random_controls
 from steersman.evaluation.measures.measure import Measured, Metric
 from steersman.evaluation.planning import Arms
 from steersman.evaluation.running import Part, Runner
 from steersman.evaluation.shown import shown_items
+from steersman.evaluation.vector_controls import ShuffledConcepts
 from steersman.showing import count_of
 
 FEW = 100
@@ -49,6 +50,7 @@ def task_record(
     arms: Arms,
     steerings: Sequence[str],
     settings: Settings,
+    shuffled: ShuffledConcepts,
 ) -> dict[str, Any]:
     """Everything that was measured of a task, as JSON, with the verdict on what each arm does."""
     task, measured = part.task, part.role == "effect" and settings.random > 0
@@ -82,6 +84,7 @@ def task_record(
             draws=settings.random,
             items=settings.control_items,
             seed=settings.seed,
+            shuffled=shuffled,
         )
         if measured
         else None,
@@ -122,14 +125,21 @@ def _factorial(
     }
 
 
-def more_steps(parts: Sequence[Part], arms: Arms, settings: Settings, steerings: int) -> int:
+def more_steps(
+    parts: Sequence[Part],
+    arms: Arms,
+    settings: Settings,
+    steerings: Sequence[str],
+    shuffled: ShuffledConcepts,
+) -> int:
     """Steps that follow after all items: of the random control, of d, and of the items that are shown."""
     plain = [sum(arm.kind != "cell" for arm in part.arms) for part in parts]
     steps = sum(plain) - len(parts)
     if settings.random:
         effects = sum(part.role == "effect" for part in parts)
         own = sum(arm.kind not in ("cell", "model") for arm in arms)
-        steps += effects * (steerings * (settings.random + 1) + own)
+        counts = [n for name in steerings for n in families(arms, name, settings.random, shuffled).values()]
+        steps += effects * (sum(counts) + len(counts) + own)
     return steps
 
 
@@ -152,7 +162,7 @@ def warnings(
             if not among.beaten:
                 found.append(
                     f"{task['name']}: cannot tell whether {control['steering']} does more than others: "
-                    f"{controls_in_words(among, control['at_least'])}"
+                    f"{controls_in_words(among, control['at_least'], family_of(control))}"
                 )
     if runner.subject.match == "architecture":
         found.append("plans that were made for other weights were taken (match: architecture)")

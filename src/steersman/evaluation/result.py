@@ -17,6 +17,9 @@ from steersman.showing import Shown, Table, first_rows
 if TYPE_CHECKING:
     import pandas as pd
 
+PREFERENCE = "log_probability_difference"
+"""d = log p(positive) − log p(negative) of the answers' first tokens that differ, in nats."""
+
 EVALUATION, ITEMS = "evaluation.json", "items.jsonl"
 FILES = {EVALUATION, ITEMS, "report.html", "report.md", "card.md"}
 
@@ -94,6 +97,23 @@ class Evaluation(Shown):
                         "p_holm": change.get("p_holm"),
                         "verdict": change.get("verdict"),
                     }
+            for arm, figure in (task["preferences"] or {}).items():
+                change = figure.get("change") or {}
+                yield {
+                    "task": task["name"],
+                    "role": task["role"],
+                    "arm": arm,
+                    "metric": PREFERENCE,
+                    "title": "d: log-odds of the two answers (nats)",
+                    "value": figure["mean"],
+                    "low": figure["low"],
+                    "high": figure["high"],
+                    "difference": change.get("difference"),
+                    "difference_low": change.get("low"),
+                    "difference_high": change.get("high"),
+                    "p_holm": change.get("p_holm"),
+                    "verdict": None,
+                }
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         for name, arms in self.noted.items():

@@ -8,6 +8,7 @@ concept itself); what the source's vector does as it is (unmapped); and what the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steersman.concepts.controls import like_states
-from steersman.edits import ResidualEdit
+from steersman.edits import ResidualEdit, residual_edits
 from steersman.errors import PlanError
 from steersman.evaluation.statistics import RandomControl, random_control
 
@@ -82,6 +83,87 @@ def shuffled_vectors(bridge: AffineMap, concept: ConceptVector, layer: int, draw
     """Label-shuffled concepts through the same map."""
     place = concept.layers.index(bridge.layer_map(layer).source_layer)
     return [bridge.map_vector(layer, vector[place]) for vector in concept.shuffled[:draws]]
+
+
+@dataclass(frozen=True)
+class ShuffledConcepts:
+    """The concepts that plans were made of, and the maps that carried them: their label-shuffled concepts
+    stand in for the plans' vectors.
+    """
+
+    concepts: tuple[ConceptVector, ...]
+    bridges: tuple[AffineMap, ...] = ()
+
+    def instead_of(self, layer: int, vector: Tensor) -> Tensor | None:
+        """The label-shuffled concepts, [draws, width], of the concept that a plan's vector [width] at a layer
+        is, in its own model or through a map; None where it is of none of them.
+        """
+        for concept in self.concepts:
+            own = concept.vectors.get(layer)
+            if own is not None and _along(own, vector):
+                return concept.shuffled[:, concept.layers.index(layer)]
+            for bridge in self.bridges:
+                if layer not in bridge.maps or bridge.source.architecture.id != concept.architecture.id:
+                    continue
+                own = concept.vectors.get(bridge.maps[layer].source_layer)
+                if own is not None and _along(bridge.map_vector(layer, own), vector):
+                    return torch.stack(shuffled_vectors(bridge, concept, layer, len(concept.shuffled)))
+        return None
+
+    def count_for(self, *plans: Steering) -> int:
+        """How many there are for all vectors of a plan, and of its reverse: 0 where there are no vectors, or
+        none is of these concepts.
+
+        Raises PlanError where some of the vectors are and others are not.
+        """
+        edits = [edit for plan in plans for edit in residual_edits(plan.edits)]
+        found = [(at, self.instead_of(at, vector)) for edit in edits for at, vector in edit.vectors.items()]
+        known = [len(vectors) for _, vectors in found if vectors is not None]
+        if known and len(known) < len(found):
+            missing = next(layer for layer, vectors in found if vectors is None)
+            raise PlanError(
+                f"the vector at layer {missing} is of none of the concepts given: name all that the "
+                "steering was made of, and the maps that carried them"
+            )
+        return min(known, default=0)
+
+    def check(self, plans: Sequence[Sequence[Steering]]) -> None:
+        """Raise PlanError where no plan (with its reverse) is of these concepts, or one keeps no shuffles."""
+        for concept in self.concepts:
+            if not len(concept.shuffled):
+                raise PlanError(
+                    f"the concept of {concept.model or 'a model'} keeps no label-shuffled concepts: refine "
+                    "it with 99 (--shuffles)"
+                )
+        counts = [self.count_for(*both) for both in plans]
+        if self.concepts and not any(counts):
+            raise PlanError(
+                "no steering holds a vector of the concept: right is the one that it was made of, with the "
+                "map where it was transplanted"
+            )
+        if self.bridges and not self.concepts:
+            raise PlanError("a map is given without the concept that it carried")
+
+    def told(self) -> list[dict[str, Any]]:
+        """What they are, for the record of a run."""
+        return [
+            {
+                **concept.provenance(),
+                "shuffled": len(concept.shuffled),
+                "shuffled_sha256": hashlib.sha256(
+                    concept.shuffled.numpy().astype("<f4").tobytes()
+                ).hexdigest(),
+            }
+            for concept in self.concepts
+        ]
+
+
+def _along(known: Tensor, vector: Tensor) -> bool:
+    """Whether a plan's vector is a known one, up to its length, its sign and float32's rounding."""
+    if known.shape != vector.shape:
+        return False
+    cosine = torch.nn.functional.cosine_similarity(known.double(), vector.double(), dim=0)
+    return abs(float(cosine)) > 1 - 1e-6
 
 
 def unmapped_vector(bridge: AffineMap, concept: ConceptVector, layer: int) -> Tensor:

@@ -34,6 +34,7 @@ class EngineSubject(Subject):
     """A model in an engine, asked as one in this process is."""
 
     limits = (UNDIVERGED,)
+    gives_states = False
 
     def __init__(
         self,

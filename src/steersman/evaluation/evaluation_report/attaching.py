@@ -84,7 +84,7 @@ def _in_words(task: Mapping[str, Any]) -> str:
     said += " points" if task["kind"] == "rate" else ""
     if task["low"] is not None and task["high"] is not None:
         said += f" (95% interval {form(task['low'])} to {form(task['high'])})"
-    for name, key in (("p after Holm", "p_holm"), ("p among random plans", "random_p")):
+    for name, key in (("p after Holm", "p_holm"), ("p among drawn plans", "random_p")):
         if task[key] is not None:
             said += f", {name} {p_value(task[key])}"
     return f"{said}; {count_of(task['items'], 'item')}" + (", side effect" if task["role"] == "side" else "")

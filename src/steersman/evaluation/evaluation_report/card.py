@@ -15,8 +15,8 @@ from steersman.evaluation.evaluation_report.place import Place, plain
 from steersman.evaluation.evaluation_report.tables import strength
 from steersman.evaluation.evaluation_report.texts import harmless, markdown
 from steersman.evaluation.evaluation_report.verdicts import (
+    control_sentences,
     effect_sentence,
-    random_sentence,
     side_effects_sentence,
 )
 from steersman.showing import count_of
@@ -94,7 +94,7 @@ def _found(result: Mapping[str, Any], steering: str, role: str) -> list[dict[str
 def _brief(
     task: Mapping[str, Any], metric: Mapping[str, Any], arm: Mapping[str, Any], change: Mapping[str, Any]
 ) -> dict[str, Any]:
-    random = next((of for of in task["random"] or () if arm["name"] in of["arms"]), None)
+    among = [of["p"] for of in task["random"] or () if arm["name"] in of["arms"]]
     return {
         "task": task["name"],
         "sha256": task["sha256"],
@@ -106,7 +106,7 @@ def _brief(
         "arm_kind": arm["kind"],
         "strength": arm["strength"],
         **{key: change.get(key) for key in ("difference", "low", "high", "p", "p_holm")},
-        "random_p": None if random is None else random["p"],
+        "random_p": max(among, default=None),
     }
 
 
@@ -194,7 +194,7 @@ def _effects(result: Place, task: Place, name: str) -> Sequence[Pieces]:
     """Sentences of one task: each arm of the plan, and the random control where it is of one of them."""
     arms = [a for a in _arms(result, name, *_COMPARED) if a in task.value["differences"]]
     sentences = [effect_sentence(result, task, arm) for arm in arms]
-    return [*sentences, random_sentence(task, name)]
+    return [*sentences, *control_sentences(task, name)]
 
 
 def _cost_lines(result: Place, task: Place, name: str) -> list[str]:

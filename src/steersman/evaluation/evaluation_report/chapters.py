@@ -66,7 +66,11 @@ def _chapter(result: Place, task: Place, number: int, drawn: bool) -> Chapter:
         method=_method(task),
         unjudged=_unjudged(task),
         doses=tables.doses_table(task),
-        random_sentences=[verdicts.random_sentence(task, arm) for arm in tables.arms_by(result, "steered")],
+        random_sentences=[
+            sentence
+            for arm in tables.arms_by(result, "steered")
+            for sentence in verdicts.control_sentences(task, arm)
+        ],
         random=tables.random_table(task),
         preferences=tables.preferences_table(task),
         kinds=tables.kinds_table(result, task),

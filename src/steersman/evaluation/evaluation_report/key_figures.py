@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steersman.certainty import CANNOT_TELL, LEAST_CONTROLS, Control
+from steersman.evaluation.concluded import family_of
 from steersman.evaluation.evaluation_report.numbers import (
     Pieces,
     detectable,
@@ -17,7 +18,7 @@ from steersman.evaluation.evaluation_report.place import Place
 from steersman.evaluation.evaluation_report.tables import arms_by
 from steersman.evaluation.evaluation_report.verdicts import (
     ORDER,
-    random_of,
+    controls_of_plan,
     side_differences,
     uncertainty,
     verdict_on,
@@ -43,7 +44,7 @@ def key_figures(result: Place) -> list[KeyFigure]:
     pairs = [(task, plan) for task in effects for plan in plans if plan in task.value["differences"]]
     return [
         *(_effect(result, task, plan) for task, plan in pairs),
-        *(_random(task, plan) for task, plan in pairs if random_of(task, plan)),
+        *(_random(task, plan, of) for task, plan in pairs for of in controls_of_plan(task, plan)),
         *(_side_effects(result, plan) for plan in plans if side_differences(result, plan)),
     ]
 
@@ -57,10 +58,10 @@ def _effect(result: Place, task: Place, plan: str) -> KeyFigure:
     return KeyFigure(f"“{metric['title']}”, base → {plan}", (*base, " → ", *own), note)
 
 
-def _random(task: Place, plan: str) -> KeyFigure:
-    random = random_of(task, plan)
+def _random(task: Place, plan: str, random: Place) -> KeyFigure:
     count = len(random.value["draws"])
-    label = f"random plans that do as much as {plan} ({task.value['title']})"
+    others = family_of(random.value).removesuffix(" of its shape")
+    label = f"{others} that do as much as {plan} ({task.value['title']})"
     control = Control(count, random.value["p"])
     said = "" if control.beaten else "; cannot tell them apart"
     if not control.carries:

@@ -12,6 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from steersman.evaluation import figures
+from steersman.evaluation.concluded import family_of
 from steersman.evaluation.evaluation_report.numbers import estimate, interval, is_rate, measured
 from steersman.evaluation.evaluation_report.place import Place, plain
 from steersman.evaluation.evaluation_report.tables import arm_names, is_preference
@@ -82,8 +83,13 @@ def written(text: str) -> str:
 
 
 def random_pictures(task: Place) -> list[tuple[str, Markup]]:
-    """For each plan: the random plans' effects and its own."""
-    return [(random["steering"], _random_picture(random)) for random in task.value["random"] or ()]
+    """For each plan and family: the drawn plans' effects and its own, under a title."""
+    drawn = task.value["random"] or ()
+    return [(_beside(of).capitalize(), _random_picture(of)) for of in drawn]
+
+
+def _beside(random: Mapping[str, Any]) -> str:
+    return f"{family_of(random)} beside {random['steering']}"
 
 
 def _random_picture(random: Mapping[str, Any]) -> Markup:
@@ -97,7 +103,7 @@ def _random_picture(random: Mapping[str, Any]) -> Markup:
     )
     unit = "effect D in nats" if is_preference(random) else "effect"
     alt = (
-        f"Effects of {len(control.draws)} random plans, from {min(control.draws):+.2f} to "
+        f"Effects of {len(control.draws)} {family_of(random)}, from {min(control.draws):+.2f} to "
         f"{max(control.draws):+.2f}, and of {random['steering']}, {control.observed:+.2f}."
     )
     name = written(random["steering"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steersman.certainty import CANNOT_TELL, MARGIN, NOT_SHOWN, SIGNIFICANT
-from steersman.evaluation.concluded import margin_of, verdict_of
+from steersman.evaluation.concluded import family_of, margin_of, verdict_of
 from steersman.evaluation.evaluation_report.numbers import (
     Pieces,
     adjusted_p,
@@ -23,6 +23,7 @@ from steersman.evaluation.evaluation_report.numbers import (
     p_piece,
 )
 from steersman.evaluation.evaluation_report.place import MISSING, Number, Place
+from steersman.evaluation.result import PREFERENCE
 from steersman.showing import count_of
 
 COLLECTIVE = ("cell", "strength")
@@ -276,18 +277,18 @@ def _interactions(factorial: Place) -> Table:
 
 
 def random_table(task: Place) -> Table | None:
-    """The random controls in numbers, one for each plan."""
+    """The drawn controls in numbers, one for each plan and family."""
     if not task["random"]:
         return None
     rows = tuple((random.value["steering"], _random_cells(random)) for random in task["random"])
     first = task["random"][0].value
     measured_by = "the difference in d, in nats" if is_preference(first) else "the difference in what counts"
     on = count_of(first["items"], "item")
-    caption = f"Random plans, matched: {first['matched']}. Effect: {measured_by}, on {on}."
+    drawn = dict.fromkeys((family_of(of.value), of.value["matched"]) for of in task["random"])
+    described = ". ".join(f"{name[0].upper()}{name[1:]}, matched: {how}" for name, how in drawn)
+    caption = f"{described}. Effect: {measured_by}, on {on}."
     sides = "one-sided" if any(is_one_sided(random.value) for random in task["random"]) else "two-sided"
-    return Table(
-        caption, ("plan", "its effect", "random plans", "as much", "their mean", f"p, {sides}"), rows
-    )
+    return Table(caption, ("plan", "its effect", "among", "as much", "their mean", f"p, {sides}"), rows)
 
 
 def is_one_sided(random: Mapping[str, Any]) -> bool:
@@ -302,14 +303,14 @@ def is_one_sided(random: Mapping[str, Any]) -> bool:
 
 def is_preference(random: Mapping[str, Any]) -> bool:
     """Whether a random control was measured by the preference between two answers, in nats."""
-    return bool(random["measure"] == "log_probability_difference")
+    return bool(random["measure"] == PREFERENCE)
 
 
 def _random_cells(random: Place) -> tuple[Cell, ...]:
     spread = random["standard_deviation"].number(measured)
     return (
         Cell((random["observed"].number(change),), (_against(random.value["arms"]),)),
-        text(str(len(random.value["draws"]))),
+        text(f"{len(random.value['draws'])} {family_of(random.value)}"),
         Cell((random["at_least"].number(str),)),
         Cell((random["mean"].number(change),), ("sd ", spread)),
         Cell((p_piece(random["p"]),)),
@@ -321,12 +322,22 @@ def _against(arms: Sequence[str | None]) -> str:
 
 
 def preferences_table(task: Place) -> Table | None:
-    """Mean preference between an item's two answers."""
+    """Mean preference between an item's two answers, and what each arm changes of it, item by item."""
     if not task["preferences"]:
         return None
-    rows = tuple((arm, (figure(task["preferences"][arm]),)) for arm in task.value["preferences"])
-    caption = "d: log-probability of the first token of the positive answer minus that of the negative one."
-    return Table(caption, ("arm", "mean d, in nats"), rows)
+    rows = tuple((arm, _preference_cells(task["preferences"][arm])) for arm in task.value["preferences"])
+    caption = (
+        "d: log-probability of the first token of the positive answer minus that of the negative one. "
+        "Changes are against the base on the same items."
+    )
+    return Table(caption, ("arm", "mean d, in nats", "change of d", "p, Holm"), rows)
+
+
+def _preference_cells(found: Place) -> tuple[Cell, ...]:
+    moved = found.get("change")
+    if not moved:
+        return figure(found), text(MISSING), text(MISSING)
+    return figure(found), Cell(difference(moved), interval(moved)), Cell((p_piece(moved.get("p_holm")),))
 
 
 def arms_table(result: Place) -> Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steersman.certainty import CANNOT_TELL, LEAST_CONTROLS, NOT_SHOWN, SHOWN, Control, Verdict
-from steersman.evaluation.concluded import concluded, verdict_of
+from steersman.evaluation.concluded import FAMILIES, concluded, family_of, verdict_of
 from steersman.evaluation.evaluation_report.numbers import (
     Pieces,
     adjusted_p,
@@ -73,16 +73,22 @@ def uncertainty(found: Place) -> Pieces:
     return (*stated, ")") if limits or p.value is not None else difference(found)
 
 
-def random_sentence(task: Place, plan: str) -> Pieces:
-    """Whether a plan moves what is measured further than random plans of its shape, and which way."""
-    random = random_of(task, plan)
-    if not random:
-        return ("Cannot tell whether any plan of this shape does as much: no random plans were run.",)
+def control_sentences(task: Place, plan: str) -> list[Pieces]:
+    """Whether a plan moves what is measured further than each family of plans that were drawn beside it."""
+    found = controls_of_plan(task, plan)
+    if not found:
+        return [("Cannot tell whether any plan of this shape does as much: no random plans were run.",)]
+    return [_control_sentence(random, plan) for random in found]
+
+
+def _control_sentence(random: Place, plan: str) -> Pieces:
+    """Whether it moves it further than those of one family, and which way."""
     control = Control(len(random.value["draws"]), random.value["p"])
     what = "d (how much likelier the positive answer is, log-odds)" if is_preference(random.value) else "it"
     way = "up" if random.value["observed"] > 0 else "down"
     either = way if is_one_sided(random.value) else "either way"
-    further = f"{plan} moves {what} further {way} than random plans of its shape move it {either}"
+    others = family_of(random.value)
+    further = f"{plan} moves {what} further {way} than {others} move it {either}"
     start = "Shown: " if control.beaten else "Cannot tell whether "
     return (start, further, ": ", *_counted(random), ".")
 
@@ -97,16 +103,25 @@ def _counted(random: Place) -> Pieces:
 
 
 def _control_words(task: Place, arm: str) -> Pieces:
-    random = next((of for of in task["random"] or () if arm in of.value["arms"]), None)
-    if random is None:
+    found = [of for of in task["random"] or () if arm in of.value["arms"]]
+    if not found:
         return ("no random plans were run beside it",)
-    return ("of the random plans ", *_counted(random))
+    unbeaten = [of for of in found if not Control(len(of.value["draws"]), of.value["p"]).beaten]
+    words: Pieces = ()
+    for random in unbeaten or found:
+        name = (
+            "the random plans"
+            if family_of(random.value) == FAMILIES["random"]
+            else "the label-shuffled concepts"
+        )
+        words = (*words, ", and " if words else "", f"of {name} ", *_counted(random))
+    return words
 
 
-def random_of(task: Place, plan: str) -> Place:
-    """The random control of a plan; a place of nothing where there is none."""
+def controls_of_plan(task: Place, plan: str) -> list[Place]:
+    """The drawn controls of a plan, one for each family."""
     controls = task["random"] if task["random"] else ()
-    return next((found for found in controls if found.value["steering"] == plan), Place(None))
+    return [found for found in controls if found.value["steering"] == plan]
 
 
 def side_effects_sentence(result: Place, arm: str) -> Pieces:
@@ -149,7 +164,10 @@ def headline(result: Place) -> Sequence[Pieces]:
     if not arms:
         return _without_plans(result)
     lines = [
-        (*effect_sentence(result, task, arm), " ", *random_sentence(task, arm))
+        (
+            *effect_sentence(result, task, arm),
+            *(piece for sentence in control_sentences(task, arm) for piece in (" ", *sentence)),
+        )
         for task in result["tasks"]
         if task.value["role"] == "effect"
         for arm in arms
