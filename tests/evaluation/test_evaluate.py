@@ -231,11 +231,28 @@ def test_progress_of_another_run_is_refused(
         run(subject, plans, **settings)
     with pytest.raises(ArtifactError, match=r"differs in arms \("):
         run(subject, plans, **{**settings, "strengths": [0.5]}, resume=True)
-    with pytest.raises(ArtifactError, match=r"differs in settings\.random \(\d+ there, 5 here\);"):
-        run(subject, plans, **{**settings, "random": 5}, resume=True)
+    with pytest.raises(ArtifactError, match=r"differs in settings\.shown \(0 there, 5 here\)"):
+        run(subject, plans, **{**settings, "shown": 5}, resume=True)
     (tmp_path / "partial/other.txt").write_text("mine")
     with pytest.raises(ArtifactError, match=r"other\.txt"):
         run(subject, plans, **settings, resume=True)
+
+
+def test_a_run_goes_on_with_more_random_plans_and_no_fewer(
+    subject: Subject, plans: tuple[Steering, Steering], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {**BARE, "limit": 4, "control_items": 4, "checkpoint": tmp_path / "partial"}
+    first = run(subject, plans, **{**settings, "random": 2})
+    more = run(subject, plans, **{**settings, "random": 4}, resume=True)
+    assert more.batches_run == 2  # the two new draws alone
+    (few,), (many,) = of(first, TASK)["random"], of(more, TASK)["random"]
+    assert many["draws"][:2] == few["draws"]
+    fresh = run(subject, plans, **{**settings, "random": 4, "checkpoint": tmp_path / "other"})
+    assert of(fresh, TASK)["random"] == of(more, TASK)["random"]
+    assert more.to_json()["settings"]["random"] == 4
+    said = r"differs in settings\.random \(4 there, 3 here\): right is as many, or more; --force"
+    with pytest.raises(ArtifactError, match=said):
+        run(subject, plans, **{**settings, "random": 3}, resume=True)
 
 
 def test_the_base_is_run_once_for_several_plans(

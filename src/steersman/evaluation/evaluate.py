@@ -208,7 +208,7 @@ def evaluate(
         "arms": [told_arm(arm, arms, paths or {}) for arm in arms],
     }
     folder = None if checkpoint is None else Path(valid_name(checkpoint, ArtifactError))
-    store = RunStore(folder, run, resume=resume)
+    store = RunStore(folder, run, resume=resume, more="random")
     files = base_cache.files(cache, subject, [part.task for part in parts], told, seed)
     runner = Runner(subject, parts, arms, others or {}, store, files, seed=seed, progress=progress)
     with closing(runner), evaluating(model):

@@ -34,15 +34,19 @@ class RunStore:
 
     Args:
         folder: Where; None keeps nothing on disk.
-        run: What is being run, as plain data: batches of another run are refused.
+        run: What is being run, as plain data: batches of another run are refused. `more`
+            names the one of its settings that may be larger than it was: what is finished stays.
         resume: Go on from what is there; otherwise anything there is an error.
 
     Raises:
         ArtifactError: batches are there and not wanted, are of another run, or the folder is another's.
     """
 
-    def __init__(self, folder: Path | None, run: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self, folder: Path | None, run: Mapping[str, Any], *, resume: bool, more: str | None = None
+    ) -> None:
         self.folder = folder
+        self._more = more
         self.run: dict[str, Any] = json.loads(canonical_json(run))
         self.resumed = 0
         self._entries: dict[str, Entry] = {}
@@ -77,6 +81,12 @@ class RunStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / BATCHES).write_bytes(b"")
+        except OSError as error:
+            raise ArtifactError(f"{folder}: cannot be written ({error.strerror})") from None
+        self._write_run(folder)
+
+    def _write_run(self, folder: Path) -> None:
+        try:
             draft = folder / f"{RUN}.new"
             draft.write_text(json.dumps({"format": FORMAT, "run": self.run}, indent=1), encoding="utf-8")
             draft.replace(folder / RUN)
@@ -93,12 +103,25 @@ class RunStore:
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"{path}: damaged ({reason}); --force discards it and starts again") from None
-        if different := differences({**run, "created": None}, {**self.run, "created": None}):
+        grown = self._grown(run)
+        if different := differences({**grown, "created": None}, {**self.run, "created": None}):
+            fewer = self._more is not None and f"settings.{self._more} " in different
+            more = ": right is as many, or more" if fewer else ""
             raise ArtifactError(
-                f"{self.folder}: progress of another evaluation, which differs in {different}; "
+                f"{self.folder}: progress of another evaluation, which differs in {different}{more}; "
                 "--force discards it and starts again"
             )
-        self.run = run
+        self.run = grown
+        if grown != run:
+            self._write_run(path.parent)
+
+    def _grown(self, run: dict[str, Any]) -> dict[str, Any]:
+        """The saved run with as much as is asked for now of the setting that may grow."""
+        there, here = (dict(of.get("settings") or {}) for of in (run, self.run))
+        known = self._more in there and self._more in here
+        if self._more is None or not known or here[self._more] < there[self._more]:
+            return run
+        return {**run, "settings": {**there, self._more: here[self._more]}}
 
 
 def append(path: Path, key: str, entry: Entry) -> None:
