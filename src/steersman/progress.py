@@ -2,7 +2,8 @@
 
 A folder with manifest.json (what is being run, how far it is, sha256 of the tensors and of itself) and
 one file of tensors. A save writes a new tensors file, then puts the manifest that names it in place, then
-removes the old one: whenever the process dies, the folder holds one complete state.
+removes the old one: whenever the process dies, the folder holds one complete state. A run may keep a file of
+states beside them (`concepts.state_file`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from steersman.steering import canonical_json, sha256_of
 FORMAT, FORMAT_VERSION = "steersman-progress", 2
 MANIFEST = "manifest.json"
 _KEYS = {"format", "format_version", "run", "states", "tensors", "tensors_sha256", "manifest_sha256"}
-_OURS = re.compile(r"manifest\.json(\.new)?|tensors-\d+\.safetensors")
+KEPT_STATES = "states.bin"
+"""A file of a run's own, which grows; what a save says of it holds."""
+_TENSORS = re.compile(r"tensors-\d+\.safetensors")
+_OURS = re.compile(rf"manifest\.json(\.new)?|{_TENSORS.pattern}|{re.escape(KEPT_STATES)}")
 
 _DAMAGE = (RecursionError, SafetensorError)
 
@@ -134,7 +138,7 @@ class Progress(Generic[S]):
         _write_synced(self._folder / f"{MANIFEST}.new", json.dumps(manifest, indent=1).encode())
         (self._folder / f"{MANIFEST}.new").replace(self._folder / MANIFEST)
         for other in self._folder.iterdir():
-            if other.name not in (MANIFEST, file.name) and _OURS.fullmatch(other.name):
+            if other.name not in (MANIFEST, KEPT_STATES, file.name) and _OURS.fullmatch(other.name):
                 other.unlink()
 
     def _load(self) -> dict[str, S]:
@@ -148,7 +152,7 @@ class Progress(Generic[S]):
             if manifest.get("format") != FORMAT or set(manifest) != _KEYS:
                 raise ArtifactError(f"{path}: not the progress of a run; --force discards it")
             claimed = manifest.pop("manifest_sha256")
-            if sha256_of(manifest) != claimed or not _OURS.fullmatch(manifest["tensors"]):
+            if sha256_of(manifest) != claimed or not _TENSORS.fullmatch(manifest["tensors"]):
                 raise ValueError("it does not match its own sha256")
             self._check_run(manifest["run"])
             content = (self._folder / manifest["tensors"]).read_bytes()

@@ -17,7 +17,7 @@ from steersman.concepts.affine_map import LayerMap
 from test_artifacts import OTHERS, at, opened, paths_in, refused, seal
 
 KINDS = ("whole", "part")
-OF_PARTS = ("rows", "maps", "layers", "seed", "shard")
+OF_PARTS = ("rows", "maps", "layers", "pairs", "seed", "shard")
 """What is read in another way where a map is a part; the rest is as in a whole."""
 
 
@@ -88,6 +88,8 @@ def allowed(path: tuple[Any, ...], value: Any) -> bool:
         return type(value) is float and 0 <= value <= 16
     if path[-1] == "held_out":
         return type(value) is int and 0 <= value <= 2
+    if path[-1] == "table_rows":
+        return value is None or (type(value) is int and 1 <= value <= 100)
     if path[-1] == "chat":
         return value is None
     if "chat" in path and path[-1] == "arguments":
@@ -159,6 +161,8 @@ def test_a_part_is_no_whole_and_the_other_way(tmp_path: Path) -> None:
     example("whole").save_pretrained(tmp_path / "whole")
     manifest, _ = opened(tmp_path / "whole")
     seal(tmp_path / "whole", {**manifest, "shard": "1/2"})
+    refused(AffineMap.from_pretrained, tmp_path / "whole", "pairs does not name pairs of layers")
+    seal(tmp_path / "whole", {**manifest, "shard": "1/2", "pairs": [[0, 0]]})
     refused(AffineMap.from_pretrained, tmp_path / "whole", "tensors of moments are missing")
     seal(tmp_path / "whole", {**manifest, "shard": "3/2"})
     refused(AffineMap.from_pretrained, tmp_path / "whole", "right is I/N")

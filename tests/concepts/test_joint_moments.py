@@ -11,18 +11,21 @@ from torch import Tensor
 from concepts.states_of_texts import Example, example, moments_of
 from steersman.concepts import joint_moments
 from steersman.concepts.joint_moments import COLUMNS, DRAWS, FIT, HELD_OUT, JointMoments
+from steersman.concepts.solving import solve
 
 
 def centred(moments: JointMoments, part: int) -> dict[str, Tensor]:
     """Centred sums of products of a part, and means."""
     of, n = moments.parts[part], moments.parts[part].rows
-    width = moments.sides.source_width
-    x = of.x.reshape(-1, width)
+    x = of.x.reshape(-1, moments.sides.source_width)
+    y = of.y.reshape(-1, moments.sides.target_width)
+    z = of.z.reshape(len(y), -1)
+    pairs = moments.sides.numbers
     return {
-        "xy": of.xy - of.x.outer(of.y) / n,
+        "xy": of.xy - torch.stack([x[one].outer(y[other]) for one, other in pairs]) / n,
         "xx": of.xx - torch.einsum("li,lj->lij", x, x) / n,
         "y2": of.y2 - of.y**2 / n,
-        "xz": of.xz - of.x.outer(of.z) / n,
+        "xz": of.xz - torch.stack([x[one].outer(z[other]) for one, other in pairs]) / n,
         "z2": of.z2 - of.z**2 / n,
         "x": of.x / n + moments.centres[0],
         "y": of.y / n + moments.centres[1],
@@ -33,10 +36,10 @@ def slowly(of: Example, held_out: bool) -> dict[str, Tensor]:
     rows = of.held_out == held_out
     x, y = of.x[rows].double().flatten(1), of.y[rows].double().flatten(1)
     a, b = x - x.mean(0), y - y.mean(0)
-    blocks = a.reshape(len(a), -1, of.x.shape[2])
+    xs, ys = a.reshape(len(a), -1, of.x.shape[2]).unbind(1), b.reshape(len(b), -1, of.y.shape[2]).unbind(1)
     return {
-        "xy": a.T @ b,
-        "xx": torch.stack([blocks[:, layer].T @ blocks[:, layer] for layer in range(blocks.shape[1])]),
+        "xy": torch.stack([one.T @ other for one in xs for other in ys]),
+        "xx": torch.stack([one.T @ one for one in xs]),
         "y2": (b**2).sum(0),
         "x": x.mean(0),
         "y": y.mean(0),
@@ -137,3 +140,25 @@ def test_what_does_not_fit_is_refused() -> None:
         moments_of(of).merge(moments_of(of, seed=1))
     with pytest.raises(ValueError, match="no rows"):
         _ = JointMoments(of.sides).centres
+
+
+def test_float32_products_are_within_their_bound_and_change_no_map() -> None:
+    """The bound of the module's docstring, against the same states in float64."""
+    of = example(rows=6000, source_width=24, target_width=16, noise=0.3)
+    rounded = Example(of.x.float(), of.y.float(), of.texts, of.held_out)
+    of = Example(rounded.x.double(), rounded.y.double(), of.texts, of.held_out)  # the same numbers
+    exact, found = moments_of(of, 7), moments_of(rounded, 7)
+    x, y = ((side[~of.held_out] - side[~of.held_out].mean(0)).abs() for side in (of.x, of.y))
+    n = len(x)
+    for number, (source, target) in enumerate(of.sides.numbers):
+        error = (found.parts[FIT].xy[number] - exact.parts[FIT].xy[number]).abs() / n
+        magnitude = x[:, source].T @ y[:, target] / n
+        assert bool((error <= (joint_moments.CHUNK_ROWS + 2) * 2.0**-24 * 2 * magnitude).all())
+        spread = x[:, source].pow(2).mean(0).sqrt().outer(y[:, target].pow(2).mean(0).sqrt())
+        assert float((error / spread).max()) < 1e-6  # what the worst case does not say
+    assert torch.equal(found.parts[FIT].xx, exact.parts[FIT].xx)
+    mine, theirs = solve(found)[0], solve(exact)[0]
+    for pair, of_layer in theirs.items():
+        assert mine[pair].ridge == of_layer.ridge
+        assert float((mine[pair].weight - of_layer.weight).norm() / of_layer.weight.norm()) < 1e-5
+        assert mine[pair].r2 == pytest.approx(of_layer.r2, abs=1e-6)

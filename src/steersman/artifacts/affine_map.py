@@ -22,30 +22,27 @@ from steersman.artifacts.fields import (
 )
 from steersman.artifacts.kinds import register
 from steersman.artifacts.manifest import manifest_of, model_json, read_model
-from steersman.concepts.affine_map import AffineMap, LayerMap, MappedModel, MapTable
+from steersman.concepts.affine_map import OF_SOURCES, PAIRED, AffineMap, LayerMap, MappedModel, MapTable
 from steersman.concepts.joint_moments import JointMoments, Sides
 from steersman.concepts.norms import NormHistogram
-from steersman.concepts.regression import HeldOut
 from steersman.errors import ArtifactError, PairsError
 from steersman.shards import Shard
 
 _KEYS = {"source", "rows", "texts", "skipped", "alignment", "layers", "maps", "seed", "shard"}
-MAP = register("affine_map", "an affine map", {1: _KEYS, 2: _KEYS}, chats=2)
-_TABLES = ("r2", "r2_control", "control_sd", "ridge")
-_OF_SOURCES = ("source_rank", "condition")
-_OF_MAP = ("weight", "bias")
-_HELD_OUT = ("xx", "yx", "yy")
+MAP = register(
+    "affine_map", "an affine map", {1: _KEYS, 2: _KEYS, 3: {*_KEYS, "pairs", "table_rows"}}, chats=2
+)
 
 
 def save_affine_map(of: AffineMap, folder: str | Path, *, force: bool = False) -> None:
     """Write an affine map. Raises `ArtifactError` as `save_steering` does."""
     tensors: Tensors = {f"norms.{layer}": norms.to_tensor().numpy() for layer, norms in of.norms.items()}
-    for layer, of_layer in of.maps.items():
-        start = f"maps.{of_layer.source_layer}-{layer}."
-        tensors |= {f"{start}{name}": getattr(of_layer, name).numpy() for name in _OF_MAP}
-        tensors |= {f"{start}held_out.{name}": getattr(of_layer.held_out, name).numpy() for name in _HELD_OUT}
+    every = [*of.maps.items(), *((target, of_layer) for (_, target), of_layer in of.others.items())]
+    for layer, of_layer in every:
+        named = of_layer.to_tensors()
+        tensors |= {f"maps.{of_layer.source_layer}-{layer}.{name}": of.numpy() for name, of in named.items()}
     if of.table is not None:
-        names = (*_TABLES, *_OF_SOURCES)
+        names = (*PAIRED, *OF_SOURCES)
         tensors |= {f"table.{name}": getattr(of.table, name).numpy() for name in names}
     if of.shard is not None and of.moments is not None:
         moments = of.moments.to_tensors()
@@ -58,13 +55,15 @@ def save_affine_map(of: AffineMap, folder: str | Path, *, force: bool = False) -
         "skipped": of.skipped,
         "alignment": of.alignment,
         "layers": _layers(of),
+        "pairs": None if of.moments is None else [list(pair) for pair in of.moments.sides.pairs],
+        "table_rows": None if of.table is None else of.table.rows,
         "maps": [
             {
                 "source": of_layer.source_layer,
                 "target": layer,
                 "effective_rank": of_layer.effective_rank,
             }
-            for layer, of_layer in of.maps.items()
+            for layer, of_layer in every
         ],
         "seed": of.seed,
         "shard": of.shard,
@@ -95,6 +94,8 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
             side: MappedModel(**read_model(facts, MAP, version))
             for side, facts in (("source", manifest["source"]), ("target", manifest))
         }
+        if version < 3:
+            manifest |= {"pairs": None, "table_rows": None}
         sides = _sides(manifest["layers"], models["source"], models["target"])
         shard = None if manifest["shard"] is None else _shard(manifest["shard"])
         norms = {
@@ -108,19 +109,30 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
             raise ArtifactError("made_from.from is not a list")
         moments = table = None
         maps: dict[int, LayerMap] = {}
+        others: dict[tuple[int, int], LayerMap] = {}
+        sampled = None if manifest["table_rows"] is None else whole(manifest["table_rows"], "table_rows")
+        if shard is None or sampled is not None:
+            table = _table(tensors, sides, sampled)
         if shard is None:
-            table = _table(tensors, sides)
-            maps = _maps(manifest["maps"], tensors, sides, table)
+            if manifest["pairs"] is not None:
+                raise ArtifactError("pairs: a map that is whole has no moments")
+            assert table is not None
+            maps, others = _maps(manifest["maps"], tensors, sides, table, version)
         else:
-            moments = _moments(tensors, sides, seed)
+            if version < 3:
+                raise ArtifactError("a part made by an earlier version: read it again")
+            moments = _moments(tensors, _pairs(manifest["pairs"], sides), seed)
             if manifest["maps"] != []:
                 raise ArtifactError("a part that is to be merged has maps already")
         nothing_left(tensors)
         rows, texts = (_counts(manifest[name], name) for name in ("rows", "texts"))
+        if sampled is not None and not 1 <= sampled <= rows[0] and shard is None:
+            raise ArtifactError("table_rows: there are not so many rows")
         if moments is not None and rows != (sum(part.rows for part in moments.parts), moments.parts[1].rows):
             raise ArtifactError("rows: they are not those of the moments")
         return AffineMap(
             maps=maps,
+            others=others,
             source=models["source"],
             target=models["target"],
             rows=rows[0],
@@ -162,42 +174,63 @@ def _counts(value: Any, name: str) -> tuple[int, int]:
     return every, whole(value["held_out"], f"{name}.held_out", most=every)
 
 
-def _table(tensors: Tensors, sides: Sides) -> MapTable:
+def _pairs(entries: Any, sides: Sides) -> Sides:
+    """The layers of a part, by the pairs that it has moments of."""
+    if not isinstance(entries, list) or not entries:
+        raise ArtifactError("pairs does not name pairs of layers")
+    found = [(whole(source, "pairs"), whole(target, "pairs")) for source, target in entries]
+    if len(set(found)) < len(found) or not set(found) <= set(sides.pairs) or found != sorted(found):
+        raise ArtifactError("pairs are not pairs of the layers, each once and in order")
+    return sides.of(found)
+
+
+def _table(tensors: Tensors, sides: Sides, rows: int | None) -> MapTable:
     pairs = len(sides.source_layers), len(sides.target_layers)
     found: dict[str, torch.Tensor] = {}
-    for names, shape in ((_TABLES, pairs), (_OF_SOURCES, pairs[:1])):
+    for names, shape in ((PAIRED, pairs), (OF_SOURCES, pairs[:1])):
         for name in names:
             found[name] = _shaped(tensors, f"table.{name}", np.float64, shape)
-    return MapTable(sides.source_layers, sides.target_layers, **found)
+    return MapTable(sides.source_layers, sides.target_layers, **found, rows=rows)
 
 
-def _maps(entries: Any, tensors: Tensors, sides: Sides, table: MapTable) -> dict[int, LayerMap]:
+def _maps(
+    entries: Any, tensors: Tensors, sides: Sides, table: MapTable, version: int
+) -> tuple[dict[int, LayerMap], dict[tuple[int, int], LayerMap]]:
+    """{target layer: its map}, and further maps by source and target layer."""
     if not isinstance(entries, list):
         raise ArtifactError("maps is not a list")
     maps: dict[int, LayerMap] = {}
+    others: dict[tuple[int, int], LayerMap] = {}
     ds, dt = sides.source_width, sides.target_width
-    shapes = {"xx": (ds, ds), "yx": (dt, ds), "yy": (dt, dt)}
+    wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "weight": (np.float64, (dt, ds)),
+        "bias": (np.float64, (dt,)),
+        "held_out.xx": (np.float32, (ds, ds)),
+        "held_out.yx": (np.float32, (dt, ds)),
+        "held_out.yy": (np.float32, (dt, dt)),
+    }
+    if version >= 3:
+        wanted["quality"] = np.float64, (len(PAIRED),)
+    seen: set[tuple[int, int]] = set()
     for number, entry in enumerate(entries):
         name = f"maps[{number}]"
         exact_keys(entry, {"source", "target", "effective_rank"}, name)
         source, target = (whole(entry[side], f"{name}.{side}") for side in ("source", "target"))
-        if source not in sides.source_layers or target not in sides.target_layers or target in maps:
-            raise ArtifactError(f"{name}: {source} → {target} is not a pair of the layers, each target once")
-        row, column = sides.source_layers.index(source), sides.target_layers.index(target)
+        if (source, target) not in sides.pairs or (source, target) in seen:
+            raise ArtifactError(f"{name}: {source} → {target} is not a pair of the layers, each once")
+        seen.add((source, target))
         start = f"maps.{source}-{target}."
-        held_out = {
-            part: _shaped(tensors, f"{start}held_out.{part}", np.float32, shape)
-            for part, shape in shapes.items()
-        }
-        maps[target] = LayerMap(
-            source_layer=source,
-            weight=_shaped(tensors, f"{start}weight", np.float64, (dt, ds)),
-            bias=_shaped(tensors, f"{start}bias", np.float64, (dt,)),
-            held_out=HeldOut(**held_out),
-            effective_rank=_rank(entry["effective_rank"], f"{name}.effective_rank", min(ds, dt)),
-            **{name: float(getattr(table, name)[row, column]) for name in _TABLES},
-        )
-    return maps
+        found = {part: _shaped(tensors, f"{start}{part}", *how) for part, how in wanted.items()}
+        if version < 3:
+            place = sides.source_layers.index(source), sides.target_layers.index(target)
+            found["quality"] = torch.stack([getattr(table, each)[place] for each in PAIRED])
+        rank = _rank(entry["effective_rank"], f"{name}.effective_rank", min(ds, dt))
+        of_layer = LayerMap.from_tensors(source, rank, found)
+        if target in maps:
+            others[source, target] = of_layer
+        else:
+            maps[target] = of_layer
+    return maps, others
 
 
 def _rank(value: Any, name: str, most: int) -> float:

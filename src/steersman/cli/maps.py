@@ -268,6 +268,7 @@ def _table_for_json(table: MapTable) -> dict[str, Any]:
     return {
         "source_layers": list(table.source_layers),
         "target_layers": list(table.target_layers),
+        "rows": table.rows,
         **{name: getattr(table, name).tolist() for name in ("r2", "r2_control", "source_rank", "condition")},
     }
 
@@ -284,7 +285,7 @@ def map_in_words(found: AffineMap) -> str:
         lines.append(
             f"{count_of(found.skipped, 'text')} left out: too long, or without a row that both models share"
         )
-    if found.table is None:
+    if found.shard is not None:
         return "\n".join([*lines, f"part {found.shard}: merge all parts for the map"])
     caveat = (
         "R² is of states in general, on held-out texts: whether a concept arrives, transplant --check says"

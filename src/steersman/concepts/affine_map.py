@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from steersman.concepts.concept import ConceptVector
     from steersman.edits import Scope
     from steersman.steering import Steering
+
+
+PAIRED = ("r2", "r2_control", "control_sd", "ridge")
+"""What is known of each pair of layers."""
+OF_SOURCES = ("source_rank", "condition")
+HELD_OUT = ("xx", "yx", "yy")
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +83,29 @@ class LayerMap(Shown):
     effective_rank: float
     held_out: HeldOut
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """What `from_tensors` takes, beside the source layer and the effective rank."""
+        return {
+            "weight": self.weight,
+            "bias": self.bias,
+            "quality": torch.tensor([getattr(self, name) for name in PAIRED], dtype=torch.float64),
+            **{f"held_out.{name}": getattr(self.held_out, name) for name in HELD_OUT},
+        }
+
+    @classmethod
+    def from_tensors(
+        cls, source_layer: int, effective_rank: float, tensors: Mapping[str, Tensor]
+    ) -> LayerMap:
+        """A map as it was."""
+        return cls(
+            source_layer=source_layer,
+            weight=tensors["weight"],
+            bias=tensors["bias"],
+            held_out=HeldOut(**{name: tensors[f"held_out.{name}"] for name in HELD_OUT}),
+            effective_rank=effective_rank,
+            **dict(zip(PAIRED, tensors["quality"].tolist(), strict=True)),
+        )
+
     def in_words(self) -> str:
         """Where it comes from, how large it is, how well it does."""
         rows, columns = self.weight.shape
@@ -88,6 +118,9 @@ class MapTable(Shown):
     """Every pair of layers: float64 [source layers, target layers] `r2`, `r2_control`, `control_sd` and
     `ridge`; [source layers] `source_rank` (exp of the entropy of the eigenvalues of the states' correlations)
     and `condition` (their largest over their smallest).
+
+    `rows` says of how many rows, where it is the estimate that layers were chosen by (`layer_choice`); None
+    where all rows made it.
     """
 
     source_layers: tuple[int, ...]
@@ -98,10 +131,26 @@ class MapTable(Shown):
     ridge: Tensor
     source_rank: Tensor
     condition: Tensor
+    rows: int | None = None
+
+    @classmethod
+    def below(cls, tables: Sequence[MapTable], *, rows: int | None = None) -> MapTable:
+        """One table of those of other source layers, one below the other."""
+        joined = {
+            name: torch.cat([getattr(table, name) for table in tables]) for name in (*PAIRED, *OF_SOURCES)
+        }
+        sources = tuple(layer for table in tables for layer in table.source_layers)
+        return cls(sources, tables[0].target_layers, **joined, rows=rows)
+
+    def beside(self, other: MapTable) -> MapTable:
+        """The same with other target layers as well."""
+        joined = {name: torch.cat([getattr(of, name) for of in (self, other)], 1) for name in PAIRED}
+        return replace(self, target_layers=self.target_layers + other.target_layers, **joined)  # type: ignore[arg-type]
 
     def in_words(self) -> str:
         """Which layers it pairs."""
-        return f"source layers {ranges(self.source_layers)} × target layers {ranges(self.target_layers)}"
+        of = "" if self.rows is None else f", from {count_of(self.rows, 'row')}"
+        return f"source layers {ranges(self.source_layers)} × target layers {ranges(self.target_layers)}{of}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,12 +163,13 @@ class AffineMap(Shown):
         rows, texts: How many were read, held-out ones included; `held_out_rows` and `held_out_texts` of them.
         skipped: Texts left out, as too long or without a row that both share.
         alignment: Which rows: `boundaries` or `last`.
-        table: Every pair of layers; None for a part.
+        table: Every pair of layers; None for a part whose layers no sample has chosen.
         norms: {target layer: norms of its states in scope}, for doses.
         made_from: Name and sha256 of the texts, and of the concept that chose the source layer.
         seed: Of the control's pairings.
         moments: Of a part, to be merged; else None.
         shard: "I/N" of a part; else None.
+        others: {(source layer, target layer): map} beside `maps`, where several concepts chose other layers.
     """
 
     maps: Mapping[int, LayerMap]
@@ -137,6 +187,7 @@ class AffineMap(Shown):
     seed: int = 0
     moments: JointMoments | None = None
     shard: str | None = None
+    others: Mapping[tuple[int, int], LayerMap] = field(default_factory=dict)
     _live: dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]] = field(default_factory=dict, repr=False)
 
     @property
@@ -288,7 +339,7 @@ class AffineMap(Shown):
 
     def as_tables(self) -> list[Table]:
         """Target layer by target layer: where it comes from, and how well."""
-        if self.table is None:
+        if self.table is None or not self.maps:
             return []
         ranks = dict(zip(self.table.source_layers, self.table.source_rank.tolist(), strict=True))
         conditions = dict(zip(self.table.source_layers, self.table.condition.tolist(), strict=True))

@@ -29,6 +29,8 @@ WINDOW = 512
 """Texts are sorted by length within windows of so many."""
 UNIT_TEXTS, UNIT_ROWS, FEWEST_TEXTS = 32, 1024, 4
 """A unit ends at so many texts, or at so many rows if it has the fewest texts by then."""
+FEWEST_UNITS = 8
+"""Of a sample: texts of like length say less."""
 HELD_OUT_IN = 5
 """One text in so many is held out, by its content."""
 
@@ -97,6 +99,7 @@ class AlignedTexts:
             self._write(aligned)
         self._check(len(texts))
         self.units = _units(np.array(lengths), np.array(counts))
+        self._rows = [sum(counts[place] for place in unit) for unit in self.units]
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -104,6 +107,20 @@ class AlignedTexts:
     def unit(self, number: int) -> list[AlignedText]:
         """The texts of a unit, shorter ones first."""
         return [self._read(place) for place in self.units[number]]
+
+    def spread(self, rows: int) -> list[int]:
+        """Units drawn at random, the first among them, which have about so many rows; all of them, where
+        these are not twice as many, or where one part would have no texts.
+        """
+        if sum(self._rows) < 2 * rows:
+            return list(range(len(self.units)))
+        drawn, found = np.random.default_rng(0).permutation(len(self.units)), [0]
+        for unit in drawn[drawn != 0].tolist():
+            if len(found) >= FEWEST_UNITS and sum(self._rows[chosen] for chosen in found) >= rows:
+                break
+            found.append(unit)
+        parts = {bool(self._held_out[place]) for unit in found for place in self.units[unit]}
+        return sorted(found) if len(parts) == 2 else list(range(len(self.units)))
 
     @property
     def sha256(self) -> str:

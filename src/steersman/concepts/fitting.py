@@ -1,9 +1,9 @@
-"""Fitting affine maps: one pass over each text through both models, all pairs of layers at once."""
+"""Fitting affine maps: layers chosen from a sample, then the texts through both models, pass by pass."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -16,15 +16,17 @@ from tqdm import tqdm
 
 from steersman.chat_record import CHATS, ChatRecord
 from steersman.chats.format import NotedChats
-from steersman.concepts.affine_map import AffineMap
+from steersman.concepts.affine_map import OF_SOURCES, PAIRED, AffineMap, LayerMap, MapTable
 from steersman.concepts.aligned_texts import AlignedText, AlignedTexts
-from steersman.concepts.alignment import Reader, Rows
+from steersman.concepts.alignment import Rows
 from steersman.concepts.concept import ConceptVector
 from steersman.concepts.joint_moments import JointMoments, Sides
+from steersman.concepts.layer_choice import SAMPLE_ROWS, Sample, UnitRows, chosen_pairs
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.opening import Opened, Side
+from steersman.concepts.passes import Pairs, passes_of
 from steersman.concepts.rows import Ints, RowStates, rows_of_states, states_of_texts
-from steersman.concepts.solving import choose_source, solve
+from steersman.concepts.solving import Judged, choose_source, solve
 from steersman.concepts.state_store import StateStore
 from steersman.concepts.states import check_layers
 from steersman.edits import as_layers
@@ -33,9 +35,6 @@ from steersman.models.same_weights import same_weights
 from steersman.progress import Arrays, Progress, discard
 from steersman.shards import Shard
 from steersman.texts import Texts, load_texts
-
-MOST_BYTES = 8 << 30
-"""What moments may take in memory."""
 
 
 def fit_affine_map(
@@ -47,6 +46,7 @@ def fit_affine_map(
     target_layers: Sequence[int] | None = None,
     rows: Rows = "boundaries",
     concept: ConceptVector | None = None,
+    exact: bool = False,
     sequential: bool = False,
     source_states: str | Path | None = None,
     batch_size: int = 16,
@@ -62,7 +62,8 @@ def fit_affine_map(
     """Fit affine maps from a source model's decoder layers to a target model's.
 
     ConTrans (arXiv 2405.13578), section 3.2, with rows at shared boundaries, a ridge chosen on held-out texts
-    and a control. Memory does not grow with the number of texts, but for a few numbers a text.
+    and a control. Memory does not grow with the number of texts, but for a few numbers a text; where the
+    moments of all layers do not fit, the texts are read several times, which is warned of first.
 
     Args:
         source: Model and tokenizer, or a name that `load_model` opens. The two may be on different devices.
@@ -73,6 +74,8 @@ def fit_affine_map(
         rows: `boundaries`: every position at which both tokenizers end a token, and turns of chats; `last`:
             the last token of each text (the paper).
         concept: A concept of the source; it chooses the source layer.
+        exact: Fit every pair of layers on all rows, where otherwise a sample of about 4096 rows says which
+            source layer explains each target layer, and these pairs alone are fitted.
         sequential: Open one model after the other (give names): the source's states wait on disk.
         source_states: A folder that keeps the source's states, and gives them again for the next target.
         batch_size: Texts in one forward.
@@ -89,7 +92,7 @@ def fit_affine_map(
     Raises:
         PairsError: texts cannot be read, share no row, or are too few; or an option is unknown.
         ModelError: a model cannot be opened, a layer does not exist, states are constant or not finite, or
-            the moments of so many layers do not fit into memory.
+            the moments of one target layer do not fit into memory.
         WeightsMismatch: the concept is of other weights than the source.
         ArtifactError: saved progress or states are damaged, not wanted, or of another run.
         PlanError: what is given as the concept is none.
@@ -112,45 +115,61 @@ def fit_affine_map(
     aligned = AlignedTexts(read, *readers, rows, truncate=truncate, progress=progress)
     chats = {side: of.record for side, of in zip(("source", "target"), noted, strict=True)}
     with closing(aligned), ExitStack() as stack:
-        saved = None
+        saved, sample = None, Sample(sides, checkpoint)
+        stack.callback(sample.close)
         if checkpoint is not None:
             run = _run_of(models, read, aligned, sides, rows, batch_size, seed, part, truncate)
-            run |= _chats(chats)
-            saved = Progress(checkpoint, run, _State.reader(sides, seed), resume=resume)
+            run |= {"exact": exact, **_chats(chats)}
+            saved = Progress(checkpoint, run, _State.reader(sides, seed, sample), resume=resume)
         if source_states is None and sequential:
             source_states = stack.enter_context(tempfile.TemporaryDirectory(prefix="steersman-states-"))
         store = None
         if source_states is not None:
             store = _store(source_states, models[0], read, aligned, sides, {"source": chats["source"]})
-        reading = _Reading(models, sides, aligned, batch_size, part, store, progress)
-        state = reading.run(saved, _State.empty(sides, seed), lambda number: _ids(readers[0], read, number))
+
+        def ids(number: int) -> Ints:
+            return readers[0].ids(read[number].content, read[number].where)
+
+        reading = _Reading(models, sides, aligned, batch_size, part, store, ids, progress)
+        state = _State(sides, seed, sample)
+        if saved is not None:
+            state = saved.saved.get("map", state)
+        with reading:
+            while True:
+                if not state.passes:
+                    pairs = sides.pairs
+                    if not (exact or chosen) and len(sides.source_layers) > 1:
+                        reading.sample(state, saved)
+                        with _blaming(read.name, checkpoint):
+                            pairs = _choose(state, progress)
+                    state.begin(_passes(sides.of(pairs), part))
+                reading.run(state, saved)
+                if part is not None or not _end_pass(state, chosen, read.name, checkpoint, progress):
+                    break
+    moments = state.moments
+    assert moments is not None
     made_from: list[dict[str, Any]] = [{"kind": "texts", "name": read.name, "sha256": read.sha256}]
     if concept is not None:
-        made_from.append({"kind": "concept", "name": concept.model, "source_layer": chosen})
+        made_from.append(
+            {"kind": "concept", "name": concept.model, "source_layer": chosen[0] if chosen else None}
+        )
     found = AffineMap(
-        maps={},
+        maps={target: of_layer for (_, target), of_layer in sorted(state.maps.items())},
         source=replace(models[0].identity, chat=chats["source"]),
         target=replace(models[1].identity, chat=chats["target"]),
-        rows=sum(of_part.rows for of_part in state.moments.parts),
+        rows=sum(of_part.rows for of_part in moments.parts),
         texts=sum(state.texts),
-        held_out_rows=state.moments.parts[1].rows,
+        held_out_rows=moments.parts[1].rows,
         held_out_texts=state.texts[1],
         skipped=aligned.skipped + aligned.without_rows,
         alignment=rows,
-        table=None,
+        table=state.table,
         norms=state.norms,
         made_from=tuple(made_from),
         seed=seed,
-        moments=state.moments,
+        moments=None if part is None else moments,
         shard=None if part is None else str(part),
     )
-    if part is None:
-        try:
-            found = _solved(found, state.moments, chosen, progress)
-        except (PairsError, ModelError) as error:
-            if checkpoint is not None:  # whoever went on from it would come here again
-                discard(checkpoint)
-            raise type(error)(f"{read.name}: {error}") from None
     for which, side in zip(("source", "target"), models, strict=True):
         if side.opened is not None:
             found.remember(which, *side.opened)
@@ -177,7 +196,7 @@ def _sides(
     source_layers: Sequence[int] | None,
     target_layers: Sequence[int] | None,
     concept: ConceptVector | None,
-) -> tuple[Sides, int | None]:
+) -> tuple[Sides, list[int]]:
     """The layers of either model, and the source layer that the concept chooses."""
     of_source, of_target = (
         list(side.layers if layers is None else as_layers(layers, ModelError))
@@ -190,25 +209,19 @@ def _sides(
             raise ModelError(f"{which} {side.identity.name or 'model'}: {error}") from None
         if not layers or len(set(layers)) < len(layers):
             raise ModelError(f"{which} layers {layers}: name each once, and at least one")
-    chosen = None
+    chosen: list[int] = []
     if concept is not None:
         if not same_weights(concept, source.identity):
             raise WeightsMismatch(
                 f"the concept is of {concept.model or 'a model'} with other weights than the map's source, "
                 f"{source.identity.name or 'a model'}: refine it in this source"
             )
-        chosen = choose_source(concept, of_source)
-        if source_layers is None:
-            of_source = list(concept.layers) if chosen is None else [chosen]
-    sides = Sides(tuple(of_source), source.width, tuple(of_target), target.width)
-    if sides.bytes > MOST_BYTES:
-        raise ModelError(
-            f"{len(of_source)} source layers × {len(of_target)} target layers need "
-            f"{sides.bytes / 2**30:.0f} GiB of memory for their moments, of {MOST_BYTES >> 30} allowed: name "
-            "fewer with --source-layers and --target-layers, or give --concept, which chooses the source "
-            "layer (in Python source_layers=, target_layers=, concept=)"
-        )
-    return sides, chosen
+        found = choose_source(concept, of_source)
+        if found is not None:
+            of_source = chosen = [found]
+        elif source_layers is None:
+            of_source = list(concept.layers)
+    return Sides(tuple(of_source), source.width, tuple(of_target), target.width), chosen
 
 
 def _run_of(
@@ -259,52 +272,172 @@ def _store(
     return StateStore(folder, facts, sides.source_layers, lengths)
 
 
-def _ids(reader: Reader, texts: Texts, number: int) -> Ints:
-    return reader.ids(texts[number].content, texts[number].where)
+@contextmanager
+def _blaming(name: str, checkpoint: str | Path | None) -> Iterator[None]:
+    """Say of which texts no map can be made. Whoever went on from what was saved would come here again."""
+    try:
+        yield
+    except (PairsError, ModelError) as error:
+        if checkpoint is not None:
+            discard(checkpoint)
+        raise type(error)(f"{name}: {error}") from None
 
 
-def _solved(found: AffineMap, moments: JointMoments, chosen: int | None, progress: bool) -> AffineMap:
-    sources = len(moments.sides.source_layers)
-    with tqdm(total=sources, desc="solve", unit="layer", delay=1, leave=False, disable=not progress) as bar:
-        maps, table = solve(moments, chosen, bar.update)
-    return replace(found, maps=maps, table=table, moments=None)
+def _choose(state: _State, progress: bool) -> Pairs:
+    """The pairs of layers that are fitted, by what the sample says."""
+    layers = len(state.sides.source_layers)
+    with tqdm(total=layers, desc="choose", unit="layer", delay=1, leave=False, disable=not progress) as bar:
+        state.table, state.chosen_by_sample = state.sample.table(state.seed, bar.update), True
+    return chosen_pairs(state.table)
+
+
+def _passes(sides: Sides, part: Shard | None) -> tuple[Pairs, ...]:
+    passes = passes_of(sides)
+    if part is not None and len(passes) > 1:
+        raise ModelError(
+            f"a part keeps its moments, {sides.bytes / 2**30:.1f} GiB, which do not fit into memory: name "
+            "fewer layers with --source-layers and --target-layers (in Python source_layers=, target_layers=)"
+        )
+    return passes
+
+
+def _end_pass(
+    state: _State, chosen: Sequence[int], name: str, checkpoint: str | Path | None, progress: bool
+) -> bool:
+    """Solve what a pass has summed up; whether another follows."""
+    assert state.moments is not None
+    sources = len(state.moments.sides.source_layers)
+    with (
+        _blaming(name, checkpoint),
+        tqdm(total=sources, desc="solve", unit="layer", delay=1, leave=False, disable=not progress) as bar,
+    ):
+        return state.end_pass(*solve(state.moments, chosen, bar.update))
 
 
 @dataclass
 class _State:
-    """What has been read so far: whole units, in order."""
+    """What has been read so far: whole units, in order, in one pass after the other."""
 
-    moments: JointMoments
-    norms: dict[int, NormHistogram]
+    sides: Sides
+    seed: int
+    sample: Sample
+    norms: dict[int, NormHistogram] = field(default_factory=dict)
     texts: list[int] = field(default_factory=lambda: [0, 0])
     units: int = 0
+    passes: tuple[Pairs, ...] = ()
+    number: int = 0
+    """Of the pass."""
+    moments: JointMoments | None = None
+    maps: dict[tuple[int, int], LayerMap] = field(default_factory=dict)
+    table: MapTable | None = None
+    chosen_by_sample: bool = False
+
+    def begin(self, passes: tuple[Pairs, ...]) -> None:
+        """Plan the passes, and begin with the first."""
+        self.passes = passes
+        self._begin()
+
+    def _begin(self) -> None:
+        of_pass = self.sides.of(self.passes[self.number])
+        self.texts, self.units, self.moments = [0, 0], 0, JointMoments(of_pass, self.seed)
+        self.norms |= {layer: NormHistogram() for layer in of_pass.target_layers}
+
+    def end_pass(self, maps: Mapping[tuple[int, int], LayerMap], judged: Judged) -> bool:
+        """Take what a pass gave; whether another follows."""
+        self.maps |= maps
+        if not self.chosen_by_sample:
+            table = judged.table
+            self.table = table if self.table is None else self.table.beside(table)
+        if self.number + 1 == len(self.passes):
+            return False
+        self.number += 1
+        self._begin()
+        return True
 
     @classmethod
-    def empty(cls, sides: Sides, seed: int) -> _State:
-        return cls(JointMoments(sides, seed), {layer: NormHistogram() for layer in sides.target_layers})
+    def reader(cls, sides: Sides, seed: int, sample: Sample) -> Callable[[Arrays, dict[str, Any]], _State]:
+        """What makes a state again of what was saved."""
 
-    @staticmethod
-    def reader(sides: Sides, seed: int) -> Any:
         def read(arrays: Arrays, facts: dict[str, Any]) -> _State:
             tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-            norms = {
-                layer: NormHistogram.from_tensor(tensors.pop(f"norms.{layer}"))
-                for layer in sides.target_layers
+
+            def taken(start: str) -> dict[str, Tensor]:
+                names = [name for name in tensors if name.startswith(start)]
+                return {name.removeprefix(start): tensors.pop(name) for name in names}
+
+            sample.restore(taken("sample."), facts["sample"])
+            norms = {int(layer): NormHistogram.from_tensor(of) for layer, of in taken("norms.").items()}
+            maps = {
+                (source, target): LayerMap.from_tensors(source, rank, taken(f"maps.{source}-{target}."))
+                for source, target, rank in facts["maps"]
             }
-            moments = JointMoments.from_tensors(tensors, sides, seed)
-            return _State(moments, norms, [int(count) for count in facts["texts"]], int(facts["units"]))
+            table = None
+            if facts["table"] is not None:
+                sources, targets = map(tuple, facts["table"]["layers"])
+                table = MapTable(sources, targets, rows=facts["table"]["rows"], **taken("table."))
+            passes = tuple(tuple((one, other) for one, other in pairs) for pairs in facts["passes"])
+            moments = None
+            if passes:
+                moments = JointMoments.from_tensors(tensors, sides.of(passes[facts["pass"]]), seed)
+            return cls(
+                sides=sides,
+                seed=seed,
+                sample=sample,
+                norms=norms,
+                texts=[int(count) for count in facts["texts"]],
+                units=int(facts["units"]),
+                passes=passes,
+                number=int(facts["pass"]),
+                moments=moments,
+                maps=maps,
+                table=table,
+                chosen_by_sample=bool(facts["chosen_by_sample"]),
+            )
 
         return read
 
     def to_tensors(self) -> tuple[Arrays, dict[str, Any]]:
-        tensors = self.moments.to_tensors()
+        tensors = {} if self.moments is None else self.moments.to_tensors()
+        rows, of_sample = self.sample.to_tensors()
+        tensors |= {f"sample.{name}": tensor for name, tensor in rows.items()}
         tensors |= {f"norms.{layer}": norms.to_tensor() for layer, norms in self.norms.items()}
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        return arrays, {"done": sum(self.texts), "texts": self.texts, "units": self.units}
+        for (source, target), of_layer in self.maps.items():
+            named = of_layer.to_tensors()
+            tensors |= {f"maps.{source}-{target}.{name}": tensor for name, tensor in named.items()}
+        if self.table is not None:
+            tensors |= {f"table.{name}": getattr(self.table, name) for name in (*PAIRED, *OF_SOURCES)}
+        facts = {
+            "done": max(sum(self.texts), len(self.sample)),
+            "sample": of_sample,
+            "texts": self.texts,
+            "units": self.units,
+            "passes": self.passes,
+            "pass": self.number,
+            "maps": [[*pair, of_layer.effective_rank] for pair, of_layer in self.maps.items()],
+            "table": None
+            if self.table is None
+            else {
+                "layers": [self.table.source_layers, self.table.target_layers],
+                "rows": self.table.rows,
+            },
+            "chosen_by_sample": self.chosen_by_sample,
+        }
+        return {name: tensor.numpy() for name, tensor in tensors.items()}, facts
 
 
 class _Reading:
-    """One pass over the texts of a job, unit by unit."""
+    """The texts of a job, unit by unit, in as many passes as memory asks for.
+
+    Args:
+        models: Source and target.
+        sides: All layers that are offered.
+        aligned: The texts.
+        batch_size: Texts in one forward.
+        part: Of the job.
+        store: Where the source's states are kept, if they are.
+        ids: The source's token ids of a text by its number, for states that are to be kept.
+        progress: Show bars.
+    """
 
     def __init__(
         self,
@@ -314,10 +447,11 @@ class _Reading:
         batch_size: int,
         part: Shard | None,
         store: StateStore | None,
+        ids: Callable[[int], Ints],
         progress: bool,
     ) -> None:
         self._models, self._sides, self._aligned = models, sides, aligned
-        self._batch_size, self._store, self._progress = batch_size, store, progress
+        self._batch_size, self._store, self._ids, self._progress = batch_size, store, ids, progress
         every = range(len(aligned.units))
         self._units = [unit for unit in every if part is None or part.holds(unit)]
         if not self._units:
@@ -325,53 +459,82 @@ class _Reading:
                 f"{aligned.name}: no text is left in shard {part} ({len(aligned.units)} units of texts): "
                 "give fewer shards"
             )
+        self._stack = ExitStack()
+        self._opened: dict[int, nn.Module] = {}
 
-    def run(self, saved: Progress[_State] | None, empty: _State, ids: Any) -> _State:
-        """Read what is not read yet.
+    def __enter__(self) -> _Reading:
+        return self
 
-        Args:
-            ids: The source's token ids of a text by its number, for states that are to be kept.
-        """
-        state = empty if saved is None else saved.saved.get("map", empty)
-        left = self._units[state.units :]
-        if not left:
-            return state
-        # Parts of a job all begin with the first unit's centres.
-        first = [] if state.units else [0]
-        if self._store is not None:
-            self._fill(self._store, sorted({*first, *left}), ids)
-        with self._source() as source, self._models[1].ready() as target, self._bar(state) as bar:
-            if first and left[0] != 0:
-                state.moments.begin(*self._unit(0, source, target, None)[:2])
+    def __exit__(self, *error: object) -> None:
+        self._opened.clear()
+        self._stack.close()
+
+    def sample(self, state: _State, saved: Progress[_State] | None) -> None:
+        """Read a sample of the rows with all layers, which is kept for the pass that follows."""
+        units, sample = self._aligned.spread(SAMPLE_ROWS), state.sample
+        left = [number for number in units if number not in sample.units]
+        self._fill({*left, *self._units})
+        total = sum(len(self._aligned.units[number]) for number in units)
+        with self._bar("sample", total, len(sample)) as bar:
             for number in left:
-                x, y, owners, held_out = self._unit(number, source, target, state)
-                state.moments.add(x, y, owners, held_out, unit=number)
-                state.units += 1
+                sample.add(number, self._texts(number))
                 bar.update(len(self._aligned.units[number]))
                 if saved is not None:
                     saved.save({"map": state})
-            state.moments.flush()
+
+    def run(self, state: _State, saved: Progress[_State] | None) -> None:
+        """Read what is not read yet in this pass."""
+        assert state.moments is not None
+        moments = state.moments
+        left = self._units[state.units :]
+        if not left:
+            return
+        # Parts of a job all begin with the first unit's centres.
+        first = [] if state.units else [0]
+        self._fill({*first, *left})
+        total = sum(len(self._aligned.units[number]) for number in self._units)
+        name = "map" if len(state.passes) == 1 else f"map {state.number + 1}/{len(state.passes)}"
+        with self._bar(name, total, sum(state.texts)) as bar:
+            if first and left[0] != 0:
+                begun = self._unit(0, moments.sides, state.sample)
+                moments.begin(begun.x, begun.y)
+            for number in left:
+                rows = self._unit(number, moments.sides, state.sample)
+                moments.add(rows.x, rows.y, rows.texts, rows.held_out, unit=number)
+                self._count(number, rows, state)
+                bar.update(len(self._aligned.units[number]))
+                if saved is not None:
+                    saved.save({"map": state})
+            moments.flush()
             if saved is not None:
                 saved.save({"map": state}, at_once=True)
-        return state
 
-    def _bar(self, state: _State) -> tqdm[Any]:
-        total = sum(len(self._aligned.units[number]) for number in self._units)
-        bar: tqdm[Any] = tqdm(total=total, desc="map", unit="text", delay=1, disable=not self._progress)
-        bar.update(sum(state.texts))
+    def _count(self, number: int, rows: UnitRows, state: _State) -> None:
+        assert state.moments is not None
+        state.units += 1
+        for text in self._aligned.unit(number):
+            state.texts[int(text.held_out)] += 1
+        layers = state.moments.sides.target_layers
+        for layer, norms in zip(layers, rows.y[rows.in_scope].norm(dim=-1).T, strict=True):
+            state.norms[layer].add(norms)
+
+    def _bar(self, name: str, total: int, done: int = 0) -> tqdm[Any]:
+        bar: tqdm[Any] = tqdm(total=total, desc=name, unit="text", delay=1, disable=not self._progress)
+        bar.update(done)
         return bar
 
-    @contextmanager
-    def _source(self) -> Iterator[nn.Module | None]:
-        """The source model, where states are not kept on disk."""
-        if self._store is not None:
-            yield None
-            return
-        with self._models[0].ready() as model:
-            yield model
+    def _model(self, side: int) -> nn.Module:
+        """A model, opened when it is first needed."""
+        if side not in self._opened:
+            self._opened[side] = self._stack.enter_context(self._models[side].ready())
+        return self._opened[side]
 
-    def _fill(self, store: StateStore, units: Sequence[int], ids: Any) -> None:
-        numbers = [text.number for unit in units for text in self._aligned.unit(unit)]
+    def _fill(self, units: Collection[int]) -> None:
+        """Make sure that kept states are there, and let go of the source that gave them."""
+        if self._store is None:
+            return
+        numbers = [text.number for unit in sorted(units) for text in self._aligned.unit(unit)]
+        store = self._store
         with ExitStack() as stack:
             opened: list[nn.Module] = []
 
@@ -380,41 +543,34 @@ class _Reading:
                     opened.append(stack.enter_context(self._models[0].ready()))
                 return states_of_texts(opened[0], store.layers, members, self._batch_size)
 
-            store.fill(numbers, ids, compute, progress=self._progress)
+            store.fill(numbers, self._ids, compute, progress=self._progress)
             opened.clear()
 
-    def _unit(
-        self, number: int, source: nn.Module | None, target: nn.Module, state: _State | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows of a unit: states of source and target, whose text each is of, and whether it is held out."""
+    def _unit(self, number: int, sides: Sides, sample: Sample) -> UnitRows:
+        """Rows of a unit, with some of the layers."""
+        if number in sample.units:
+            return sample.unit(number, sides)
+        return UnitRows.joined([rows.of(self._sides, sides) for rows in self._texts(number)])
+
+    def _texts(self, number: int) -> Iterator[UnitRows]:
+        """Rows of a unit text by text, with all layers: which rows are usual, all of them say."""
         texts = self._aligned.unit(number)
-        of_source = self._read(source, self._sides.source_layers, [text.source for text in texts], texts)
+        of_source = self._read([text.source for text in texts], texts)
         of_target = states_of_texts(
-            target, self._sides.target_layers, [text.target for text in texts], self._batch_size
+            self._model(1), self._sides.target_layers, [text.target for text in texts], self._batch_size
         )
-        parts: list[tuple[Tensor, ...]] = []
         for place, (text, read, states) in enumerate(zip(texts, of_source, of_target, strict=True)):
             seen = rows_of_states(states, text.target_rows)
             usual = read.usual & seen.usual
-            in_scope = torch.from_numpy(text.target_rows >= text.scope)
+            in_scope = torch.from_numpy(text.target_rows >= text.scope)[usual]
             owner = torch.full_like(in_scope, place, dtype=torch.int64)
             held = torch.full_like(in_scope, text.held_out)
-            parts.append(tuple(each[usual] for each in (read.states, seen.states, owner, in_scope, held)))
-        x, y, owners, in_scope, held_out = (torch.cat(each) for each in zip(*parts, strict=True))
-        if state is not None:
-            for text in texts:
-                state.texts[int(text.held_out)] += 1
-            for layer, norms in zip(self._sides.target_layers, y[in_scope].norm(dim=-1).T, strict=True):
-                state.norms[layer].add(norms)
-        return x, y, owners, held_out
+            yield UnitRows(read.states[usual], seen.states[usual], owner, held, in_scope)
 
-    def _read(
-        self, source: nn.Module | None, layers: Sequence[int], ids: list[Ints], texts: list[AlignedText]
-    ) -> Iterator[RowStates]:
-        if source is not None:
-            states = states_of_texts(source, layers, ids, self._batch_size)
+    def _read(self, ids: list[Ints], texts: list[AlignedText]) -> Iterator[RowStates]:
+        if self._store is None:
+            states = states_of_texts(self._model(0), self._sides.source_layers, ids, self._batch_size)
         else:
-            assert self._store is not None
             store = self._store
             states = (store.read(text.number) for text in texts)
         return (rows_of_states(of, text.source_rows) for of, text in zip(states, texts, strict=True))

@@ -1,8 +1,14 @@
 """Second moments of the states of two models over the same rows: streamed, centred, float64, mergeable.
 
-Of every source layer x, every target layer y and every pair of them, for the texts that a map is fitted on
-and for those held out of it, apart. Sums are taken about fixed centres near the means (shifted data: Chan,
-Golub and LeVeque 1983), one matrix product a chunk for all pairs of layers; the means come in at the end.
+Of source layers x, target layers y and pairs of them, for the texts that a map is fitted on and for those
+held out of it, apart. Sums are taken about fixed centres near the means (shifted data: Chan, Golub and
+LeVeque 1983); the means come in at the end.
+
+Sums are float64. Products of states that are float32 or coarser are taken in float32, chunk by chunk, but for
+those of the source's fitted rows, xx. With u = 2⁻²⁴ and chunks of L rows an entry of xy/n is off by at most
+(L + 2) u · mean|x_i y_j| (Higham 2002, section 3.1), and typically by √L u/√chunks of the spreads' product
+(Higham and Mary 2019), where another draw of the rows would change it by 1/√n. A map is linear in xy, ‖ΔW‖ ≤
+‖Δxy/n‖ / (ridge · tr(Cov)/d); xx is inverted, and stays exact.
 
 The control pairs source rows with the target rows of other texts. Its moments are kept as sketches: z = P'y,
 P fixed Rademacher columns, so that E|P'r|² = q|r|² for any residual r and memory is that of q columns a draw.
@@ -10,17 +16,19 @@ P fixed Rademacher columns, so that E|P'r|² = q|r|² for any residual r and mem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 1024
-"""Rows that are kept before they enter the sums."""
+CHUNK_ROWS, CHUNK_BYTES = 1024, 1 << 28
+"""Rows that are kept before they enter the sums, and what they may take: fewer, where they are wide."""
 DRAWS, COLUMNS = 20, 8
 """Control pairings, and Rademacher columns of each."""
+SKETCH = DRAWS * COLUMNS
 
 FIT, HELD_OUT = 0, 1
 _EXCHANGES = 16
@@ -28,12 +36,43 @@ _EXCHANGES = 16
 
 @dataclass(frozen=True)
 class Sides:
-    """What is related: the layers and the width of either model."""
+    """What is related: the layers and the width of either model, and which pairs (source layer, target layer)
+    of them; all, where none are named.
+    """
 
     source_layers: tuple[int, ...]
     source_width: int
     target_layers: tuple[int, ...]
     target_width: int
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            every = tuple((one, other) for one in self.source_layers for other in self.target_layers)
+            object.__setattr__(self, "pairs", every)
+
+    def of(self, pairs: Iterable[tuple[int, int]]) -> Sides:
+        """These pairs alone, with the layers that they have."""
+        wanted = set(pairs)
+        sources, targets = {source for source, _ in wanted}, {target for _, target in wanted}
+        return replace(
+            self,
+            source_layers=tuple(layer for layer in self.source_layers if layer in sources),
+            target_layers=tuple(layer for layer in self.target_layers if layer in targets),
+            pairs=tuple(sorted(wanted)),
+        )
+
+    @cached_property
+    def numbers(self) -> tuple[tuple[int, int], ...]:
+        """Of each pair the numbers of its layers among the source's and the target's."""
+        sources = {layer: number for number, layer in enumerate(self.source_layers)}
+        targets = {layer: number for number, layer in enumerate(self.target_layers)}
+        return tuple((sources[source], targets[target]) for source, target in self.pairs)
+
+    @cached_property
+    def number_of(self) -> Mapping[tuple[int, int], int]:
+        """Which of the pairs has these numbers of layers."""
+        return {pair: number for number, pair in enumerate(self.numbers)}
 
     @property
     def columns(self) -> tuple[int, int, int]:
@@ -42,7 +81,7 @@ class Sides:
         return (
             len(self.source_layers) * self.source_width,
             targets * self.target_width,
-            targets * DRAWS * COLUMNS,
+            targets * SKETCH,
         )
 
     @property
@@ -50,19 +89,21 @@ class Sides:
         """What the moments of both parts take in memory."""
         x, y, z = self.columns
         sources, targets = len(self.source_layers), len(self.target_layers)
-        one = x * (y + z) + sources * self.source_width**2 + x + 2 * y + 2 * z
+        of_pairs = len(self.pairs) * self.source_width * (self.target_width + SKETCH)
+        one = of_pairs + sources * self.source_width**2 + x + 2 * y + 2 * z
         return 8 * (2 * one + targets * self.target_width**2)
+
+
+Layers = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass
 class Moments:
     """Sums over the rows of one part, about the centres.
 
-    Fitted rows are multiplied in float64, since a solution rests on them; held-out rows and sketches, which
-    only judge it, chunk by chunk in float32. Either is added up in float64.
-
-    x [Ls·ds], y [Lt·dt] and z [Lt·draws·columns] are sums; xx [Ls, ds, ds], xy [Ls·ds, Lt·dt], xz and yy
-    [Lt, dt, dt] (held-out rows; else empty) sums of products, y2 and z2 of squares. All float64.
+    x [Ls·ds], y [Lt·dt] and z [Lt·draws·columns] are sums; xx [Ls, ds, ds], xy [pairs, ds, dt], xz [pairs,
+    ds, draws·columns] and yy [Lt, dt, dt] (held-out rows; else empty) sums of products, y2 and z2 of squares.
+    All float64.
     """
 
     rows: int
@@ -94,49 +135,67 @@ class Moments:
             "y": (y,),
             "z": (z,),
             "xx": (len(sides.source_layers), ds, ds),
-            "xy": (x, y),
-            "xz": (x, z),
+            "xy": (len(sides.pairs), ds, dt),
+            "xz": (len(sides.pairs), ds, SKETCH),
             "yy": (len(sides.target_layers) if with_yy else 0, dt, dt),
             "y2": (y,),
             "z2": (z,),
         }
 
-    def add(self, x: Tensor, y: Tensor, z: Tensor) -> None:
-        """Add rows from which the centres were taken away already: z float32; x and y float64."""
-        self.rows += len(x)
-        self.x += x.sum(0)
-        self.y += y.sum(0)
-        self.z += z.sum(0, dtype=torch.float64)
-        self.y2 += (y * y).sum(0)
-        self.z2 += (z * z).sum(0, dtype=torch.float64)
-        if len(self.yy):
-            x, y = x.float(), y.float()
-        width = self.xx.shape[1]
-        for layer, total in enumerate(self.xx):
-            place = slice(layer * width, (layer + 1) * width)
-            block = x[:, place]
-            _add_product(total, block, block)
-            self.xz[place] += block.float().T @ z
-            if len(self.yy):  # layer by layer, as float32 products take memory of their own
-                _add_product(self.xy[place], block, y)
-        if not len(self.yy):
-            self.xy.addmm_(x.T, y)
-        for layer, total in enumerate(self.yy):
-            block = y[:, layer * len(total) : (layer + 1) * len(total)]
-            _add_product(total, block, block)
+    def add(self, x: Layers, y: Layers, z: Tensor, pairs: Iterable[tuple[int, int]]) -> None:
+        """Add rows about the centres.
 
-    def move(self, dx: Tensor, dy: Tensor) -> None:
+        Args:
+            x, y: Layer by layer, float64 [rows, width], and the same in the precision of products.
+            z: float32 [rows, columns].
+            pairs: Of numbers of layers.
+        """
+        self.rows += len(z)
+        self.z += z.sum(0, dtype=torch.float64)
+        self.z2 += (z * z).sum(0, dtype=torch.float64)
+        judged = bool(len(self.yy))
+        sources, targets = [], []
+        for layer, (exact, rounded) in enumerate(x):
+            self.x.reshape(len(self.xx), -1)[layer] += exact.sum(0)
+            _add_product(self.xx[layer], *(2 * [rounded.float() if judged else exact]))
+            sources.append(rounded)
+        for layer, (exact, rounded) in enumerate(y):
+            place = slice(layer * exact.shape[1], (layer + 1) * exact.shape[1])
+            self.y[place] += exact.sum(0)
+            self.y2[place] += (exact * exact).sum(0)
+            if judged:
+                _add_product(self.yy[layer], *(2 * [rounded.float()]))
+            targets.append(rounded)
+        for number, (source, target) in enumerate(pairs):
+            one, other = sources[source], targets[target]
+            if judged:
+                one, other = one.float(), other.float()
+            _add_product(self.xy[number], one, other)
+            sketch = z[:, target * SKETCH : (target + 1) * SKETCH]
+            _add_product(self.xz[number], one.float(), sketch)
+
+    def move(self, dx: Tensor, dy: Tensor, pairs: Iterable[tuple[int, int]]) -> None:
         """Take the sums about other centres: those of x and y less dx and dy (z keeps its own)."""
         n = self.rows
-        self.xy.addr_(self.x, dy).addr_(dx, self.y).addr_(dx, dy, alpha=n)
-        self.xz.addr_(dx, self.z)
-        for total, at, by in _layers(self.xx, self.x, dx):
-            total.addr_(at, by).addr_(by, at).addr_(by, by, alpha=n)
-        for total, at, by in _layers(self.yy, self.y, dy):
-            total.addr_(at, by).addr_(by, at).addr_(by, by, alpha=n)
+        (x, dx_), (y, dy_) = (
+            [each.reshape(count, -1) for each in both]
+            for both, count in (((self.x, dx), len(self.xx)), ((self.y, dy), self._targets))
+        )
+        z = self.z.reshape(-1, SKETCH)
+        for number, (source, target) in enumerate(pairs):
+            self.xy[number].addr_(x[source], dy_[target]).addr_(dx_[source], y[target])
+            self.xy[number].addr_(dx_[source], dy_[target], alpha=n)
+            self.xz[number].addr_(dx_[source], z[target])
+        for totals, at, by in ((self.xx, x, dx_), (self.yy, y, dy_)):
+            for total, one, other in zip(totals, at, by, strict=False):  # there may be no yy
+                total.addr_(one, other).addr_(other, one).addr_(other, other, alpha=n)
         self.y2 += 2 * dy * self.y + n * dy * dy
         self.x += n * dx
         self.y += n * dy
+
+    @property
+    def _targets(self) -> int:
+        return len(self.z) // SKETCH
 
     def include(self, other: Moments) -> None:
         """Add other rows' sums about the same centres."""
@@ -152,13 +211,6 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
         total.addmm_(one.T, other)
     else:
         total += one.T @ other
-
-
-def _layers(totals: Tensor, at: Tensor, by: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    if not len(totals):
-        return []
-    shape = len(totals), -1
-    return list(zip(totals, at.reshape(shape), by.reshape(shape), strict=True))
 
 
 class JointMoments:
@@ -179,7 +231,7 @@ class JointMoments:
         self.scale = torch.ones(sides.columns[1], dtype=torch.float64)
         self._waiting: tuple[list[tuple[Tensor, ...]], ...] = ([], [])
         generator = torch.Generator().manual_seed(seed)
-        shape = sides.target_width, DRAWS * COLUMNS
+        shape = sides.target_width, SKETCH
         self._signs = torch.randint(0, 2, shape, generator=generator).float() * 2 - 1
 
     @property
@@ -221,33 +273,42 @@ class JointMoments:
             chosen = held_out == bool(part)
             if bool(chosen.any()):
                 self._waiting[part].append(tuple(rows[chosen] for rows in flat))
-            while sum(len(rows[0]) for rows in self._waiting[part]) >= CHUNK_ROWS:
-                self._enter(part, CHUNK_ROWS)
+            while sum(len(rows[0]) for rows in self._waiting[part]) >= self._chunk:
+                self._enter(part, self._chunk)
 
     def flush(self) -> None:
         """Enter rows that wait for their chunk to be full."""
         for part in (FIT, HELD_OUT):
             if self._waiting[part]:
-                self._enter(part, CHUNK_ROWS)
+                self._enter(part, self._chunk)
+
+    @property
+    def _chunk(self) -> int:
+        """Rows of a chunk."""
+        return min(CHUNK_ROWS, max(128, CHUNK_BYTES // (4 * sum(self.sides.columns))))
 
     def _enter(self, part: int, rows: int) -> None:
         """Add waiting rows, at most so many, to a part's sums."""
-        rows = min(rows, sum(len(piece[0]) for piece in self._waiting[part]))
-        x_columns, y_columns, z_columns = self.sides.columns
-        x = torch.empty((rows, x_columns), dtype=torch.float64)
-        y = torch.empty((rows, y_columns), dtype=torch.float64)
-        z = torch.empty((rows, z_columns))
-        done = 0
-        while done < rows:
+        taken: list[tuple[Tensor, ...]] = []
+        while rows > 0 and self._waiting[part]:
             piece = self._waiting[part].pop(0)
-            taken = min(len(piece[0]), rows - done)
-            for whole, some in zip((x, y, z), piece, strict=True):
-                whole[done : done + taken] = some[:taken]
-            if taken < len(piece[0]):
+            if len(piece[0]) > rows:
                 # Of their own memory, so that what has entered can go.
-                self._waiting[part].insert(0, tuple(some[taken:].clone() for some in piece))
-            done += taken
-        self.parts[part].add(x.sub_(self.centres[0]), y.sub_(self.centres[1]), z)
+                self._waiting[part].insert(0, tuple(some[rows:].clone() for some in piece))
+                piece = tuple(some[:rows] for some in piece)
+            rows -= len(piece[0])
+            taken.append(piece)
+        z = torch.cat([piece[2] for piece in taken])
+        x, y = (self._centred([piece[side] for piece in taken], side) for side in (0, 1))
+        self.parts[part].add(x, y, z, self.sides.numbers)
+
+    def _centred(self, pieces: list[Tensor], side: int) -> Layers:
+        """Rows about their centre, layer by layer: float64, and as precise as their products are to be."""
+        width = (self.sides.source_width, self.sides.target_width)[side]
+        for start in range(0, pieces[0].shape[1], width):
+            block = torch.cat([piece[:, start : start + width] for piece in pieces])
+            exact = block.double().sub_(self.centres[side][start : start + width])
+            yield exact, exact if block.dtype == torch.float64 else exact.float()
 
     def _sketch(self, y: Tensor) -> Tensor:
         """[rows, Lt · draws · columns], float32: a control has no need of more."""
@@ -284,7 +345,7 @@ class JointMoments:
                 for field in fields(theirs):
                     if field.name != "rows":
                         setattr(theirs, field.name, getattr(theirs, field.name).clone())
-                theirs.move(dx, dy)
+                theirs.move(dx, dy, self.sides.numbers)
             ours.include(theirs)
 
     def to_tensors(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steersman.concepts.joint_moments import COLUMNS, DRAWS, FIT, HELD_OUT, JointMoments
+from steersman.concepts.joint_moments import COLUMNS, DRAWS, FIT, HELD_OUT, SKETCH, JointMoments
 from steersman.ties import largest
 
 RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-16, 5))
@@ -139,8 +139,9 @@ class Fitting:
     def pair(self, target: int, ridges: tuple[float, ...] = RIDGES) -> Pair:
         """How target layer number `target` is explained, with the ridge that does best on held-out rows."""
         fitted, held, total = self._products(target)
-        gram = (fitted @ fitted.T).mul_(self.basis.held_out)
-        cross = (fitted * held).sum(1)
+        rounded = fitted.float()  # what judges may be rounded as held-out products are
+        gram = (rounded @ rounded.T).double().mul_(self.basis.held_out)
+        cross = (rounded * held).sum(1).double()
         gains = self._gains(ridges)
         residual = total - 2 * gains @ cross + ((gains @ gram) * gains).sum(1)
         # Where the ridge hardly matters, the last digits would choose it: the largest that does as well.
@@ -177,7 +178,9 @@ class Fitting:
         return torch.where(divisor > 0, 1 / divisor.masked_fill(divisor <= 0, 1.0), 0.0)
 
     def _products(self, target: int) -> tuple[Tensor, Tensor, Tensor]:
-        """U'S_xy of the fitted rows (over their number) and of held-out ones, [d, dt]; held-out ΣSS_tot."""
+        """U'S_xy of the fitted rows (over their number) and of held-out ones, [d, dt], these in float32;
+        held-out ΣSS_tot.
+        """
         if self._last is None or self._last[0] != target:
             self._last = target, self._new_products(target)
         return self._last[1]
@@ -187,25 +190,27 @@ class Fitting:
         source, width = self.basis.index, self._moments.sides
         rows = slice(source * width.source_width, (source + 1) * width.source_width)
         place = slice(target * width.target_width, (target + 1) * width.target_width)
+        number = width.number_of[source, target]
         inverse = self._inverse_y[place]
         scale = self.basis.inverse[:, None] * inverse
         mean_x, mean_y = fit.x[rows] / fit.rows, fit.y[place] / fit.rows
-        fitted = (fit.xy[rows, place] / fit.rows).addr_(mean_x, mean_y, alpha=-1) * scale
-        held_xy = _about(held.xy[rows, place], held.x[rows], held.y[place], mean_x, mean_y, held.rows) * scale
+        fitted = (fit.xy[number] / fit.rows).addr_(mean_x, mean_y, alpha=-1) * scale
+        held_xy = _about(held.xy[number], held.x[rows], held.y[place], mean_x, mean_y, held.rows) * scale
         squares = held.y2[place] - 2 * mean_y * held.y[place] + held.rows * mean_y**2
         vectors = self.basis.vectors.T
-        return vectors @ fitted, vectors @ held_xy, (squares * inverse**2).sum()
+        return vectors @ fitted, vectors.float() @ held_xy.float(), (squares * inverse**2).sum()
 
     def _control(self, target: int, gain: Tensor) -> Tensor:
         """R² with rows paired between texts, [draws]."""
         fit, held = self._moments.parts
         width = self._moments.sides.source_width
         rows = slice(self.basis.index * width, (self.basis.index + 1) * width)
-        place = slice(target * DRAWS * COLUMNS, (target + 1) * DRAWS * COLUMNS)
+        place = slice(target * SKETCH, (target + 1) * SKETCH)
+        number = self._moments.sides.number_of[self.basis.index, target]
         scale = self.basis.inverse[:, None]
         mean_x, mean_z = fit.x[rows] / fit.rows, fit.z[place] / fit.rows
-        fitted = (fit.xz[rows, place] / fit.rows).addr_(mean_x, mean_z, alpha=-1) * scale
-        held_xz = _about(held.xz[rows, place], held.x[rows], held.z[place], mean_x, mean_z, held.rows) * scale
+        fitted = (fit.xz[number] / fit.rows).addr_(mean_x, mean_z, alpha=-1) * scale
+        held_xz = _about(held.xz[number], held.x[rows], held.z[place], mean_x, mean_z, held.rows) * scale
         mapped = gain[:, None] * (self.basis.vectors.T @ fitted)
         cross = (mapped * (self.basis.vectors.T @ held_xz)).sum(0)
         square = (mapped * (self.basis.held_out @ mapped)).sum(0)
@@ -242,9 +247,10 @@ def held_out_moments(moments: JointMoments, source: int, target: int) -> HeldOut
     held, sides = moments.parts[HELD_OUT], moments.sides
     rows = slice(source * sides.source_width, (source + 1) * sides.source_width)
     place = slice(target * sides.target_width, (target + 1) * sides.target_width)
+    number = sides.number_of[source, target]
     x, y = held.x[rows] / held.rows, held.y[place] / held.rows
     return HeldOut(
         xx=held.xx[source] / held.rows - x.outer(x),
-        yx=(held.xy[rows, place] / held.rows - x.outer(y)).T.contiguous(),
+        yx=(held.xy[number] / held.rows - x.outer(y)).T.contiguous(),
         yy=held.yy[target] / held.rows - y.outer(y),
     )

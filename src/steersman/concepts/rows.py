@@ -46,11 +46,12 @@ def states_of_texts(
 
 def rows_of_states(states: Tensor, positions: Ints) -> RowStates:
     """The rows at these positions of a text whose tokens' states are [tokens, layers, width]."""
-    wide = states if states.dtype == torch.float64 else states.float()
-    norms = wide.norm(dim=-1)
+    wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+    # Layer by layer: a wide copy of all of them may not fit.
+    norms = torch.stack([of_layer.to(wide).norm(dim=-1) for of_layer in states.unbind(1)], dim=1)
     place = torch.from_numpy(positions.astype(np.int64))
     usual = (norms[place] <= MASSIVE * norms.median(dim=0).values).all(dim=1)
-    return RowStates(wide[place], usual)
+    return RowStates(states[place].to(wide), usual)
 
 
 def _check_finite(states: Tensor, layers: Sequence[int], model: nn.Module) -> None:

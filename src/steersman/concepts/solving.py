@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steersman.chat_record import common, rendered_otherwise, to_json
 from steersman.concepts.affine_map import AffineMap, LayerMap, MapTable
-from steersman.concepts.joint_moments import FIT, JointMoments
+from steersman.concepts.joint_moments import FIT, JointMoments, Sides
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.regression import R2_TIE, Fitting, Pair, held_out_moments, spreads
 from steersman.concepts.separation import AUROC_TIE
@@ -32,16 +32,47 @@ if TYPE_CHECKING:
 Ticking = Callable[[], object]
 
 
-def solve(
-    moments: JointMoments, chosen_source: int | None = None, tick: Ticking | None = None
-) -> tuple[dict[int, LayerMap], MapTable]:
-    """Fit every pair of layers; each target layer's map is from the source layer with the best held-out R²,
-    of equals from the lowest.
+@dataclass(frozen=True)
+class Judged:
+    """How well pairs of layers do, each by its numbers; and of each source layer the effective rank and the
+    condition number of its states.
+    """
+
+    sides: Sides
+    pairs: Mapping[tuple[int, int], Pair]
+    facts: Sequence[tuple[float, float]]
+
+    @property
+    def table(self) -> MapTable:
+        """Every pair of layers. Raises KeyError where some were not judged."""
+
+        def of(name: str) -> Tensor:
+            sources, targets = range(len(self.sides.source_layers)), range(len(self.sides.target_layers))
+            rows = [[getattr(self.pairs[one, other], name) for other in targets] for one in sources]
+            return torch.tensor(rows, dtype=torch.float64)
+
+        return MapTable(
+            source_layers=self.sides.source_layers,
+            target_layers=self.sides.target_layers,
+            r2=of("r2"),
+            r2_control=of("r2_control"),
+            control_sd=of("control_sd"),
+            ridge=of("ridge"),
+            source_rank=torch.tensor([rank for rank, _ in self.facts], dtype=torch.float64),
+            condition=torch.tensor([condition for _, condition in self.facts], dtype=torch.float64),
+        )
+
+
+Found = Callable[[Fitting, int, int, Pair], object]
+
+
+def judge(moments: JointMoments, tick: Ticking | None = None, found: Found | None = None) -> Judged:
+    """Fit every pair of layers that the moments have, and judge it on held-out rows.
 
     Args:
         moments: Of fitted and held-out rows.
-        chosen_source: A source layer that is taken for every target layer instead.
         tick: Called after each source layer.
+        found: Called with a source layer's fitting, the layer's and a target layer's number, and the pair.
 
     Raises:
         PairsError: too few rows.
@@ -53,23 +84,53 @@ def solve(
     inverse = spreads(moments)
     _check_varies(inverse[0], sides.source_layers, "source")
     _check_varies(inverse[1], sides.target_layers, "target")
-    pairs: list[list[Pair]] = []
-    best: dict[int, tuple[float, LayerMap]] = {}
+    pairs: dict[tuple[int, int], Pair] = {}
     facts: list[tuple[float, float]] = []
-    for number, source in enumerate(sides.source_layers):
-        fitting = Fitting(moments, number, inverse)
+    for source in range(len(sides.source_layers)):
+        fitting = Fitting(moments, source, inverse)
         facts.append((fitting.basis.effective_rank, fitting.basis.condition))
-        pairs.append([])
-        for place, target in enumerate(sides.target_layers):
-            found = fitting.pair(place)
-            pairs[-1].append(found)
-            wanted = chosen_source in (None, source)
-            if wanted and (target not in best or found.r2 > best[target][0] + R2_TIE):
-                best[target] = found.r2, _layer_map(moments, fitting, source, place, found)
+        for target in (other for one, other in sides.numbers if one == source):
+            pairs[source, target] = fitting.pair(target)
+            if found is not None:
+                found(fitting, source, target, pairs[source, target])
         if tick is not None:
             tick()
-    _warn_of_few_rows(moments, min(rank for rank, _ in facts))
-    return {target: of_layer for target, (_, of_layer) in best.items()}, _table(moments, pairs, facts)
+    return Judged(sides, pairs, facts)
+
+
+def solve(
+    moments: JointMoments, chosen: Sequence[int] = (), tick: Ticking | None = None
+) -> tuple[dict[tuple[int, int], LayerMap], Judged]:
+    """Fit every pair of layers; each target layer's map is from the source layer with the best held-out R²,
+    of equals from the lowest.
+
+    Args:
+        moments: Of fitted and held-out rows.
+        chosen: Source layers that are each taken for every target layer instead.
+        tick: Called after each source layer.
+
+    Returns:
+        {(source layer, target layer): map}, and how well all pairs do.
+
+    Raises:
+        PairsError: too few rows.
+        ModelError: the states of a layer are constant.
+    """
+    sides = moments.sides
+    best: dict[int, tuple[float, int, LayerMap]] = {}
+    maps: dict[tuple[int, int], LayerMap] = {}
+
+    def keep(fitting: Fitting, source: int, target: int, found: Pair) -> None:
+        layer, other = sides.source_layers[source], sides.target_layers[target]
+        if layer in chosen:
+            maps[layer, other] = _layer_map(moments, fitting, layer, target, found)
+        elif not chosen and (other not in best or found.r2 > best[other][0] + R2_TIE):
+            best[other] = found.r2, layer, _layer_map(moments, fitting, layer, target, found)
+
+    judged = judge(moments, tick, keep)
+    _warn_of_few_rows(moments, min(rank for rank, _ in judged.facts))
+    maps |= {(source, target): of_layer for target, (_, source, of_layer) in best.items()}
+    return maps, judged
 
 
 def _layer_map(moments: JointMoments, fitting: Fitting, source: int, place: int, found: Pair) -> LayerMap:
@@ -85,24 +146,6 @@ def _layer_map(moments: JointMoments, fitting: Fitting, source: int, place: int,
         ridge=found.ridge,
         effective_rank=fitting.effective_rank(place, found.ridge),
         held_out=replace(held_out, xx=held_out.xx.float(), yx=held_out.yx.float(), yy=held_out.yy.float()),
-    )
-
-
-def _table(
-    moments: JointMoments, pairs: Sequence[Sequence[Pair]], facts: Sequence[tuple[float, float]]
-) -> MapTable:
-    def of(name: str) -> Tensor:
-        return torch.tensor([[getattr(pair, name) for pair in row] for row in pairs], dtype=torch.float64)
-
-    return MapTable(
-        source_layers=moments.sides.source_layers,
-        target_layers=moments.sides.target_layers,
-        r2=of("r2"),
-        r2_control=of("r2_control"),
-        control_sd=of("control_sd"),
-        ridge=of("ridge"),
-        source_rank=torch.tensor([rank for rank, _ in facts], dtype=torch.float64),
-        condition=torch.tensor([condition for _, condition in facts], dtype=torch.float64),
     )
 
 
@@ -173,8 +216,8 @@ def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:
             moments.merge(part.moments)
         norms = {layer: histogram + part.norms[layer] for layer, histogram in norms.items()}
     concepts = [source.get("source_layer") for source in first.made_from if source.get("kind") == "concept"]
-    chosen = next((layer for layer in concepts if layer in moments.sides.source_layers), None)
-    maps, table = solve(moments, chosen)
+    chosen = [layer for layer in concepts if layer in moments.sides.source_layers]
+    maps, judged = solve(moments, chosen)
     models = {
         side: replace(
             getattr(first, side), chat=functools.reduce(common, (getattr(part, side).chat for part in parts))
@@ -184,8 +227,8 @@ def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:
     return replace(
         first,
         **models,
-        maps=maps,
-        table=table,
+        maps={target: of_layer for (_, target), of_layer in sorted(maps.items())},
+        table=judged.table if first.table is None else first.table,
         norms=norms,
         rows=sum(part.rows for part in parts),
         texts=sum(part.texts for part in parts),
@@ -255,5 +298,6 @@ def _facts(part: AffineMap) -> dict[str, object]:
         "their seed": part.seed,
         "the source's layers": None if sides is None else sides.source_layers,
         "the target's layers": None if sides is None else sides.target_layers,
+        "the pairs of layers": None if sides is None else sides.pairs,
         "the number of parts": Shard.parse(str(part.shard)).count,
     }

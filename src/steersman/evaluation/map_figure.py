@@ -26,7 +26,7 @@ def map_heatmap(of: AffineMap, path: str | Path | None = None, *, theme: Theme =
     Cells say R² and, below it, the control's mean. Returns the picture, and writes it where a path is given:
     SVG where it ends in .svg, else PNG. Raises ArtifactError for a part that is to be merged.
     """
-    if of.table is None:
+    if of.table is None or of.shard is not None:
         raise ArtifactError(f"this is part {of.shard} of a map, without R²: merge all parts first")
     colours = PALETTES[theme]
     r2 = of.table.r2.numpy()
