@@ -171,7 +171,12 @@ def test_a_killed_run_goes_on_where_it_was(tiny: Path, task_file: Path, plan: Pa
     done = partial.read_bytes().count(b"\n")
     refused = run(*command).error
     assert "--resume" in refused
-    resumed = run(*command, "--resume", "--json").json
+    reported = run(*command, "--finished").words
+    assert re.search(r"unfinished: (4|8|12) of 12 items are finished|unfinished: \d of 2 random", reported)
+    assert "random plans" in (tmp_path / "killed" / "report.html").read_text()
+    assert partial.read_bytes().count(b"\n") == done
+    assert "evidence is of a whole run" in run(*command, "--finished", "--attach", "--force").error
+    resumed = run(*command, "--resume", "--force", "--json").json
     whole = run(*arguments(tiny, task_file, plan, tmp_path / "whole"), "--json").json
     assert done >= 2
     assert {**resumed, "created": "", "output": ""} == {**whole, "created": "", "output": ""}

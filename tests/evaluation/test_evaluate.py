@@ -238,6 +238,44 @@ def test_progress_of_another_run_is_refused(
         run(subject, plans, **settings, resume=True)
 
 
+def test_what_is_finished_is_reported_and_nothing_is_run(
+    subject: Subject, plans: tuple[Steering, Steering], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {**BARE, "limit": 8, "batch_size": 2, "random": 3, "control_items": 4}
+    whole = run(subject, plans, **settings, checkpoint=tmp_path / "whole")
+    lines = (tmp_path / "whole" / BATCHES).read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4 * 2 + 4 + 2 + 1  # batches, the plan and its draws, d, what is shown
+
+    def report(kept: int, torn: bytes = b"") -> Evaluation:
+        folder = tmp_path / f"kept-{kept}"
+        folder.mkdir()
+        (folder / "manifest.json").write_bytes((tmp_path / "whole/manifest.json").read_bytes())
+        (folder / BATCHES).write_bytes(b"".join(lines[:kept]) + torn)
+        before = (folder / BATCHES).read_bytes()
+        found = run(subject, plans, **settings, checkpoint=folder, finished=True)
+        assert (folder / BATCHES).read_bytes() == before
+        assert found.batches_run == 0
+        return found
+
+    # Two batches under both arms, a third under one, and half a line that is still being written.
+    part = report(5, lines[5][:30])
+    (told,) = part.to_json()["tasks"]
+    assert (told["items"], told["results"][BASE]["positive"]["count"]) == (4, 4)
+    assert (told["random"], told["preferences"]) == ([], {})
+    places = [place for place, item in enumerate(load_task(TASK, limit=8)) if item in list(part.tasks[TASK])]
+    assert list(part.noted[TASK]["safer"]) == [whole.noted[TASK]["safer"][place] for place in places]
+    assert f"{TASK}: unfinished: 4 of 8 items are finished under every arm" in part.to_json()["warnings"]
+    # All batches and two of three draws.
+    (told,) = report(8 + 3).to_json()["tasks"]
+    assert told["random"][0]["draws"] == of(whole, TASK)["random"][0]["draws"][:2]
+    part = report(len(lines))
+    assert part.to_json()["tasks"] == whole.to_json()["tasks"]
+    with pytest.raises(ArtifactError, match="no batch is finished under every arm"):
+        report(1)
+    with pytest.raises(ArtifactError, match="no progress of a run is there"):
+        run(subject, plans, **settings, checkpoint=tmp_path / "nothing", finished=True)
+
+
 def test_a_run_goes_on_with_more_random_plans_and_no_fewer(
     subject: Subject, plans: tuple[Steering, Steering], tmp_path: Path
 ) -> None:

@@ -158,6 +158,11 @@ class StrengthsType(click.ParamType[tuple[float, ...]]):
 )
 @match_option
 @resume_option
+@click.option(
+    "--finished",
+    is_flag=True,
+    help="Report what is finished of a run that was stopped, or goes on, and run nothing.",
+)
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep what the unsteered model did.")
 @click.option("--attach", is_flag=True, help="Put what was found into each steering's evidence.")
 @batch_size_option(32)
@@ -191,6 +196,7 @@ def evaluate(
     maps: tuple[Path, ...],
     match: Literal["weights", "architecture"],
     resume: bool,
+    finished: bool,
     no_cache: bool,
     attach: bool,
     batch_size: int,
@@ -221,9 +227,11 @@ def evaluate(
     check_free(output, force=force, ours=FILES)
     named = output if output.name not in ("", "..") else output.resolve()  # "." has no name to add to
     partial = named.with_name(f"{named.name}.partial")
-    if force and not resume:
+    if finished and attach:
+        raise PlanError("--finished and --attach: evidence is of a whole run; right is one of them")
+    if force and not resume and not finished:
         discard(partial)
-    if is_saved(partial) and not resume:
+    if is_saved(partial) and not resume and not finished:
         raise unwanted(partial)
     if reverse and backs:
         raise PlanError("--reverse and --reversed: right is one of them")
@@ -263,12 +271,14 @@ def evaluate(
             paths={**dict(text.split("=", 1) for text in others if "=" in text), **paths},
             checkpoint=partial,
             resume=resume,
+            finished=finished,
             cache=None if no_cache else cache_directory() / "evaluations",
             progress=True,
             subject_of=opened.subject_of,
         )
         evaluation.save(output, force=force)
-    discard(partial)
+    if not finished:
+        discard(partial)
     if attach:
         _attach(steerings, evaluation)
     result = {"output": str(output), **evaluation.to_json()}

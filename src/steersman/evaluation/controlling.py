@@ -26,8 +26,8 @@ from steersman.evaluation.tasks import Task
 from steersman.evaluation.vector_controls import ShuffledConcepts
 from steersman.steering import Steering
 
-Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
-"""Runs a piece of work under a key, unless it was done before."""
+Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any] | None]
+"""Runs a piece of work under a key, unless it was done before; None where nothing is to be run."""
 
 
 def preferences(
@@ -50,9 +50,9 @@ def preferences(
             values = None if forks is None else own.subject.preference(forks, own.steering).tolist()
             return {"values": values}
 
-        values = once(key_of("d", task.name, arm.name), measured)["values"]
-        if values is not None:
-            found[arm.name] = values
+        done = once(key_of("d", task.name, arm.name), measured)
+        if done is not None and done["values"] is not None:
+            found[arm.name] = done["values"]
     return _with_changes(found, task.groups)
 
 
@@ -137,9 +137,10 @@ def _control(
     def key(*draw: int | str) -> str:
         return key_of("control", effect.task.name, name, *draw)
 
-    observed = once(key("itself"), lambda: {"value": effect.of(toward, back)})["value"]
-    values = [once(key(family, number), partial(drawn, number))["value"] for number in range(draws)]
-    values = [value for value in values if value is not None]
+    itself = once(key("itself"), lambda: {"value": effect.of(toward, back)})
+    done = [once(key(family, number), partial(drawn, number)) for number in range(draws)]
+    values = [one["value"] for one in done if one is not None and one["value"] is not None]
+    observed = None if itself is None else itself["value"]
     if observed is None or not values:
         return None
     return {

@@ -31,7 +31,7 @@ from steersman.evaluation.instructing import instructed
 from steersman.evaluation.judges.verdict import Judge
 from steersman.evaluation.planning import Arms, plan_arms
 from steersman.evaluation.prompts import chats_of
-from steersman.evaluation.record import LIMITS, Settings, more_steps, task_record, warnings
+from steersman.evaluation.record import LIMITS, Settings, more_steps, task_record, unfinished, warnings
 from steersman.evaluation.result import Evaluation
 from steersman.evaluation.run_store import RunStore
 from steersman.evaluation.running import Opened, Part, Runner, closing
@@ -84,6 +84,7 @@ def evaluate(
     paths: Mapping[str, str] | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    finished: bool = False,
     cache: str | Path | None = None,
     progress: bool = False,
     subject_of: Callable[..., Subject] = Subject,
@@ -121,6 +122,7 @@ def evaluate(
         paths: Name → where a plan or another model was read from, for the record.
         checkpoint: A folder that keeps what is finished.
         resume: Go on from it.
+        finished: Report what is finished in it, also while the run goes on, and run nothing.
         cache: A folder that keeps what the unsteered model did, for other evaluations of it.
         progress: Show a progress bar on stderr where it takes more than a second.
         subject_of: What makes the subject of model and tokenizer: `EngineSubject.of(engine)` of
@@ -208,14 +210,27 @@ def evaluate(
         "arms": [told_arm(arm, arms, paths or {}) for arm in arms],
     }
     folder = None if checkpoint is None else Path(valid_name(checkpoint, ArtifactError))
-    store = RunStore(folder, run, resume=resume, more="random")
+    store = RunStore(folder, run, resume=resume, more="random", finished=finished)
     files = base_cache.files(cache, subject, [part.task for part in parts], told, seed)
     runner = Runner(subject, parts, arms, others or {}, store, files, seed=seed, progress=progress)
     with closing(runner), evaluating(model):
         noted = runner.run(more=more_steps(parts, arms, settings, tuple(steerings), shuffled))
+        asked = {part.task.name: done for part in parts if (done := runner.done(part))}
+        if not asked:
+            raise ArtifactError(f"{folder}: no batch is finished under every arm: there is nothing to report")
         tasks = [
-            task_record(runner, part, noted[part.task.name], arms, tuple(steerings), settings, shuffled)
+            task_record(
+                runner,
+                part,
+                asked[part.task.name],
+                noted[part.task.name],
+                arms,
+                tuple(steerings),
+                settings,
+                shuffled,
+            )
             for part in parts
+            if part.task.name in asked
         ]
     result = {
         "format": "steersman-evaluation",
@@ -227,7 +242,10 @@ def evaluate(
         "arms": [{**told_arm(arm, arms, paths or {}), "receipt": runner.receipt(arm)} for arm in arms],
         "tasks": tasks,
         "experts": expert_map(steerings, contrast, screen),
-        "warnings": warnings(tasks, arms, tuple(steerings), runner),
+        "warnings": [
+            *unfinished(runner, tasks, settings),
+            *warnings(tasks, arms, tuple(steerings), runner),
+        ],
         "limits": [
             *LIMITS,
             *([f"On every answer {own.in_words()}."] if own.in_words() else []),
@@ -236,8 +254,8 @@ def evaluate(
     }
     return Evaluation(
         json.loads(json.dumps(result, allow_nan=False)),
-        noted,
-        {p.task.name: p.task for p in parts},
+        {name: noted[name] for name in asked},
+        asked,
         runner.ran,
     )
 

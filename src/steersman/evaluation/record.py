@@ -14,6 +14,7 @@ from steersman.evaluation.measures.measure import Measured, Metric
 from steersman.evaluation.planning import Arms
 from steersman.evaluation.running import Part, Runner
 from steersman.evaluation.shown import shown_items
+from steersman.evaluation.tasks import Task
 from steersman.evaluation.vector_controls import ShuffledConcepts
 from steersman.showing import count_of
 
@@ -46,14 +47,17 @@ LIMITS = (
 def task_record(
     runner: Runner,
     part: Part,
+    task: Task,
     noted: Mapping[str, Sequence[Measured]],
     arms: Arms,
     steerings: Sequence[str],
     settings: Settings,
     shuffled: ShuffledConcepts,
 ) -> dict[str, Any]:
-    """Everything that was measured of a task, as JSON, with the verdict on what each arm does."""
-    task, measured = part.task, part.role == "effect" and settings.random > 0
+    """Everything that was measured of a task, as JSON, with the verdict on what each arm does; `task` holds
+    the items that were asked, which are all of the part's but in the report of an unfinished run.
+    """
+    measured = part.role == "effect" and settings.random > 0
     metrics = summary.metrics_of(task)
     plain = [arm for arm in part.arms if arm.kind != "cell"]
     shown = {arm.name: noted[arm.name] for arm in part.arms}
@@ -78,7 +82,7 @@ def task_record(
         "random": random_controls(
             runner.once,
             runner.subject,
-            task,
+            part.task,
             arms,
             steerings,
             draws=settings.random,
@@ -88,7 +92,7 @@ def task_record(
         )
         if measured
         else None,
-        "preferences": preferences(runner.once, runner.condition, task, plain) if measured else None,
+        "preferences": preferences(runner.once, runner.condition, part.task, plain) if measured else None,
         "dose_response": _doses(arms) if any(arm.kind == "strength" for arm in arms) else None,
         "factorial": _factorial(part, noted, arms, metrics[0], steerings) if part.role == "effect" else None,
         "shown": shown_items(
@@ -143,6 +147,24 @@ def more_steps(
     return steps
 
 
+def unfinished(runner: Runner, tasks: Sequence[Mapping[str, Any]], settings: Settings) -> list[str]:
+    """What of a run there is not yet, for the report of what there is."""
+    items = {task["name"]: task["items"] for task in tasks}
+    found = [
+        f"{part.task.name}: unfinished: {items.get(part.task.name, 0)} of "
+        f"{count_of(len(part.task), 'item')} are finished under every arm"
+        for part in runner.parts
+        if items.get(part.task.name, 0) < len(part.task)
+    ]
+    return found + [
+        f"{task['name']}: unfinished: {len(control['draws'])} of {settings.random} {family_of(control)} are "
+        f"finished beside {control['steering']}"
+        for task in tasks
+        for control in task["random"] or ()
+        if control.get("family") == "random" and len(control["draws"]) < settings.random
+    ]
+
+
 def warnings(
     tasks: Sequence[Mapping[str, Any]], arms: Arms, steerings: Sequence[str], runner: Runner
 ) -> list[str]:
@@ -155,7 +177,7 @@ def warnings(
                 )
         if task["items"] < FEW:
             found.append(f"{task['name']}: {count_of(task['items'], 'item')} only; intervals are wide")
-        if task["random"] == []:
+        if task["random"] == [] and not runner.only_reads:
             found.append(f"{task['name']}: no random control: no item has a number to compare plans by")
         for control in task["random"] or ():
             among = Control(len(control["draws"]), control["p"])

@@ -37,15 +37,24 @@ class RunStore:
         run: What is being run, as plain data: batches of another run are refused. `more`
             names the one of its settings that may be larger than it was: what is finished stays.
         resume: Go on from what is there; otherwise anything there is an error.
+        finished: Only read what is there, while the run may still be going on.
 
     Raises:
-        ArtifactError: batches are there and not wanted, are of another run, or the folder is another's.
+        ArtifactError: batches are there and not wanted, are of another run, or the folder is another's; none
+            are there that could be read.
     """
 
     def __init__(
-        self, folder: Path | None, run: Mapping[str, Any], *, resume: bool, more: str | None = None
+        self,
+        folder: Path | None,
+        run: Mapping[str, Any],
+        *,
+        resume: bool,
+        more: str | None = None,
+        finished: bool = False,
     ) -> None:
         self.folder = folder
+        self.finished = finished
         self._more = more
         self.run: dict[str, Any] = json.loads(canonical_json(run))
         self.resumed = 0
@@ -53,11 +62,13 @@ class RunStore:
         if folder is None:
             return
         present = _present(folder)
-        if RUN in present and not resume:
+        if finished and RUN not in present:
+            raise ArtifactError(f"{folder}: no progress of a run is there that could be reported")
+        if RUN in present and not (resume or finished):
             raise unwanted(folder)
         if RUN in present:
             self._check_run()
-            self._entries = dict(_lines(folder / BATCHES))
+            self._entries = dict(_lines(folder / BATCHES, mend=not finished))
             self.resumed = len(self._entries)
         else:
             self._begin()
@@ -112,7 +123,7 @@ class RunStore:
                 "--force discards it and starts again"
             )
         self.run = grown
-        if grown != run:
+        if grown != run and not self.finished:
             self._write_run(path.parent)
 
     def _grown(self, run: dict[str, Any]) -> dict[str, Any]:
@@ -136,8 +147,8 @@ def append(path: Path, key: str, entry: Entry) -> None:
         raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Entry]]:
-    """The whole lines of a file; what follows the first that is not is cut off."""
+def _lines(path: Path, *, mend: bool = True) -> Iterator[tuple[str, Entry]]:
+    """The whole lines of a file; what follows the first that is not is cut off (`mend`)."""
     whole = 0
     try:
         content = path.read_bytes() if path.is_file() else b""
@@ -149,7 +160,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Entry]]:
             break
         whole += len(line)
         yield read
-    if whole < len(content):
+    if mend and whole < len(content):
         with path.open("r+b") as stream:
             stream.truncate(whole)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from tqdm import tqdm
 
 from steersman.errors import ArtifactError, PairsError
@@ -76,6 +77,7 @@ class Runner:
         self._bar: Any = None
         self._batches = {part.task.name: self._in_batches(part.task) for part in parts}
         self._same = {part.task.name: _alike(part) for part in parts}
+        self._places: dict[str, list[int]] = {}
 
     def run(self, more: int = 0) -> dict[str, dict[str, list[Measured]]]:
         """Task → arm → what was noted of each item.
@@ -84,14 +86,28 @@ class Runner:
             more: Steps that come afterwards and belong on the same bar.
         """
         total = sum(len(self._batches[part.task.name]) * len(part.arms) for part in self.parts)
-        self._bar = tqdm(
-            total=total + more, desc="evaluate", unit="batch", delay=1, disable=not self._progress
-        )
+        silent = not self._progress or self.only_reads
+        self._bar = tqdm(total=total + more, desc="evaluate", unit="batch", delay=1, disable=silent)
         return {part.task.name: self._run_part(part) for part in self.parts}
 
-    def once(self, key: str, work: Callable[[], Entry]) -> Entry:
-        """What some further work gave, done now or found."""
+    def done(self, part: Part) -> Task | None:
+        """The task with the items that are finished under every arm; None where none are."""
+        places = self._places[part.task.name]
+        if len(places) == len(part.task):
+            return part.task
+        items = [part.task[place] for place in places]
+        return Task(part.task.name, items, part.task.behaviour) if items else None
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether nothing is run: what is finished is reported."""
+        return self._store.finished
+
+    def once(self, key: str, work: Callable[[], Entry]) -> Entry | None:
+        """What some further work gave, done now or found; None where it is only to be found, and is not."""
         found = self._store.get(key)
+        if found is None and self.only_reads:
+            return None
         if found is None:
             self.ran += 1
             found = self._store.put(key, work())
@@ -128,14 +144,23 @@ class Runner:
         """
         task = part.task
         found: dict[str, dict[int, Measured]] = {arm.name: {} for arm in part.arms}
-        for number, places in enumerate(self._batches[task.name]):
+        same, batches = self._same[task.name], self._batches[task.name]
+        # Not by length: what an unfinished run has are some of all items, not the shortest ones.
+        for number in np.random.default_rng(self._seed).permutation(len(batches)).tolist():
+            places = batches[number]
+            if self.only_reads and not all(self._has(task, same[arm.name], number) for arm in part.arms):
+                continue
             for arm in part.arms:
-                entry = self._entry(task, self._same[task.name][arm.name], number, places)
+                entry = self._entry(task, same[arm.name], number, places)
                 found[arm.name] |= dict(zip(places, map(_measured, entry["items"]), strict=True))
                 self._bar.update(1)
         for subject in (self.subject, *self._subjects.values()):
             subject.unsteered = None
+        self._places[task.name] = sorted(found[part.arms[0].name])
         return {name: [noted[place] for place in sorted(noted)] for name, noted in found.items()}
+
+    def _has(self, task: Task, arm: Arm, number: int) -> bool:
+        return _fits(self._store.get(_key(task, arm, number)), self._batches[task.name][number])
 
     def _entry(self, task: Task, arm: Arm, number: int, places: Sequence[int]) -> Entry:
         key = _key(task, arm, number)

@@ -39,6 +39,7 @@ def shown_items(
             key_of("shown", task.name, arm),
             partial(_shifts, task, places, noted[arm], condition, base),
         )
+        or {}
         for arm, condition in conditions.items()
         if arm != BASE and condition.arm.kind != "cell"
     }
