@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from steersman.evaluation.screening.exact import Edit, Floats, Instrument
 from steersman.evaluation.screening.expert_calls import (
@@ -79,6 +80,8 @@ def _with_gradients(instrument: Instrument, batch: Batch) -> tuple[dict[int, _La
                 raise CannotEstimate(f"the experts of layer {layer} are not in a module of their own")
             stack.callback(replace_method(site.block, "forward", _noting_block(layers[layer])))
             stack.callback(replace_method(site.experts, "forward", _with_leaf(layers[layer], site)))
+        for layer in instrument.anatomy.layers:
+            stack.callback(replace_method(layer, "forward", _run_again))
         try:
             logits = instrument.anatomy.forward(batch.ids, batch.mask, positions_of(batch.mask), batch.keep)
             values = batch.values(logits, rows.to(logits.device))
@@ -92,6 +95,13 @@ def _with_gradients(instrument: Instrument, batch: Batch) -> tuple[dict[int, _La
     return layers, values.detach().cpu().numpy()
 
 
+def _run_again(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A layer of which the input alone is kept: it is run again where the gradient passes (Chen et al. 2016,
+    arXiv 1604.06174). All that its experts compute would be a hundred times as much.
+    """
+    return checkpoint(original, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
 def _noting_block(found: _Layer) -> Callable[..., Any]:
     def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         found.block = (_detached(args), _detached(kwargs))
@@ -103,6 +113,8 @@ def _noting_block(found: _Layer) -> Callable[..., Any]:
 def _with_leaf(found: _Layer, site: RouterSite) -> Callable[..., Any]:
     def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
+        if found.leaf is not None:  # run again, for the gradient
+            return output + found.leaf
         if not isinstance(output, Tensor):
             raise CannotEstimate("its experts give more than their sum")
         found.call = read_call(site, _detached(args), _detached(kwargs))
@@ -194,7 +206,8 @@ def _mixtures(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(number of the first edit, ids, weights [edits, tokens, k]): what the experts would be given.
 
-    The block itself runs, until it hands the tokens to its experts.
+    The block itself runs, until it hands the tokens to its experts; where that gives the same, without what
+    else it computes (a shared expert, which would take more than all the rest).
     """
     args, kwargs = block
     states = args[0] if args else kwargs.get("hidden_states")
@@ -205,19 +218,47 @@ def _mixtures(
         raise CannotEstimate("its blocks are given more than hidden states")
     flat = states.reshape(-1, states.shape[-1])[tokens]
     size = max(1, MOST_NUMBERS // max(1, flat.numel()))
+    alone = _routes_alone(instrument, site, states, flat[:16], edits[0])
     for start in range(0, len(edits), size):
         chunk = edits[start : start + size]
         many = flat.repeat(len(chunk), 1)
-        given = _until_experts(
-            instrument, site, many.view(1, *many.shape) if states.dim() == 3 else many, chunk
-        )
+        given = _until_experts(instrument, site, _as_given(states, many), chunk, alone=alone)
         ids, weights = given.mixture()
         if len(ids) != len(many):
             raise CannotEstimate("its experts are given other tokens than the block")
         yield start, ids.view(len(chunk), len(tokens), -1), weights.view(len(chunk), len(tokens), -1)
 
 
-def _until_experts(instrument: Instrument, site: RouterSite, states: Tensor, edits: list[Edit]) -> ExpertCall:
+def _as_given(states: Tensor, flat: Tensor) -> Tensor:
+    return flat.view(1, *flat.shape) if states.dim() == 3 else flat
+
+
+def _routes_alone(
+    instrument: Instrument, site: RouterSite, states: Tensor, some: Tensor, edit: Edit
+) -> bool:
+    """Whether a block's router and experts alone give what the whole block gives."""
+    given = _as_given(states, some)
+    whole = _until_experts(instrument, site, given, [edit], alone=False)
+    try:
+        alone = _until_experts(instrument, site, given, [edit], alone=True)
+    except (CannotEstimate, LookupError, AttributeError):
+        return False
+    pairs = zip((whole[whole.states], *whole.mixture()), (alone[alone.states], *alone.mixture()), strict=True)
+    return all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
+
+
+def _beside(site: RouterSite) -> list[nn.Module]:
+    """A block's children that neither route nor are its experts."""
+    return [
+        child
+        for child in site.block.children()
+        if child is not site.experts and all(module is not site.module for module in child.modules())
+    ]
+
+
+def _until_experts(
+    instrument: Instrument, site: RouterSite, states: Tensor, edits: list[Edit], *, alone: bool
+) -> ExpertCall:
     strengths = torch.zeros(len(edits), site.facts.experts)
     for row, (_, expert, strength) in enumerate(edits):
         strengths[row, expert] = strength
@@ -230,16 +271,19 @@ def _until_experts(instrument: Instrument, site: RouterSite, states: Tensor, edi
         caught.append(read_call(site, args, kwargs))
         raise _Given
 
-    restore = replace_method(site.experts, "forward", stop)  # type: ignore[arg-type]
+    def idle(original: Callable[..., Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        return hidden
+
     try:
-        with torch.no_grad(), instrument.edits.given({site.facts.layer: edit}):
+        with ExitStack() as stack, torch.no_grad(), instrument.edits.given({site.facts.layer: edit}):
+            stack.callback(replace_method(site.experts, "forward", stop))  # type: ignore[arg-type]
+            for module in _beside(site) if alone else ():
+                stack.callback(replace_method(module, "forward", idle))
             site.block(states)
     except _Given:
         return caught[0]
     except (RuntimeError, TypeError, ValueError) as error:
         raise CannotEstimate(f"its blocks cannot be run alone ({error})") from None
-    finally:
-        restore()
     raise CannotEstimate("its blocks do not call their experts")
 
 
