@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
+from scipy import stats
 
 from steersman import ArtifactError, CausalScreen, PlanError
 from steersman.certainty import CANNOT_TELL, NOT_SHOWN, SHOWN
@@ -100,6 +102,8 @@ def test_what_passes_and_what_is_selected() -> None:
     assert screen.deactivate.mean[1, 2] == -0.4
     with pytest.raises(PlanError, match="chose no expert reversed: the best of 1 more"):
         screen.select(reverse=True)
+    with pytest.raises(PlanError, match=r"\(--least-t\), or take single experts: up to 1 pass .* --top\)"):
+        screen.select(reverse=True)
     with pytest.raises(PlanError, match="activate asks for 1 expert, but 0 pass"):
         screen.select(activate=1, reverse=True)
 
@@ -134,6 +138,37 @@ def test_what_may_be_said_of_experts(scale: float, error: float, verdict: str | 
         assert set(changed.verdicts[measured]) == {verdict}
         said = "experts none is shown" if verdict == NOT_SHOWN else "nobody can tell"
         assert f"of {measured.sum()} {said}" in changed.reason
+
+
+def test_what_is_detectable_is_found_with_that_chance() -> None:
+    """One effect of that size among 600 that are none, in many screens of 30 items."""
+    found, generator = 0, np.random.default_rng(0)
+    for _ in range(200):
+        values = generator.normal(0, 1, (2, 1, 300, 30))
+        none = screen_from(values)
+        values[1, 0, 7] += none.detectable
+        screen = screen_from(values)
+        found += bool(screen.passing[1, 0, 7])
+        assert 0.1 < none.detectable < 2
+    assert 0.74 < found / 200 < 0.93
+    sure = screen_from(values / 1000)
+    assert sure.detectable == sure.gate.effect
+    assert (sure.verdict, none.verdict) == (NOT_SHOWN, CANNOT_TELL)
+    assert (
+        f"Verdict: cannot tell; 30 items in 30 groups show an effect from {none.detectable:.2f} nats on"
+        in (none.reason)
+    )
+
+
+def screen_from(values: np.ndarray) -> CausalScreen:
+    """A screen of one layer in which effects have these changes of d: [signs, 1, experts, items]."""
+    count = values.shape[-1]
+    error = values.std(axis=-1, ddof=1) / math.sqrt(count)
+    mean = values.mean(axis=-1)
+    p = 2 * stats.t.sf(np.abs(mean / error), count - 1)
+    effects = Effects(mean, error, p, np.ones(mean.shape, bool))
+    old = screen_of()
+    return replace(old, effects=effects, subsets=None, clusters=count, items=count, sets={})
 
 
 def tampered(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:

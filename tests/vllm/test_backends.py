@@ -182,7 +182,7 @@ SETS: dict[str, Any] = {
     "scope": "answer",
     "limit": 40,
     "max_new_tokens": 4,
-    "whole_answers": True,
+    "by": "answer",
 }
 EFFECTS = {"at_most": 0, "signs": "activate", "limit": 20}
 

@@ -34,7 +34,7 @@ from steersman.showing import count_of, on_one_line
 if TYPE_CHECKING:
     from steersman import CausalScreen, Steering
     from steersman.edits import Scope
-    from steersman.evaluation.screening.options import Method, Signs
+    from steersman.evaluation.screening.options import By, Choose, Method, Signs
     from steersman.evaluation.screening.screen import Runs
 
 SHOWN = 12
@@ -76,7 +76,20 @@ SHOWN = 12
     show_default=True,
     help="What is done to an expert, and what sets are made of.",
 )
-@click.option("--whole-answers", is_flag=True, help="d of whole answers, not of the token where they part.")
+@click.option(
+    "--by",
+    type=click.Choice(["d", "answer"]),
+    default="d",
+    show_default=True,
+    help="What experts and sets go by: d where the answers part, or d of the whole answers.",
+)
+@click.option(
+    "--choose",
+    type=click.Choice(["greedy", "rounds"]),
+    default="greedy",
+    show_default=True,
+    help="Sets pick by pick, or in rounds of estimates, for many experts.",
+)
 @click.option(
     "--subsets",
     type=click.IntRange(min=0),
@@ -139,7 +152,8 @@ def screen(
     harm: tuple[str, ...],
     method: Method,
     signs: Signs,
-    whole_answers: bool,
+    by: By,
+    choose: Choose,
     subsets: int,
     at_most: int,
     no_sets: bool,
@@ -198,7 +212,8 @@ def screen(
             contrast=counted,
             method=method,
             signs=signs,
-            whole_answers=whole_answers,
+            by=by,
+            choose=choose,
             subsets=subsets,
             at_most=0 if no_sets else at_most,
             exact_runs=exact_runs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from steersman.certainty import CANNOT_TELL, NOT_SHOWN, SHOWN
+from steersman.certainty import CANNOT_TELL, NOT_SHOWN, SHOWN, Verdict
 from steersman.chat_record import ChatRecord, in_provenance
 from steersman.edits import ExpertEdit, Scope, finite_number
 from steersman.errors import PlanError
@@ -35,6 +36,10 @@ from steersman.ties import MEASURED, ranks
 
 if TYPE_CHECKING:
     import pandas
+
+
+POWER = 0.8
+"""The chance with which an effect that is called detectable is found."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,13 +124,38 @@ class CausalScreen(Shown):
             )
         largest = float(np.abs(self.effects.mean[measured]).max()) if measured.any() else 0.0
         significant = int((self.effects.q_values[measured] < self.gate.q).sum())
-        verdicts = self.verdicts
-        none, untold = ((verdicts == verdict).sum() for verdict in (NOT_SHOWN, CANNOT_TELL))
+        none, untold = ((self.verdicts == verdict).sum() for verdict in (NOT_SHOWN, CANNOT_TELL))
+        read = f"{count_of(self.items, 'item')} in {count_of(self.clusters, 'group')}"
         return (
             f"no effect of {tested} experts passes the gate ({words}): the largest is {largest:.3f} nats, "
             f"{significant} are significant but too small; of {none} experts none is shown (intervals inside "
-            f"±{self.gate.effect:g} nats), of {untold} nobody can tell"
+            f"±{self.gate.effect:g} nats), of {untold} nobody can tell. Verdict: {self.verdict}; {read} show "
+            f"an effect from {self.detectable:.2f} nats on, with a chance of {POWER:.0%}"
         )
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said of the model: "shown" where an expert passes, "not shown" where none of any expert
+        is shown, else "cannot tell".
+        """
+        if self.found:
+            return SHOWN
+        told = self.verdicts[self.effects.measured.any(axis=0)]
+        return NOT_SHOWN if len(told) and (told == NOT_SHOWN).all() else CANNOT_TELL
+
+    @property
+    def detectable(self) -> float:
+        """The smallest effect in nats that these items show with a chance of `POWER`, if it is the only one:
+        (t_{1 − α/2} + t_{POWER}) standard errors, the median's over all that was measured, with α = q / tests
+        (Benjamini-Hochberg's bound for the smallest p); the gate's size at least.
+        """
+        measured = self.effects.measured
+        if not measured.any() or self.clusters < 2:
+            return math.inf
+        freedom = self.clusters - 1
+        alpha = self.gate.q / int(measured.sum())
+        reach = float(stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(POWER, freedom))
+        return max(self.gate.effect, reach * float(np.median(self.effects.standard_error[measured])))
 
     @cached_property
     def verdicts(self) -> npt.NDArray[np.object_]:
@@ -155,11 +185,15 @@ class CausalScreen(Shown):
         sets = {direction: chosen.to_json() for direction, chosen in self.sets.items()}
         return sha256_of([self.weights_id, parts, sets, [dict(source) for source in self.made_from]])
 
-    def ranking(self, *, reverse: bool = False) -> list[tuple[int, int, float]]:
+    def ranking(self, *, reverse: bool = False, significant: bool = False) -> list[tuple[int, int, float]]:
         """(layer, expert, score) of the effects that pass the gate and go the way asked for, largest first; a
-        negative score is for deactivation.
+        negative score is for deactivation. With `significant` also those that are sure, but too small.
         """
-        return self._ranked(self.passing, reverse)
+        among = self.passing
+        if significant:
+            with np.errstate(invalid="ignore"):
+                among = among | (self.effects.measured & (self.effects.q_values < self.gate.q))
+        return self._ranked(among, reverse)
 
     def _ranked(self, among: Bools, reverse: bool) -> list[tuple[int, int, float]]:
         """Of the effects `among` those that go the way asked for, each expert's larger one."""
@@ -251,7 +285,11 @@ class CausalScreen(Shown):
                 "no sets were chosen in this screen: say how many experts (top, activate, deactivate)"
             )
         if not chosen.picks:
-            raise PlanError(f"the screen chose no expert {direction}: {chosen.reason}")
+            single = len(self.ranking(reverse=reverse))
+            way_out = "; screen again with a lower least_t (--least-t)"
+            if single:
+                way_out += f", or take single experts: up to {single} pass the gate (top, --top)"
+            raise PlanError(f"the screen chose no expert {direction}: {chosen.reason}{way_out}")
         return Choice(chosen.strengths, ())
 
     def _choose(self, asked: Mapping[str, int], strength: float, reverse: bool) -> Choice:

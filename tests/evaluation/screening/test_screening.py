@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from every_dense import tiny as dense
 from steersman import (
@@ -30,6 +32,8 @@ from steersman import (
 from steersman.cli.screening import screen_for_json
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.screening import exact
+from steersman.evaluation.screening import screen as module
+from steersman.evaluation.screening.expert_calls import CannotEstimate
 from steersman.evaluation.screening.items import halves, open_items, some_of
 from steersman.evaluation.statistics import clustered_mean
 from steersman.evaluation.tasks import BEHAVIOURS, Task, load_task
@@ -58,7 +62,7 @@ def test_effects_are_the_mean_changes_of_d(subject: Subject, screen: CausalScree
     first, second = halves(some_of(load_task(TASK), 40, 0), 0)
     assert not {*first.groups} & {*second.groups}
     assert (screen.items, screen.clusters, screen.choosing_items) == (len(first), 20, len(second))
-    assert screen.exact.sum() == 4
+    assert screen.exact.sum(axis=(1, 2)).tolist() == [2, 2]  # as many of either sign
     sign, row, expert = (int(of[0]) for of in np.nonzero(screen.exact))
     experts = {screen.layers[row]: [expert]}
     plan = Steering.from_experts(subject.model, **{("activate" if sign else "deactivate"): experts})  # type: ignore[arg-type]
@@ -174,6 +178,59 @@ def test_a_stopped_screen_goes_on_to_the_same(
         go_on(seed=1)
 
 
+def test_sets_in_rounds_go_by_what_experts_were_screened_by(subject: Subject) -> None:
+    """Several experts join, and d of whole answers moves."""
+    options = {**QUICK, "method": "estimate", "by": "answer", "choose": "rounds", "at_most": 4}
+    found = screen_experts(subject.model, subject.tokenizer, TASK, **options)
+    (items,) = found.made_from
+    assert (items["by"], items["role"]) == ("answer", "items")
+    picks = [(pick.layer, pick.expert) for pick in found.sets["toward"].picks]
+    assert len(picks) > 1
+    assert found.sets["toward"].shift > 0.5 > -0.5 > found.sets["reversed"].shift
+    assert [entry[:2] for entry in found.order()[: len(picks)]] == picks
+    assert len(found.order()) > len(found.ranking(significant=True)) >= len(found.ranking())
+
+
+def test_an_architecture_without_estimates_has_no_sets_in_rounds(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> None:
+        raise CannotEstimate("its experts cannot be called")
+
+    monkeypatch.setattr("steersman.evaluation.screening.greedy.estimates_beside", cannot)
+    options = {**QUICK, "choose": "rounds", "method": "estimate", "signs": "activate"}
+    with pytest.raises(ModelError, match=r"cannot be chosen in rounds .* use choose greedy"):
+        screen_experts(subject.model, subject.tokenizer, TASK, **options)
+
+
+def test_the_bar_says_how_much_there_is(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[str, float, float | None]] = []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "file": io.StringIO(), "delay": 0})
+
+        def reset(self, total: float | None = None) -> None:
+            steps.append((self.desc, self.n, self.total))
+            super().reset(total)
+
+        def close(self) -> None:
+            if not self.disable:
+                steps.append((self.desc, self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(module, "tqdm", Bar)
+    options = {**QUICK, "signs": "activate", "exact_runs": 2, "harm_limit": 4, "progress": True}
+    screen_experts(subject.model, subject.tokenizer, TASK, harm=["lab:ordinary/dev"], **options)
+    _, estimating, screening, toward, back, harm = steps
+    assert all(done == total for _, done, total in (estimating, screening, toward, back, harm))
+    assert (toward, back, harm) == (
+        ("choosing toward: ", 1, 1),
+        ("choosing reversed: ", 1, 1),
+        ("harm", 3, 3),
+    )
+
+
 def test_subsets_are_screened_beside(subject: Subject) -> None:
     found = screen_experts(
         subject.model,
@@ -207,6 +264,7 @@ def test_a_gate_that_nothing_passes_is_said(subject: Subject) -> None:
     )
     assert not found.found
     assert "no effect of 128 experts passes the gate" in found.reason
+    assert "Verdict: not shown; 20 items in 20 groups show an effect from 50.00 nats on" in found.reason
     assert found.sets["toward"].picks == ()
     with pytest.raises(PlanError, match="found nothing to steer: no effect"):
         found.select()
@@ -218,6 +276,8 @@ def test_a_gate_that_nothing_passes_is_said(subject: Subject) -> None:
     [
         ({"method": "guess"}, "method='guess' is unknown: use exact, estimate, auto"),
         ({"signs": "none"}, "signs='none' is unknown"),
+        ({"by": "logit"}, "by='logit' is unknown: use d, answer"),
+        ({"choose": "all"}, "choose='all' is unknown: use greedy, rounds"),
         ({"at_most": -1}, "at_most is -1: give a whole number, 0 or more"),
         ({"limit": 5}, "limit is 5: give a whole number, 20 or more"),
         ({"seed": -1}, "seed is -1: give a whole number, 0 or more"),
@@ -302,11 +362,11 @@ def test_files_of_items_and_of_pairs(tmp_path: Path) -> None:
     assert open_items(pairs)[0].positive == "positive"
 
 
-@pytest.mark.parametrize("whole_answers", [False, True])
-def test_items_whose_answers_are_the_same_tokens_are_left_out(subject: Subject, whole_answers: bool) -> None:
+@pytest.mark.parametrize("by", ["d", "answer"])
+def test_items_whose_answers_are_the_same_tokens_are_left_out(subject: Subject, by: str) -> None:
     items = list(load_task(TASK, limit=90))
     same = [replace(item, positive="the  river", negative="the river") for item in items[:7]]
-    options = {**QUICK, "whole_answers": whole_answers, "signs": "activate"}
+    options = {**QUICK, "by": by, "signs": "activate"}
     task = Task("spaced", [*same, *items[7:30]], BEHAVIOURS["faithfulness"])
     with (
         pytest.warns(UserWarning, match=r"spaced: 7 items left out: both answers .* and 2 more\)"),

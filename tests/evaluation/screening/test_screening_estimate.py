@@ -52,6 +52,42 @@ def test_small_experts_change_what_is_estimated(name: str, size: float) -> None:
         assert np.abs(found[layer] - exact[layer]).max() < 0.1 * largest
 
 
+def test_estimates_beside_a_plan_are_those_of_experts_that_join_it() -> None:
+    """Small experts, so that estimates are exact; an expert of the plan's layers and of others joins."""
+    model = tiny("qwen3_moe", seed=3)
+    with torch.no_grad():
+        for block, _ in routers(model).values():
+            for tensor in block.experts.parameters():
+                tensor.mul_(0.2)
+    plan: tuple[Edit, ...] = ((0, 1, 1.0), (1, 2, -1.0))
+    edits: dict[int, list[Edit]] = {layer: [(layer, 0, -1.0), (layer, 3, 1.0)] for layer in (0, 1, 2)}
+    with instrument(model, build_tokenizer(), sites_of(model)) as tool:
+        (batch,) = tool.batches(readings(vocabulary(model))["whole"])
+        values, found = estimates(tool, batch, edits, plan)
+        base, plain = tool.base(batch, plan), tool.base(batch)
+        np.testing.assert_allclose(values, base.values, atol=1e-4)
+        assert np.abs(base.values - plain.values).max() > 3e-4
+        for layer in edits:
+            exact = tool.singles(batch, base, edits[layer]) - base.values
+            assert np.abs(found[layer] - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_shared_experts_are_not_run_for_every_edit() -> None:
+    """And where a block does without them, its router says the same."""
+    model = shared("deepseek_v3")
+    block = next(site.block for site in sites_of(model))
+    runs: list[int] = []
+    handle = block.shared_experts.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        with instrument(model, build_tokenizer(), sites_of(model)) as tool:
+            (batch,) = tool.batches(readings(vocabulary(model))["fork"])
+            (layer,) = [n for n, site in tool.sites.items() if site.block is block]
+            estimates(tool, batch, {layer: [(layer, expert, 1.0) for expert in range(4)]})
+    finally:
+        handle.remove()
+    assert len(runs) <= 3  # forward, again for the gradient, and to compare
+
+
 @pytest.mark.parametrize(
     ("name", "reason"), [("llama4_text", "not given"), ("jetmoe", "module of their own")]
 )

@@ -65,6 +65,18 @@ class Additive:
         self.effects, self.both = effects, both
         self.noise = np.random.default_rng(0).normal(0, 0.05, (17, 40))
 
+    misleading: ClassVar[set[Edit]] = set()
+    """Edits whose estimates are three times what they do, and of the other sign."""
+
+    @staticmethod
+    def estimated(
+        tool: Additive, reading: object, plan: tuple[Edit, ...], more: Sequence[Edit], *_: object
+    ) -> Floats:
+        now = tool.values(plan)
+        factor = dict.fromkeys(tool.misleading, -3.0)
+        changes = [factor.get(edit, 1.0) * (tool.values((*plan, edit)) - now) for edit in more]
+        return np.array([now, *(now + change for change in changes)])
+
     def values(self, plan: Sequence[Edit]) -> Floats:
         total = sum(self.effects.get(edit, 0.0) for edit in plan)
         if self.both is not None and set(self.both) <= set(plan):
@@ -82,6 +94,7 @@ def chooser(monkeypatch: pytest.MonkeyPatch) -> functools.partial[Chooser]:
         return np.array([tool.values(plan), *(tool.values((*plan, edit)) for edit in more)])
 
     monkeypatch.setattr(greedy, "values_beside", beside)
+    monkeypatch.setattr(greedy, "estimates_beside", Additive.estimated)
     aim = Aim(Reading("t", (), tuple(map(str, range(40)))))
     monkeypatch.setattr(
         Additive,
@@ -122,6 +135,45 @@ def test_no_more_than_asked_for_and_none_that_breaks_a_limit(chooser: functools.
     found = chooser(instrument=Additive(many)).choose(list(many), at_most=8)
     assert [pick.expert for pick in found.picks] == [0, 1]  # the router chooses 2
     assert found.reason == "no candidate is left"
+
+
+def test_in_rounds_as_many_join_as_there_are_already(chooser: functools.partial[Chooser]) -> None:
+    """1, 1, 2 and 4 of them, each round the best that are left."""
+    layers = {n: Router(n, 8, 8, "softmax-topk") for n in range(2)}
+    tool = Additive({(n // 8, n % 8, 1.0): 1.0 - n / 20 for n in range(9)} | {(1, 1, -1.0): 0.001})
+    tool.sites = {n: type("Site", (), {"facts": r}) for n, r in layers.items()}
+    rounds: list[int] = []
+    choice = chooser(instrument=tool, advance=rounds.append)
+    found = choice.choose_in_rounds([*tool.effects][::-1], at_most=12)
+    assert [(pick.layer, pick.expert) for pick in found.picks] == [(n // 8, n % 8) for n in range(9)]
+    assert rounds == [1, 1, 2, 4, 1]
+    assert found.candidates == 10
+    assert found.reason == "no candidate is left"  # an expert is in or out, not both
+    few = chooser(instrument=tool).choose_in_rounds([*tool.effects], at_most=3)
+    assert (len(few.picks), few.reason) == (3, "as many as asked for: 3 experts")
+
+
+def test_what_estimates_promise_and_measuring_does_not_find_stays_out(
+    chooser: functools.partial[Chooser],
+) -> None:
+    bad, good = (0, 1, 1.0), (1, 2, 1.0)
+    tool = Additive({bad: -0.5, good: 0.4})
+    tool.misleading = {bad}
+    found = chooser(instrument=tool).choose_in_rounds([bad, good], at_most=4)
+    assert not found.picks  # it seemed the best, and took away
+    assert found.reason == "nothing more adds anything that is sure"
+    tool.effects[bad] = 0.001
+    tool.misleading = set()
+    found = chooser(instrument=tool).choose_in_rounds([bad, good], at_most=4)
+    assert [(pick.layer, pick.expert, pick.strength) for pick in found.picks] == [good]
+    assert found.reason.startswith("the best of 1 more adds 0.0")
+    assert found.reason.endswith("(a pick needs 0.01 and 3: --least-t)")
+
+
+def test_a_set_that_steers_the_other_way_wants_less() -> None:
+    aim = Aim(Reading("t", (), tuple("abc")), sign=-1.0)
+    values, now = np.array([[0.0, 1.0, 2.0]]), np.array([1.0, 2.0, 3.0])
+    assert gains([aim], [values], [now], [now]).mean == pytest.approx(1.0)
 
 
 def test_experts_that_stand_in_for_each_other_are_kept_together(chooser: functools.partial[Chooser]) -> None:

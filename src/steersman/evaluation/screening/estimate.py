@@ -10,7 +10,7 @@ The plain gradient · w f(x), without what enters instead, ranks experts much wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,37 +51,43 @@ class _Layer:
 
 
 def estimates(
-    instrument: Instrument, batch: Batch, edits: dict[int, list[Edit]]
+    instrument: Instrument, batch: Batch, edits: dict[int, list[Edit]], plan: Sequence[Edit] = ()
 ) -> tuple[Floats, dict[int, Floats]]:
-    """The batch's values, and by layer the estimated change of each by each edit alone, [edits, rows].
+    """The batch's values under a plan, and by layer the estimated change of each when an edit joins it alone,
+    [edits, rows].
 
     Raises:
         CannotEstimate: the experts cannot be called one by one, or give no gradient.
     """
-    layers, values = _with_gradients(instrument, batch)
+    layers, values = _with_gradients(instrument, batch, plan)
     found: dict[int, Floats] = {}
     for layer, of_layer in edits.items():
         site = instrument.sites[layer]
         gradient = layers[layer].leaf
         if gradient is None:
             raise CannotEstimate(f"the experts of layer {layer} did not run")
-        found[layer] = _changes(instrument, batch, site, layers[layer], gradient, of_layer)
+        own = [edit for edit in plan if edit[0] == layer]
+        joined = [[*own, edit] for edit in of_layer]
+        found[layer] = _changes(instrument, batch, site, layers[layer], gradient, joined)
     return values, found
 
 
-def _with_gradients(instrument: Instrument, batch: Batch) -> tuple[dict[int, _Layer], Floats]:
-    """One forward and backward; `leaf` is then the gradient at the experts' output."""
+def _with_gradients(
+    instrument: Instrument, batch: Batch, plan: Sequence[Edit]
+) -> tuple[dict[int, _Layer], Floats]:
+    """One forward and backward under a plan; `leaf` is then the gradient at the experts' output."""
     layers = {layer: _Layer() for layer in instrument.sites}
     rows = torch.arange(batch.rows, device=instrument.device)
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(_frozen(instrument.model))
+        stack.enter_context(instrument.steered(batch, plan))
         for layer, site in instrument.sites.items():
             if site.experts is None or site.experts is site.block:
                 raise CannotEstimate(f"the experts of layer {layer} are not in a module of their own")
             stack.callback(replace_method(site.block, "forward", _noting_block(layers[layer])))
             stack.callback(replace_method(site.experts, "forward", _with_leaf(layers[layer], site)))
-        for layer in instrument.anatomy.layers:
-            stack.callback(replace_method(layer, "forward", _run_again))
+        for module in instrument.anatomy.layers:
+            stack.callback(replace_method(module, "forward", _run_again))
         try:
             logits = instrument.anatomy.forward(batch.ids, batch.mask, positions_of(batch.mask), batch.keep)
             values = batch.values(logits, rows.to(logits.device))
@@ -126,9 +132,14 @@ def _with_leaf(found: _Layer, site: RouterSite) -> Callable[..., Any]:
 
 
 def _changes(
-    instrument: Instrument, batch: Batch, site: RouterSite, seen: _Layer, gradient: Tensor, edits: list[Edit]
+    instrument: Instrument,
+    batch: Batch,
+    site: RouterSite,
+    seen: _Layer,
+    gradient: Tensor,
+    edits: list[list[Edit]],
 ) -> Floats:
-    """Σ over a row's tokens of ∇y · Δy, float64 [edits, rows]."""
+    """Σ over a row's tokens of ∇y · Δy, float64 [edits, rows]; each of `edits` is all that the layer has."""
     call, block = seen.call, seen.block
     if call is None or block is None or seen.output is None:
         raise CannotEstimate("its experts did not run")
@@ -202,7 +213,7 @@ def _mixtures(
     site: RouterSite,
     block: tuple[tuple[Any, ...], dict[str, Any]],
     tokens: Tensor,
-    edits: list[Edit],
+    edits: list[list[Edit]],
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(number of the first edit, ids, weights [edits, tokens, k]): what the experts would be given.
 
@@ -234,13 +245,13 @@ def _as_given(states: Tensor, flat: Tensor) -> Tensor:
 
 
 def _routes_alone(
-    instrument: Instrument, site: RouterSite, states: Tensor, some: Tensor, edit: Edit
+    instrument: Instrument, site: RouterSite, states: Tensor, some: Tensor, edits: list[Edit]
 ) -> bool:
     """Whether a block's router and experts alone give what the whole block gives."""
     given = _as_given(states, some)
-    whole = _until_experts(instrument, site, given, [edit], alone=False)
+    whole = _until_experts(instrument, site, given, [edits], alone=False)
     try:
-        alone = _until_experts(instrument, site, given, [edit], alone=True)
+        alone = _until_experts(instrument, site, given, [edits], alone=True)
     except (CannotEstimate, LookupError, AttributeError):
         return False
     pairs = zip((whole[whole.states], *whole.mixture()), (alone[alone.states], *alone.mixture()), strict=True)
@@ -257,11 +268,12 @@ def _beside(site: RouterSite) -> list[nn.Module]:
 
 
 def _until_experts(
-    instrument: Instrument, site: RouterSite, states: Tensor, edits: list[Edit], *, alone: bool
+    instrument: Instrument, site: RouterSite, states: Tensor, edits: list[list[Edit]], *, alone: bool
 ) -> ExpertCall:
     strengths = torch.zeros(len(edits), site.facts.experts)
-    for row, (_, expert, strength) in enumerate(edits):
-        strengths[row, expert] = strength
+    for row, of_row in enumerate(edits):
+        for _, expert, strength in of_row:
+            strengths[row, expert] = strength
     tokens = states.shape[-2] // len(edits)
     index = torch.arange(len(edits)).repeat_interleave(tokens).to(states.device)
     edit = token_edit(strengths.to(states.device), site.facts, index)

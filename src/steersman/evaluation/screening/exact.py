@@ -94,6 +94,14 @@ class Instrument:
             )
         return found
 
+    @contextmanager
+    def steered(self, batch: Batch, plan: Sequence[Edit]) -> Iterator[None]:
+        """While open, whole forwards of a batch run under a plan."""
+        tables = self._table(plan)
+        edits = {layer: table.edit(batch.in_scope, self.sites[layer]) for layer, table in tables.items()}
+        with self.edits.given(edits):
+            yield
+
     @torch.no_grad()
     def base(self, batch: Batch, plan: tuple[Edit, ...] = ()) -> Base:
         """Run a batch whole, and take notes."""

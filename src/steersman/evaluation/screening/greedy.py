@@ -1,9 +1,9 @@
 """Sets of experts by greedy forward choice: the best next one, measured beside those chosen before, until
 none is worth it.
 
-What it is worth weighs both sides of the bargain, in nats: how much more probable the answers of the side
-that is steered toward become, and how much less probable what is to be kept: right answers to ordinary
-prompts, and what the unsteered model answers where another behaviour has two sides.
+What it is worth weighs both sides of the bargain, in nats: how far d moves the way that is steered, and how
+much less probable becomes what is to be kept: right answers to ordinary prompts, and what the unsteered model
+answers where another behaviour has two sides.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_expit
 
+from steersman.evaluation.screening.estimate import estimates
 from steersman.evaluation.screening.exact import Base, Edit, Floats, Instrument
 from steersman.evaluation.screening.texts import Batch, Reading, by_item
 from steersman.evaluation.statistics import clustered_mean
@@ -34,16 +35,19 @@ TOGETHER = 6
 
 @dataclass(frozen=True)
 class Aim:
-    """One reading that a set is chosen by; `kept` where the unsteered answer between two shall stay."""
+    """One reading that a set is chosen by; `kept` where the unsteered answer between two shall stay, `sign`
+    −1 where less is better.
+    """
 
     reading: Reading
     kept: bool = False
+    sign: float = 1.0
 
     def worth(self, values: Floats, unsteered: Floats) -> Floats:
-        """What values [..., items] are worth, in nats: themselves (log probabilities of right answers), or
-        −KL of the choice between two answers from what it is unsteered.
+        """What values [..., items] are worth, in nats: themselves (d, or log probabilities of right answers),
+        or −KL of the choice between two answers from what it is unsteered.
         """
-        return -divergence(unsteered, values) if self.kept else values
+        return -divergence(unsteered, values) if self.kept else self.sign * values
 
 
 def divergence(before: Floats, after: Floats) -> Floats:
@@ -87,6 +91,7 @@ class Chooser:
         aims: What a set is chosen by.
         name: Of the choice, for what is kept.
         least_t: What t a pick must reach.
+        advance: Told how many picks more there are.
     """
 
     def __init__(
@@ -96,7 +101,9 @@ class Chooser:
         aims: Sequence[Aim],
         name: str,
         least_t: float = LEAST_T,
+        advance: Callable[[int], object] = lambda _: None,
     ) -> None:
+        self._advance = advance
         self._least_t = least_t
         self._instrument = instrument
         self._remember = remember
@@ -114,15 +121,78 @@ class Chooser:
                 return ChosenSet(tuple(picks), "no candidate is left", len(candidates))
             gain, best = self._best(f"pick {len(picks)}", tuple(chosen), left)
             if best is None:
-                most = int(np.argmax(gain.mean))
-                reason = (
-                    f"the best of {len(left)} more adds {gain.mean[most]:.3f} nats, t = {gain.t[most]:.1f} "
-                    f"(a pick needs {LEAST_GAIN} and {self._least_t:g})"
-                )
-                return ChosenSet(tuple(picks), reason, len(candidates))
-            picks.append(Pick(*left[best], float(gain.mean[best]), float(gain.error[best])))
+                return ChosenSet(tuple(picks), self._falls_short(gain), len(candidates))
+            picks.append(Pick(*left[best], *_figures(gain, best)))
+            self._advance(1)
         return ChosenSet(
             tuple(picks), f"as many as asked for: {count_of(at_most, 'expert')}", len(candidates)
+        )
+
+    def choose_in_rounds(self, candidates: Sequence[Edit], *, at_most: int) -> ChosenSet:
+        """Choice of many: what each candidate adds is estimated for all at once, as many join as there are
+        already, and the next round estimates beside them. What a round added is then measured; where that is
+        not worth it, half as many join, and in the end none.
+
+        Raises:
+            CannotEstimate: as of `estimates`.
+        """
+        picks: list[Pick] = []
+        step = 1
+        while len(picks) < at_most:
+            plan = tuple(_edit(pick) for pick in picks)
+            left = [edit for edit in candidates if self._may_join(edit, plan)]
+            if not left:
+                return ChosenSet(tuple(picks), "no candidate is left", len(candidates))
+            name = f"round at {len(picks)}"
+            gain = self._gain(*self._estimated(name, plan, left))
+            enough = [n for n in range(len(left)) if gain.t[n] >= self._least_t and gain.mean[n] > 0]
+            order = sorted(enough, key=ranks(gain.mean, absolute=GAIN_TIE).__getitem__)
+            step = min(step, at_most - len(picks))
+            joined = self._joined(name, picks, [Pick(*left[n], *_figures(gain, n)) for n in order], step)
+            if not joined:
+                reason = "nothing more adds anything that is sure" if order else self._falls_short(gain)
+                return ChosenSet(tuple(picks), reason, len(candidates))
+            picks += joined
+            self._advance(len(joined))
+            step = len(picks)
+        return ChosenSet(
+            tuple(picks), f"as many as asked for: {count_of(at_most, 'expert')}", len(candidates)
+        )
+
+    def _joined(self, name: str, picks: list[Pick], more: list[Pick], step: int) -> list[Pick]:
+        """The first of them, so many that what they add together is sure when it is measured."""
+        before = [values[0] for values in self._values(f"{name}, before", tuple(map(_edit, picks)), ())]
+        while step:
+            joined: list[Pick] = []
+            for pick in more:
+                if len(joined) < step and self._may_join(_edit(pick), [*map(_edit, (*picks, *joined))]):
+                    joined.append(pick)
+            if not joined:
+                return []
+            plan = tuple(map(_edit, (*picks, *joined)))
+            gain = self._gain(self._values(f"{name}, with {len(joined)} more", plan, ()), before)
+            if gain.mean[0] >= LEAST_GAIN and gain.t[0] >= self._least_t:
+                return joined
+            step = len(joined) // 2
+        return []
+
+    def _estimated(
+        self, step: str, plan: tuple[Edit, ...], more: Sequence[Edit]
+    ) -> tuple[list[Floats], list[Floats]]:
+        """Of each aim: values [edits, items] when each edit joins a plan, to first order, and those now."""
+        values, now = [], []
+        for number, aim in enumerate(self._aims):
+            name = f"{self._name}, {step}, estimate of aim {number}"
+            found = estimates_beside(self._instrument, aim.reading, plan, more, name, self._remember)
+            values.append(found[1:])
+            now.append(found[0])
+        return values, now
+
+    def _falls_short(self, gain: Gain) -> str:
+        most = int(np.argmax(gain.mean))
+        return (
+            f"the best of {len(gain.mean)} more adds {gain.mean[most]:.3f} nats, t = {gain.t[most]:.1f} "
+            f"(a pick needs {LEAST_GAIN} and {self._least_t:g}: --least-t)"
         )
 
     def _best(self, step: str, plan: tuple[Edit, ...], left: Sequence[Edit]) -> tuple[Gain, int | None]:
@@ -199,6 +269,10 @@ def _edit(pick: Pick) -> Edit:
     return pick.layer, pick.expert, pick.strength
 
 
+def _figures(gain: Gain, number: int) -> tuple[float, float]:
+    return float(gain.mean[number]), float(gain.error[number])
+
+
 def values_beside(
     instrument: Instrument,
     reading: Reading,
@@ -222,6 +296,32 @@ def values_beside(
             found[np.array(places)[:, None] + 1, batch.texts[None]] = remember(
                 f"{name}, batch {number}, layer {layer}", work
             )
+    return by_item(reading, found)
+
+
+def estimates_beside(
+    instrument: Instrument,
+    reading: Reading,
+    plan: tuple[Edit, ...],
+    more: Sequence[Edit],
+    name: str,
+    remember: Remember,
+) -> Floats:
+    """A reading's values under a plan, and to first order when each edit joins it alone: float64 [1 + edits,
+    items].
+    """
+    layers = {edit[0]: [other for other in more if other[0] == edit[0]] for edit in more}
+    place = {edit: 1 + number for number, edit in enumerate(more)}
+    order = [0, *(place[edit] for of_layer in layers.values() for edit in of_layer)]
+    found = np.zeros((1 + len(more), len(reading.texts)))
+
+    def work(batch: Batch) -> Floats:
+        values, changes = estimates(instrument, batch, layers, plan)
+        return np.concatenate([values[None], *(values + change for change in changes.values())])
+
+    for number, batch in enumerate(instrument.batches(reading)):
+        values = remember(f"{name}, batch {number}", functools.partial(work, batch))
+        found[np.array(order)[:, None], batch.texts[None]] = values
     return by_item(reading, found)
 
 

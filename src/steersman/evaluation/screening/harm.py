@@ -37,6 +37,7 @@ def harm_of(
         for direction in DIRECTIONS
         if screen.found and direction in screen.sets and screen.sets[direction].picks
     }
+    bar.total = len(tasks) * (1 + len(plans)) if plans else 0
     found: list[dict[str, Any]] = []
     for number, task in enumerate(tasks if plans else ()):
 

@@ -13,6 +13,8 @@ from steersman.experts.causal_effects import SIGNS, Gate, Sign
 from steersman.experts.estimate import LEAST_CLUSTERS
 
 Method = Literal["exact", "estimate", "auto"]
+By = Literal["d", "answer"]
+Choose = Literal["greedy", "rounds"]
 Signs = Literal["deactivate", "activate", "both"]
 
 
@@ -22,9 +24,10 @@ class Options:
 
     method: Method = "auto"
     signs: Signs = "both"
-    whole_answers: bool = False
+    by: By = "d"
     exact_runs: int = 48
     subsets: int = 0
+    choose: Choose = "greedy"
     at_most: int = 8
     gate: Gate = field(default_factory=Gate)
     least_t: float = LEAST_T
@@ -38,6 +41,8 @@ class Options:
     def __post_init__(self) -> None:
         for name, known in (
             ("method", ("exact", "estimate", "auto")),
+            ("by", ("d", "answer")),
+            ("choose", ("greedy", "rounds")),
             ("signs", ("deactivate", "activate", "both")),
             ("scope", tuple(SCOPES)),
         ):
@@ -61,6 +66,11 @@ class Options:
                 f"the gate is q {self.gate.q:g} and effect {self.gate.effect:g}: right is a q above 0, at "
                 "most 1, and an effect from 0 nats"
             )
+
+    @property
+    def whole(self) -> bool:
+        """Whether d is of whole answers."""
+        return self.by == "answer"
 
     @property
     def chosen_signs(self) -> tuple[Sign, ...]:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -17,11 +17,10 @@ from steersman.chat_record import CHATS
 from steersman.errors import ArchitectureMismatch, ModelError, PlanError, WeightsMismatch, check_kind
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.prompts import chats_of
-from steersman.evaluation.screening.effects import edits_of, effects_of, place_of
-from steersman.evaluation.screening.estimate import estimates
+from steersman.evaluation.screening.effects import STRENGTHS, edits_of, effects_of, place_of
 from steersman.evaluation.screening.exact import Edit, Floats, Instrument, instrument
 from steersman.evaluation.screening.expert_calls import CannotEstimate
-from steersman.evaluation.screening.greedy import Aim, Chooser, values_beside
+from steersman.evaluation.screening.greedy import Aim, Chooser, estimates_beside, values_beside
 from steersman.evaluation.screening.harm import harm_of
 from steersman.evaluation.screening.items import (
     Items,
@@ -37,7 +36,7 @@ from steersman.evaluation.screening.items import (
 from steersman.evaluation.screening.ledger import Ledger
 from steersman.evaluation.screening.options import Options
 from steersman.evaluation.screening.subsets import subset_effects
-from steersman.evaluation.screening.texts import Batch, Reading, answers, by_item, preferences, require_room
+from steersman.evaluation.screening.texts import Reading, answers, preferences, require_room
 from steersman.evaluation.statistics import clustered_mean
 from steersman.evaluation.tasks import Task
 from steersman.experts.causal import CausalScreen
@@ -91,9 +90,9 @@ def screen_experts(
     """Find the experts that cause a behaviour: the effect of each on d = log p(positive answer) −
     log p(negative answer) when it alone is kept out of every token's top-k, or put in, and sets of them.
 
-    Half of the items' groups screen; on the other half a set is chosen for each direction by greedy forward
-    choice, measured again after each pick, as long as a pick gains .01 nats with t of 3 or more. What it
-    gains: log p of the answer that is steered toward, and of what is to be kept (`keep`).
+    Half of the items' groups screen; on the other half a set is chosen for each direction, as long as a pick
+    gains .01 nats with t of 3 or more. What it gains: d, the same that experts are screened by, and what is
+    to be kept (`keep`) as it is.
 
     Args:
         model: A transformers Mixture-of-Experts model, or its name.
@@ -104,10 +103,14 @@ def screen_experts(
         harm: Tasks on which the sets are measured in the end, by what the model then answers.
         contrast: Of the same model, so that risk differences stand beside the effects.
         method: `exact` runs every expert; `estimate` makes do with one forward and backward; `auto` estimates
-            all and runs the best `exact_runs`.
+            all and runs the best `exact_runs`, half of them for each sign.
         signs: `deactivate`, `activate` or `both`: what experts are screened with, and sets are made of.
-        whole_answers: d of whole answers, instead of the first token where they differ.
+        by: What experts are screened by and sets are chosen by: `d` at the first token where the answers
+            differ, or of the whole `answer`.
         subsets: Random subsets an item, for experts that stand in for each other; 0: none.
+        choose: How sets are chosen: `greedy` tries each candidate beside those chosen before, one pick at a
+            time; `rounds` estimates what all experts add to those chosen before, twice as many a round, for
+            sets of up to a tenth of all experts.
         at_most: Experts a direction; 0: choose no sets.
         gate: What an effect must reach: q and size.
         least_t: What t a pick of a set must reach. Lower it where what is to be kept is fragile, so that a
@@ -165,7 +168,7 @@ def screen_experts(
     ledger = Ledger(checkpoint, run, resume=resume)
     with (
         runs.instrument(model, tokenizer, sites, scope=given.scope, batch_size=given.batch_size) as tool,
-        tqdm(desc="screening", unit=" measurements", disable=not progress, delay=1, leave=False) as bar,
+        tqdm(desc="screening", total=1, disable=not progress, delay=1, leave=False) as bar,
     ):
         screening = _Screening(tool, sites, given, ledger, bar)
         found = screening.run(task, kept)
@@ -178,7 +181,9 @@ def screen_experts(
         revision=revision,
         chat=chat,
         made_from=(
-            describe(task, "items") | ({} if runs.engine is None else {"engine": runs.engine}),
+            describe(task, "items")
+            | ({"by": given.by} if given.whole else {})
+            | ({} if runs.engine is None else {"engine": runs.engine}),
             *(describe(each, "keep") for each in kept),
             *(describe(each, "harm") for each in harmed),
             *(({"kind": "routing_contrast", "sha256": contrast.sha256},) if contrast is not None else ()),
@@ -217,19 +222,25 @@ class _Screening:
         self._ledger = ledger
         self._bar = bar
         self._notes: list[str] = []
+        self._counts = True
+        """Whether the bar counts measurements, or else picks."""
 
     def run(self, task: Task, kept: list[Task]) -> CausalScreen:
         options, tokenizer = self._options, self._tool.tokenizer
         first, second = parts(task, options)
-        reading = preferences(first, tokenizer, whole=options.whole_answers)
+        reading = preferences(first, tokenizer, whole=options.whole)
         # Before the work: what is wrong with any item is said at once.
-        aims = {direction: self._aims(second, kept, direction) for direction in DIRECTIONS}
-        chooser_reading = preferences(second, tokenizer, whole=options.whole_answers)
-        for one in (reading, chooser_reading, *(aim.reading for of in aims.values() for aim in of)):
+        chooser_reading = preferences(second, tokenizer, whole=options.whole)
+        aims = {direction: self._aims(chooser_reading, kept, direction) for direction in DIRECTIONS}
+        for one in (reading, *(aim.reading for of in aims.values() for aim in of)):
             require_room(one, self._tool.model)
+        if options.choose == "rounds" and options.at_most and not self._tool.has_gradients:
+            raise PlanError("sets in rounds need gradients, which an engine does not give: use choose greedy")
         effects, exact = self._effects(reading)
         subsets = None
         if options.subsets:
+            turns = (1 + options.subsets) * len(options.chosen_signs)
+            self._begin("subsets", len(self._tool.batches(reading)) * turns)
             subsets = subset_effects(
                 self._tool,
                 self._routers,
@@ -262,11 +273,10 @@ class _Screening:
         }
         return replace(screen, sets=sets)
 
-    def _aims(self, task: Task, kept: list[Task], direction: Direction) -> list[Aim]:
+    def _aims(self, reading: Reading, kept: list[Task], direction: Direction) -> list[Aim]:
         tokenizer = self._tool.tokenizer
-        side: Literal["positive", "negative"] = "positive" if direction == "toward" else "negative"
         return [
-            Aim(answers(task, tokenizer, side)),
+            Aim(reading, sign=1.0 if direction == "toward" else -1.0),
             *(
                 Aim(preferences(each, tokenizer), kept=True)
                 if each.two_sided
@@ -302,28 +312,30 @@ class _Screening:
         return effects_of(self._routers, changes, reading.groups), exact
 
     def _best(self, changes: dict[Edit, Floats], edits: dict[int, list[Edit]]) -> dict[int, list[Edit]]:
-        every = list(changes)
-        order = np.argsort(ranks([abs(changes[edit].mean()) for edit in every]), kind="stable")
-        best = {every[place] for place in order[: self._options.exact_runs]}
+        """Those to run: of each sign the largest, as many of the one as of the other."""
+        best: set[Edit] = set()
+        signs = self._options.chosen_signs
+        for turn, sign in enumerate(signs):
+            every = [edit for edit in changes if edit[2] == STRENGTHS[sign]]
+            order = np.argsort(ranks([abs(changes[edit].mean()) for edit in every]), kind="stable")
+            runs = (self._options.exact_runs + turn) // len(signs)
+            best |= {every[place] for place in order[:runs]}
         return {layer: [edit for edit in of_layer if edit in best] for layer, of_layer in edits.items()}
 
     def _estimated(self, reading: Reading, edits: dict[int, list[Edit]]) -> dict[Edit, Floats]:
         if not self._tool.has_gradients:
             raise CannotEstimate("an engine gives no gradients")
         every = [edit for of_layer in edits.values() for edit in of_layer]
-        found = np.zeros((len(every), len(reading.texts)))
-        for number, batch in enumerate(self._tool.batches(reading)):
-
-            def work(batch: Batch = batch) -> Floats:
-                return np.concatenate(list(estimates(self._tool, batch, edits)[1].values()))
-
-            found[:, batch.texts] = self._remember(f"estimate, batch {number}", work)
-        return dict(zip(every, by_item(reading, found), strict=True))
+        self._begin("estimating", len(self._tool.batches(reading)))
+        found = estimates_beside(self._tool, reading, (), every, "estimate", self._remember)
+        return dict(zip(every, found[1:] - found[0], strict=True))
 
     def _exact(self, reading: Reading, edits: dict[int, list[Edit]]) -> dict[Edit, Floats]:
         every = [edit for of_layer in edits.values() for edit in of_layer]
         if not every:
             return {}
+        layers = len({edit[0] for edit in every})
+        self._begin("screening", len(self._tool.batches(reading)) * (1 + layers))
         found = values_beside(self._tool, reading, (), every, "exact", self._remember)
         return dict(zip(every, found[1:] - found[0], strict=True))
 
@@ -332,18 +344,30 @@ class _Screening:
     def _choose(
         self, direction: Direction, screen: CausalScreen, aims: list[Aim], reading: Reading
     ) -> ChosenSet:
-        reverse = direction == "reversed"
-        candidates = [
-            (layer, expert, 1.0 if score > 0 else -1.0)
-            for layer, expert, score in screen.ranking(reverse=reverse)
-        ][:CANDIDATES]
+        options, reverse = self._options, direction == "reversed"
+        self._begin(f"choosing {direction}", options.at_most)
+        self._counts = False
+        rounds = options.choose == "rounds"
+        ranking = screen.ranking(reverse=reverse, significant=rounds)
+        candidates = [(layer, expert, 1.0 if score > 0 else -1.0) for layer, expert, score in ranking]
         if not candidates:
             reason = "no effect in this direction passes the gate" if screen.found else screen.reason
             return ChosenSet((), reason, 0)
-        start = [edit for edit in candidates if not self._passes_alone(screen, edit)]
-        chosen = Chooser(self._tool, self._remember, aims, direction, self._options.least_t).choose(
-            candidates, at_most=self._options.at_most, start=start[: self._options.at_most]
+        chooser = Chooser(
+            self._tool, self._remember, aims, direction, options.least_t, advance=self._bar.update
         )
+        if rounds:
+            try:
+                chosen = chooser.choose_in_rounds(candidates, at_most=options.at_most)
+            except CannotEstimate as reason:
+                raise ModelError(
+                    f"sets cannot be chosen in rounds for this model: {reason}; use choose greedy"
+                ) from None
+        else:
+            candidates = candidates[:CANDIDATES]
+            start = [edit for edit in candidates if not self._passes_alone(screen, edit)]
+            start = start[: options.at_most]
+            chosen = chooser.choose(candidates, at_most=options.at_most, start=start)
         plan = tuple((pick.layer, pick.expert, pick.strength) for pick in chosen.picks)
         before = values_beside(self._tool, reading, (), (), f"{direction}, d unsteered", self._remember)[0]
         after = values_beside(self._tool, reading, plan, (), f"{direction}, d of the set", self._remember)[0]
@@ -354,8 +378,15 @@ class _Screening:
         """Whether an expert shows its effect by itself, and not only while others are steered too."""
         return bool(screen.effects.passing(screen.gate)[place_of(self._routers, edit)])
 
+    def _begin(self, step: str, total: int) -> None:
+        """The bar begins anew: with a step of so many measurements, or of picks."""
+        self._counts = True
+        self._bar.reset(total)
+        self._bar.set_description(step)
+
     def _remember(self, name: str, work: Callable[[], Floats]) -> Floats:
-        self._bar.update()
+        if self._counts:
+            self._bar.update()
         return self._ledger.remember(name, work)
 
 
