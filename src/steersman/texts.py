@@ -18,10 +18,11 @@ _JSON_FILES = (".jsonl", ".json")
 
 @dataclass(frozen=True)
 class Text:
-    """A text or a chat, and where it was found."""
+    """A text or a chat, where it was found, and the group of pairs that it is a prompt of, if it is one."""
 
     content: Content
     where: str
+    group: str | None = None
 
 
 class Texts(Sequence[Text]):

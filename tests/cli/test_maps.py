@@ -143,3 +143,32 @@ def test_too_few_texts_leave_nothing_behind(given: tuple[Path, Path, Path], tmp_
     file.write_text('"ban bar bas bat"\n"kin kir"\n')
     assert f"{file}: 1 row to fit" in run("map", *given[:2], file, "-o", tmp_path / "m").error
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_concepts_and_exact_pairs(given: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"positive": f"{a} {b} ban", "negative": f"{a} {b} tor", "group": a}
+        for a in WORDS[8:16]
+        for b in WORDS[20:22]
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for layer in (0, 2):
+        run("refine", given[0], pairs, "-o", tmp_path / f"c{layer}", "--layers", layer)
+    both = ["--concept", tmp_path / "c0", "--concept", tmp_path / "c2"]
+    found = run("map", *given, "-o", tmp_path / "m", *both, "--json").json
+    assert [(of["source"], of["target"]) for of in found["maps"]] == [(0, 0), (2, 0), (0, 1), (2, 1)]
+    assert found["texts"] == 120 + 4 * 2 * 2  # half of the groups, two pairs in each, both sides
+    assert "half" in run("map", "--help").words
+    without = run(
+        "map", *given, "-o", tmp_path / "w", *both[:2], "--without-prompts", "--exact", "--json"
+    ).json
+    assert without["texts"] == 120
+    assert without["table"]["rows"] is None
+    check = run("transplant", "--check", tmp_path / "c2", tmp_path / "m", "--json").json
+    (of_concept,) = check["concepts"].values() if isinstance(check["concepts"], dict) else check["concepts"]
+    assert of_concept["clusters"] == 4
+    pairs.unlink()
+    message = run("map", *given, "-o", tmp_path / "n", *both[:2]).error
+    assert "the concept's pairs cannot be read again" in message
+    assert "--without-prompts" in message

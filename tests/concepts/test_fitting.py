@@ -16,6 +16,7 @@ from concepts.mapped import WORDS, big, gpt2, llama, rotated, small, texts, toke
 from steersman import (
     AffineMap,
     ArtifactError,
+    ConceptVector,
     ModelError,
     PairsError,
     PlanError,
@@ -31,6 +32,9 @@ from steersman.concepts.alignment import Reader
 from steersman.concepts.joint_moments import Sides
 from steersman.concepts.rows import MASSIVE
 from steersman.concepts.states import block_outputs
+from steersman.concepts.transplant import transplant
+from steersman.concepts.transplant_check import check_transplant
+from steersman.models.encoding import hash_of_cluster
 from steersman.progress import units_done
 from steersman.texts import load_texts
 
@@ -158,11 +162,12 @@ def test_a_concept_chooses_the_source_layer() -> None:
         for a, b in itertools.product(WORDS[8:16], WORDS[20:24])
     ]
     concept = refine_concept(*small(), pairs)
-    found = fit_affine_map(small(), big(), MANY, concept=concept)
+    alone = {"concept": concept, "concept_prompts": False}
+    found = fit_affine_map(small(), big(), MANY, **alone)
     assert found.table is not None
     assert found.table.source_layers == (concept.best_layer,)
     assert {of.source_layer for of in found.maps.values()} == {concept.best_layer}
-    every = fit_affine_map(small(), big(), MANY, concept=concept, source_layers=[0, 1, 2])
+    every = fit_affine_map(small(), big(), MANY, **alone, source_layers=[0, 1, 2])
     assert {of.source_layer for of in every.maps.values()} == {concept.best_layer}
     assert_same(found, fit_affine_map(small(), big(), MANY, source_layers=[concept.best_layer]))
     with pytest.raises(WeightsMismatch, match="refine it in this source"):
@@ -171,6 +176,66 @@ def test_a_concept_chooses_the_source_layer() -> None:
         fit_affine_map(
             small(), big(), MANY, concept=refine_concept(*small(), pairs, layers=[0]), source_layers=[1]
         )
+
+
+def two_concepts() -> list[ConceptVector]:
+    """That were refined at different layers, from groups of pairs."""
+    found = []
+    for layer, ends in ((0, ("ban", "tor")), (2, ("kis", "der"))):
+        rows = [
+            {"positive": f"{a} {b} {ends[0]}", "negative": f"{a} {b} {ends[1]}", "group": a}
+            for a, b in itertools.product(WORDS[8:20], WORDS[20:23])
+        ]
+        found.append(refine_concept(*small(), rows, layers=[layer]))
+    return found
+
+
+def test_half_of_the_groups_of_a_concept_make_the_map_and_the_others_judge(tmp_path: Path) -> None:
+    concept = two_concepts()[0]
+    found = fit_affine_map(small(), big(), MANY, concept=concept)
+    without = fit_affine_map(small(), big(), MANY, concept=concept, concept_prompts=False)
+    assert (found.texts, without.texts) == (200 + 6 * 3 * 2, 200)
+    assert found.norms == without.norms  # doses are of the texts
+    assert len(found.fitted_groups) == 6
+    assert without.fitted_groups == frozenset()
+    assert found.made_from[0] == without.made_from[0]
+    found.save_pretrained(tmp_path / "m")
+    found = AffineMap.from_pretrained(tmp_path / "m")
+    looked, all_judge = (check_transplant(of, concept, big()) for of in (found, without))
+    assert (looked.clusters, looked.held_out) == (6, 18)
+    assert (all_judge.clusters, all_judge.held_out) == (12, 36)
+    pairs = concept._pairs
+    assert pairs is not None
+    for group in found.fitted_groups:  # whole groups, on either side of the line
+        assert group in {hash_of_cluster(pair.cluster) for pair in pairs}
+    # What is among the texts anyway cannot judge either.
+    seen = next(pair for pair in pairs if hash_of_cluster(pair.cluster) not in found.fitted_groups)
+    again = fit_affine_map(small(), big(), [*MANY, seen.positive], concept=concept)
+    assert again.fitted_groups == found.fitted_groups | {hash_of_cluster(seen.cluster)}
+    assert check_transplant(again, concept, big()).clusters == 5
+
+
+def test_several_concepts_in_one_map(tmp_path: Path) -> None:
+    concepts = two_concepts()
+    found = fit_affine_map(small(), big(), MANY, concept=concepts)
+    assert {of.source_layer for of in found.maps.values()} == {0}
+    assert set(found.others) == {(2, 0), (2, 1)}
+    found.save_pretrained(tmp_path / "m")
+    found = AffineMap.from_pretrained(tmp_path / "m")
+    for concept, layer in zip(concepts, (0, 2), strict=True):
+        of = found.of_concept(concept)
+        assert {of_layer.source_layer for of_layer in of.maps.values()} == {layer}
+        check = check_transplant(found, concept, big())
+        assert {entry.source_layer for entry in check.layers.values()} == {layer}
+        plan = transplant(found, concept, 1.0, layers=[1], force=True)
+        expected = of.map_vector(1, concept.vectors[layer])
+        assert torch.equal(plan.edits[0].vectors[1], expected)  # type: ignore[union-attr]
+    parts = [fit_affine_map(small(), big(), MANY, concept=concepts, shard=f"{n}/2") for n in (1, 2)]
+    merged = merge_affine_maps(parts)
+    assert_same(merged, found)
+    assert set(merged.others) == set(found.others)
+    with pytest.raises(ModelError, match="the concept has layers 0, and none of the source layers 1, 2"):
+        fit_affine_map(small(), big(), MANY, concept=concepts, source_layers=[1, 2])
 
 
 # ------------------------------------------------------------------------------------- every way of doing it

@@ -143,11 +143,20 @@ def load_affine_map(source: str | Path, *, revision: str | None = None) -> Affin
             alignment=one_of(manifest["alignment"], "alignment", ("boundaries", "last")),
             table=table,
             norms=norms,
-            made_from=tuple(mapping(entry, "made_from.from") for entry in made_from["from"]),
+            made_from=tuple(_entry(entry) for entry in made_from["from"]),
             seed=seed,
             moments=moments,
             shard=shard,
         )
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    """What a map was made of; of a concept, whose groups the fit has seen is more than words."""
+    found = mapping(entry, "made_from.from")
+    fitted = found.get("fitted", [])
+    if not isinstance(fitted, list) or any(type(group) is not int for group in fitted):
+        raise ArtifactError("made_from.from.fitted does not list groups by their hashes")
+    return found
 
 
 def _shard(text: Any) -> str:

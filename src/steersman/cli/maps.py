@@ -39,7 +39,18 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.argument("texts")
 @output_option("the map")
-@click.option("--concept", metavar="V", help="A concept of SOURCE, which chooses the source layer.")
+@click.option(
+    "--concept",
+    "concepts",
+    metavar="V",
+    multiple=True,
+    help="A concept of SOURCE, which chooses the source layer, and whose prompts are texts too; repeatable.",
+)
+@click.option(
+    "--without-prompts",
+    is_flag=True,
+    help="Leave the concepts' own prompts out of what the map is fitted on.",
+)
 @click.option(
     "--source-layers",
     type=LayersType(),
@@ -55,6 +66,11 @@ if TYPE_CHECKING:
     default="boundaries",
     show_default=True,
     help="Every place where both tokenizers end a token, or the last token of each text.",
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Fit every pair of layers on all rows, where else a sample chooses the pairs.",
 )
 @click.option("--sequential", is_flag=True, help="Open one model after the other; states wait on disk.")
 @click.option(
@@ -93,10 +109,12 @@ def map_(
     target: str,
     texts: str,
     output: Path,
-    concept: str | None,
+    concepts: tuple[str, ...],
+    without_prompts: bool,
     source_layers: Any,
     target_layers: Any,
     rows: Rows,
+    exact: bool,
     sequential: bool,
     source_states: Path | None,
     shard: str | None,
@@ -119,7 +137,9 @@ def map_(
     """Fit affine maps from SOURCE's states to TARGET's, over TEXTS that both read.
 
     TEXTS is a file with a text or chat a line, or lab:NAME. About one text in five judges the map instead of
-    making it. Progress is saved beside the output, in FOLDER.partial, until the output is written.
+    making it. With --concept half of the groups of its pairs are texts too; the others judge in transplant.
+    A sample chooses each target layer's source layer, unless a concept does. Progress is saved beside the
+    output, in FOLDER.partial, until the output is written.
 
     \b
     Examples:
@@ -145,7 +165,7 @@ def map_(
         click.echo(f"steersman: no progress in {partial} to go on from: starting at the first text", err=True)
     quiet_libraries()
     with resumable(partial):
-        refined = None if concept is None else ConceptVector.from_pretrained(concept)
+        refined = [ConceptVector.from_pretrained(concept) for concept in concepts]
         if force and not resume:
             discard(partial)
         found = fit_affine_map(
@@ -156,6 +176,8 @@ def map_(
             target_layers=_layers(target_layers),
             rows=rows,
             concept=refined,
+            concept_prompts=not without_prompts,
+            exact=exact,
             sequential=sequential,
             source_states=source_states,
             batch_size=batch_size,
@@ -185,7 +207,9 @@ def map_(
         result["heatmap"] = str(heatmap)
     of_source = ModelChoice(source, source_device or device, dtype, source_revision, source_chat)
     of_target = ModelChoice(target, target_device or device, dtype, target_revision, target_chat)
-    following = "" if shard else _transplant_next(of_source, of_target, output, concept)
+    following = (
+        "" if shard else _transplant_next(of_source, of_target, output, concepts[0] if concepts else None)
+    )
     put_out(result, as_json, lambda: map_in_words(found) + following)
 
 
@@ -237,6 +261,7 @@ def draw_map(found: AffineMap, path: Path) -> None:
 
 def map_for_json(found: AffineMap) -> dict[str, Any]:
     """A map's layers with their quality, what they were fitted on, and every pair of layers."""
+    others = [(target, of) for (_, target), of in found.others.items()]
     return {
         "maps": [
             {
@@ -250,7 +275,7 @@ def map_for_json(found: AffineMap) -> dict[str, Any]:
                 "effective_rank": of.effective_rank,
                 "norm": number(found.norms[layer].median),
             }
-            for layer, of in sorted(found.maps.items())
+            for layer, of in sorted([*found.maps.items(), *others], key=lambda one: one[0])
         ],
         "source": found.source.name,
         "target": found.target.name,

@@ -195,6 +195,26 @@ class AffineMap(Shown):
         """The target layers."""
         return tuple(sorted(self.maps))
 
+    def of_concept(self, concept: ConceptVector) -> AffineMap:
+        """The same with the maps from the layer that a concept chose, where it was among those given."""
+        layer = next(
+            (entry.get("source_layer") for entry in self._concepts if entry["refined"] == refined(concept)),
+            None,
+        )
+        if not self.others or layer is None:
+            return self
+        maps = {target: self.others.get((layer, target), of_layer) for target, of_layer in self.maps.items()}
+        return replace(self, maps=maps, others={})
+
+    @property
+    def fitted_groups(self) -> frozenset[int]:
+        """Hashes of the groups of concepts' pairs that the fit has seen, which therefore cannot judge it."""
+        return frozenset(group for entry in self._concepts for group in entry.get("fitted", ()))
+
+    @property
+    def _concepts(self) -> list[Mapping[str, Any]]:
+        return [entry for entry in self.made_from if entry.get("kind") == "concept" and "refined" in entry]
+
     @property
     def architecture(self) -> Architecture:
         """The target's architecture: the model that a plan made by this map belongs to."""
@@ -343,6 +363,7 @@ class AffineMap(Shown):
             return []
         ranks = dict(zip(self.table.source_layers, self.table.source_rank.tolist(), strict=True))
         conditions = dict(zip(self.table.source_layers, self.table.condition.tolist(), strict=True))
+        others = [(target, of) for (_, target), of in self.others.items()]
         rows = [
             (
                 layer,
@@ -354,7 +375,17 @@ class AffineMap(Shown):
                 f"{ranks[of.source_layer]:.1f}",
                 f"{conditions[of.source_layer]:.1e}",
             )
-            for layer, of in sorted(self.maps.items())
+            for layer, of in sorted([*self.maps.items(), *others], key=lambda one: one[0])
         ]
         header = ("target", "source", "R²", "control", "ridge", "rank of map", "rank of source", "condition")
         return [(header, rows)]
+
+
+def refined(concept: ConceptVector) -> dict[str, Any]:
+    """Which concept it is: how it was refined, and from what."""
+    return {
+        "method": concept.method,
+        "position": concept.position,
+        "layers": list(concept.layers),
+        "from": [source.get("sha256") for source in concept.made_from],
+    }

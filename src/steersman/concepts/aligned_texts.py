@@ -40,10 +40,11 @@ Read = Callable[[Content, str], ReadText]
 
 @dataclass(frozen=True)
 class AlignedText(Aligned):
-    """An aligned text, its number among all, and whether it is held out."""
+    """An aligned text, its number among all, whether it is held out, and whether it is a concept's prompt."""
 
     number: int
     held_out: bool
+    prompt: bool = False
 
 
 class AlignedTexts:
@@ -75,7 +76,7 @@ class AlignedTexts:
         weakref.finalize(self, self._file.close)  # also where an error comes before `close`
         self._starts, self._numbers = array("q"), array("q")
         self.source_lengths = array("q")  # of all texts, 0 where one is too long
-        lengths, counts, self._held_out = array("q"), array("q"), array("b")
+        lengths, counts, self._held_out, self._prompts = array("q"), array("q"), array("b"), array("b")
         for number, text in enumerate(
             tqdm(texts, desc="reading", unit="text", delay=1, leave=False, disable=not progress)
         ):
@@ -93,7 +94,8 @@ class AlignedTexts:
                 self.without_rows += 1
                 continue
             self._numbers.append(number)
-            self._held_out.append(is_held_out(text.content))
+            self._held_out.append(is_held_out(text.content if text.group is None else text.group))
+            self._prompts.append(text.group is not None)
             lengths.append(len(aligned.source) + len(aligned.target))
             counts.append(len(aligned.source_rows))
             self._write(aligned)
@@ -147,8 +149,8 @@ class AlignedTexts:
         *sizes, scope = np.frombuffer(self._file.read(20), np.int32).tolist()
         content = np.frombuffer(self._file.read(4 * sum(sizes)), np.int32)
         source, target, source_rows, target_rows = np.split(content, np.cumsum(sizes)[:-1])
-        held_out = bool(self._held_out[place])
-        return AlignedText(source, target, source_rows, target_rows, scope, self._numbers[place], held_out)
+        facts = self._numbers[place], bool(self._held_out[place]), bool(self._prompts[place])
+        return AlignedText(source, target, source_rows, target_rows, scope, *facts)
 
     def _check(self, given: int) -> None:
         if not self._starts:
@@ -168,7 +170,9 @@ class AlignedTexts:
 
 
 def is_held_out(content: Content) -> bool:
-    """Whether a text judges the map instead of making it: alike in every run, and for texts given twice."""
+    """Whether a text judges the map instead of making it: alike in every run, and for texts given twice. Of a
+    concept's prompts the group says so.
+    """
     return int(sha256_of(content)[:8], 16) % HELD_OUT_IN == 0
 
 

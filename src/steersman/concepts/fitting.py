@@ -20,13 +20,14 @@ from steersman.concepts.affine_map import OF_SOURCES, PAIRED, AffineMap, LayerMa
 from steersman.concepts.aligned_texts import AlignedText, AlignedTexts
 from steersman.concepts.alignment import Rows
 from steersman.concepts.concept import ConceptVector
+from steersman.concepts.concept_prompts import with_prompts
 from steersman.concepts.joint_moments import JointMoments, Sides
 from steersman.concepts.layer_choice import SAMPLE_ROWS, Sample, UnitRows, chosen_pairs
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.opening import Opened, Side
 from steersman.concepts.passes import Pairs, passes_of
 from steersman.concepts.rows import Ints, RowStates, rows_of_states, states_of_texts
-from steersman.concepts.solving import Judged, choose_source, solve
+from steersman.concepts.solving import Judged, by_target, choose_source, solve
 from steersman.concepts.state_store import StateStore
 from steersman.concepts.states import check_layers
 from steersman.edits import as_layers
@@ -45,7 +46,8 @@ def fit_affine_map(
     source_layers: Sequence[int] | None = None,
     target_layers: Sequence[int] | None = None,
     rows: Rows = "boundaries",
-    concept: ConceptVector | None = None,
+    concept: ConceptVector | Sequence[ConceptVector] | None = None,
+    concept_prompts: bool = True,
     exact: bool = False,
     sequential: bool = False,
     source_states: str | Path | None = None,
@@ -69,11 +71,13 @@ def fit_affine_map(
         source: Model and tokenizer, or a name that `load_model` opens. The two may be on different devices.
         target: The same for the model that is mapped to.
         texts: Texts or chats, or what `load_texts` takes. About one in five, by content, is held out.
-        source_layers: Default: all; with a concept, the one where it separates held-out pairs best.
+        source_layers: Default: all; with a concept, of these the one where it separates held-out pairs best.
         target_layers: Default: all.
         rows: `boundaries`: every position at which both tokenizers end a token, and turns of chats; `last`:
             the last token of each text (the paper).
-        concept: A concept of the source; it chooses the source layer.
+        concept: A concept of the source, which chooses the source layer; or several, of which each does.
+        concept_prompts: Fit the map on half of the groups of a concept's own pairs as well (`concept_prompts`
+            says which, and why); the other half is left for the gate.
         exact: Fit every pair of layers on all rows, where otherwise a sample of about 4096 rows says which
             source layer explains each target layer, and these pairs alone are fitted.
         sequential: Open one model after the other (give names): the source's states wait on disk.
@@ -102,14 +106,17 @@ def fit_affine_map(
         >>> steersman.fit_affine_map("lab:source", "lab:target", texts)
         <AffineMap: lab:source → lab:target, target layers 0–3; 180 rows of 60 texts>
     """
-    batch_size, seed = _checked_options(rows, batch_size, seed, concept)
+    concepts = _as_concepts(concept)
+    batch_size, seed = _checked_options(rows, batch_size, seed)
     part = None if shard is None else Shard.parse(shard)
-    read = load_texts(texts)
+    given = load_texts(texts)
+    read, of_concepts = with_prompts(given, concepts, prompts=concept_prompts)
     models = (
         Side(source, sequential, source_options, "source"),
         Side(target, sequential, target_options, "target"),
     )
-    sides, chosen = _sides(*models, source_layers, target_layers, concept)
+    sides, by_concept = _sides(*models, source_layers, target_layers, concepts)
+    chosen = list(dict.fromkeys(layer for layer in by_concept if layer is not None))
     readers = models[0].reader(), models[1].reader()
     noted = [NotedChats(side.tokenizer) for side in models]
     aligned = AlignedTexts(read, *readers, rows, truncate=truncate, progress=progress)
@@ -148,13 +155,13 @@ def fit_affine_map(
                     break
     moments = state.moments
     assert moments is not None
-    made_from: list[dict[str, Any]] = [{"kind": "texts", "name": read.name, "sha256": read.sha256}]
-    if concept is not None:
-        made_from.append(
-            {"kind": "concept", "name": concept.model, "source_layer": chosen[0] if chosen else None}
-        )
+    made_from: list[dict[str, Any]] = [{"kind": "texts", "name": given.name, "sha256": given.sha256}]
+    for entry, layer in zip(of_concepts, by_concept, strict=True):
+        made_from.append({**entry, "source_layer": layer})
+    maps, others = by_target(state.maps, chosen)
     found = AffineMap(
-        maps={target: of_layer for (_, target), of_layer in sorted(state.maps.items())},
+        maps=maps,
+        others=others,
         source=replace(models[0].identity, chat=chats["source"]),
         target=replace(models[1].identity, chat=chats["target"]),
         rows=sum(of_part.rows for of_part in moments.parts),
@@ -176,7 +183,15 @@ def fit_affine_map(
     return found
 
 
-def _checked_options(rows: str, batch_size: int, seed: int, concept: object) -> tuple[int, int]:
+def _as_concepts(given: ConceptVector | Sequence[ConceptVector] | None) -> tuple[ConceptVector, ...]:
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    found = tuple(given) if several else () if given is None else (given,)  # type: ignore[arg-type]
+    for concept in found:
+        check_kind(concept, ConceptVector, PlanError)
+    return found  # type: ignore[return-value]
+
+
+def _checked_options(rows: str, batch_size: int, seed: int) -> tuple[int, int]:
     if rows not in ("boundaries", "last"):
         raise PairsError(f"rows={rows!r} is unknown: use 'boundaries' or 'last'")
     batch_size, seed = (
@@ -185,8 +200,6 @@ def _checked_options(rows: str, batch_size: int, seed: int, concept: object) -> 
     )
     if seed >= 2**63:
         raise PairsError(f"seed is {seed}: give 0 to 2^63 − 1")
-    if concept is not None:
-        check_kind(concept, ConceptVector, PlanError)
     return batch_size, seed
 
 
@@ -195,9 +208,9 @@ def _sides(
     target: Side,
     source_layers: Sequence[int] | None,
     target_layers: Sequence[int] | None,
-    concept: ConceptVector | None,
-) -> tuple[Sides, list[int]]:
-    """The layers of either model, and the source layer that the concept chooses."""
+    concepts: Sequence[ConceptVector],
+) -> tuple[Sides, list[int | None]]:
+    """The layers of either model, and the source layer that each concept chooses, if it does."""
     of_source, of_target = (
         list(side.layers if layers is None else as_layers(layers, ModelError))
         for side, layers in ((source, source_layers), (target, target_layers))
@@ -209,18 +222,21 @@ def _sides(
             raise ModelError(f"{which} {side.identity.name or 'model'}: {error}") from None
         if not layers or len(set(layers)) < len(layers):
             raise ModelError(f"{which} layers {layers}: name each once, and at least one")
-    chosen: list[int] = []
-    if concept is not None:
+    chosen: list[int | None] = []
+    for concept in concepts:
         if not same_weights(concept, source.identity):
             raise WeightsMismatch(
                 f"the concept is of {concept.model or 'a model'} with other weights than the map's source, "
                 f"{source.identity.name or 'a model'}: refine it in this source"
             )
-        found = choose_source(concept, of_source)
-        if found is not None:
-            of_source = chosen = [found]
-        elif source_layers is None:
-            of_source = list(concept.layers)
+        chosen.append(choose_source(concept, of_source))
+    if concepts and None not in chosen:
+        of_source = [layer for layer in of_source if layer in chosen]
+    elif concepts:  # nothing says how well some separate: the best R² of the layers that all of them have
+        chosen = [None] * len(chosen)
+        of_source = [layer for layer in of_source if all(layer in concept.vectors for concept in concepts)]
+        if not of_source:
+            raise ModelError("the concepts have no layer in common: refine them at the same layers")
     return Sides(tuple(of_source), source.width, tuple(of_target), target.width), chosen
 
 
@@ -562,7 +578,7 @@ class _Reading:
         for place, (text, read, states) in enumerate(zip(texts, of_source, of_target, strict=True)):
             seen = rows_of_states(states, text.target_rows)
             usual = read.usual & seen.usual
-            in_scope = torch.from_numpy(text.target_rows >= text.scope)[usual]
+            in_scope = torch.from_numpy(text.target_rows >= text.scope)[usual] & (not text.prompt)
             owner = torch.full_like(in_scope, place, dtype=torch.int64)
             held = torch.full_like(in_scope, text.held_out)
             yield UnitRows(read.states[usual], seen.states[usual], owner, held, in_scope)

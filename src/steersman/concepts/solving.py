@@ -133,6 +133,23 @@ def solve(
     return maps, judged
 
 
+def by_target(
+    found: Mapping[tuple[int, int], LayerMap], chosen: Sequence[int]
+) -> tuple[dict[int, LayerMap], dict[tuple[int, int], LayerMap]]:
+    """Each target layer's map, from the source layer chosen first; and the others by both layers."""
+    place = {layer: number for number, layer in enumerate(chosen)}
+    maps: dict[int, LayerMap] = {}
+    others: dict[tuple[int, int], LayerMap] = {}
+    for (source, target), of_layer in sorted(
+        found.items(), key=lambda one: (place.get(one[0][0], 0), one[0])
+    ):
+        if target in maps:
+            others[source, target] = of_layer
+        else:
+            maps[target] = of_layer
+    return dict(sorted(maps.items())), others
+
+
 def _layer_map(moments: JointMoments, fitting: Fitting, source: int, place: int, found: Pair) -> LayerMap:
     weight, bias = fitting.affine(place, found.ridge)
     held_out = held_out_moments(moments, fitting.basis.index, place)
@@ -216,8 +233,9 @@ def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:
             moments.merge(part.moments)
         norms = {layer: histogram + part.norms[layer] for layer, histogram in norms.items()}
     concepts = [source.get("source_layer") for source in first.made_from if source.get("kind") == "concept"]
-    chosen = [layer for layer in concepts if layer in moments.sides.source_layers]
-    maps, judged = solve(moments, chosen)
+    chosen = [layer for layer in dict.fromkeys(concepts) if layer in moments.sides.source_layers]
+    found, judged = solve(moments, chosen)
+    maps, others = by_target(found, chosen)
     models = {
         side: replace(
             getattr(first, side), chat=functools.reduce(common, (getattr(part, side).chat for part in parts))
@@ -227,7 +245,8 @@ def merge_affine_maps(parts: Sequence[AffineMap]) -> AffineMap:
     return replace(
         first,
         **models,
-        maps={target: of_layer for (_, target), of_layer in sorted(maps.items())},
+        maps=maps,
+        others=others,
         table=judged.table if first.table is None else first.table,
         norms=norms,
         rows=sum(part.rows for part in parts),

@@ -75,6 +75,7 @@ def transplant(
     """
     dial = Strength.parse(strength)
     check_source(bridge, concept)
+    bridge = bridge.of_concept(concept)
     named = None if layers is None else mapped_layers(bridge, concept, layers)
     asked = not (force and named is not None and target is None and pairs is None)
     check = None
@@ -103,6 +104,7 @@ def plan_of(
     scope: Scope = "answer",
 ) -> Steering:
     """The plan, from what was found out before; None where the gate was not asked, which needs `force`."""
+    bridge = bridge.of_concept(concept)
     if check is None:
         if not force or layers is None:
             raise PlanError("a plan without a check needs layers, and force")

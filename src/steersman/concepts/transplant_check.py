@@ -323,6 +323,7 @@ def check_transplant(
         <TransplantCheck: not shown to carry over; best at layer 2 of layers 2; 24 pairs>
     """
     check_source(bridge, concept)
+    bridge = bridge.of_concept(concept)
     chosen = mapped_layers(bridge, concept, layers)
     source = resolve_pairs(concept, pairs)
     model, tokenizer = resolve_target(bridge, target)
@@ -339,6 +340,7 @@ def check_transplant(
     ) as states:
         _warn_of_chats(bridge, concept, noted.record)
         rows = _direction_rows(concept, states.clusters)
+        rows[np.isin(states.clusters, [*bridge.fitted_groups])] = -1  # the map has seen them
         found = {layer: _check_layer(bridge, concept, layer, states, rows) for layer in chosen}
         return TransplantCheck(
             layers=found,
@@ -469,6 +471,7 @@ def mapped_layers(
     """
     if isinstance(layers, str) and layers != "all":
         raise PlanError(f"layers={layers!r} is unknown: give target layer numbers, or 'all'")
+    bridge = bridge.of_concept(concept)
     if layers is None or isinstance(layers, str):
         every = {layer: bridge.layer_map(layer).source_layer for layer in bridge.layers}
         found = tuple(layer for layer, source in every.items() if source in concept.vectors)
@@ -507,15 +510,20 @@ def _warn_of_chats(bridge: AffineMap, concept: ConceptVector, target: ChatRecord
             )
 
 
-def resolve_pairs(concept: ConceptVector, pairs: Pairs | None) -> ContrastPairs:
-    """The pairs to look with: given, or those of the concept. Raises PairsError where they cannot be had."""
+def resolve_pairs(
+    concept: ConceptVector,
+    pairs: Pairs | None,
+    hint: str = "give pairs (--pairs FILE), or force it (--force)",
+) -> ContrastPairs:
+    """The pairs to look with: given, or those of the concept. Raises PairsError, with the hint, where they
+    cannot be had.
+    """
     if isinstance(pairs, ContrastPairs):
         return pairs
     if pairs is not None:
         return load_pairs(pairs)
     if concept._pairs is not None:
         return concept._pairs
-    hint = "give pairs (--pairs FILE), or force it (--force)"
     sources = [source for source in concept.made_from if source.get("kind") == "pairs"]
     if len(sources) != 1:
         raise PairsError(f"the concept does not say which pairs it was refined from: {hint}")

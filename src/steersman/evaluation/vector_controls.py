@@ -81,6 +81,7 @@ def random_vectors(bridge: AffineMap, layer: int, draws: int, seed: int) -> list
 
 def shuffled_vectors(bridge: AffineMap, concept: ConceptVector, layer: int, draws: int) -> list[Tensor]:
     """Label-shuffled concepts through the same map."""
+    bridge = bridge.of_concept(concept)
     place = concept.layers.index(bridge.layer_map(layer).source_layer)
     return [bridge.map_vector(layer, vector[place]) for vector in concept.shuffled[:draws]]
 
@@ -102,7 +103,7 @@ class ShuffledConcepts:
             own = concept.vectors.get(layer)
             if own is not None and _along(own, vector):
                 return concept.shuffled[:, concept.layers.index(layer)]
-            for bridge in self.bridges:
+            for bridge in (bridge.of_concept(concept) for bridge in self.bridges):
                 if layer not in bridge.maps or bridge.source.architecture.id != concept.architecture.id:
                     continue
                 own = concept.vectors.get(bridge.maps[layer].source_layer)
@@ -168,7 +169,7 @@ def _along(known: Tensor, vector: Tensor) -> bool:
 
 def unmapped_vector(bridge: AffineMap, concept: ConceptVector, layer: int) -> Tensor:
     """The source's vector as it is: cut off, or filled up with zeros, to the target's width."""
-    vector = concept.vectors[bridge.layer_map(layer).source_layer]
+    vector = concept.vectors[bridge.of_concept(concept).layer_map(layer).source_layer]
     filled = torch.zeros(bridge.architecture.hidden_size)
     common = min(len(vector), len(filled))
     filled[:common] = vector[:common]

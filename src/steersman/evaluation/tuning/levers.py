@@ -113,6 +113,7 @@ def _vectors(
         shuffled = [{layer: draw[place] for layer, place in places.items()} for draw in concept.shuffled]
         return {layer: concept.vectors[layer] for layer in layers}, shuffled
     check_source(bridge, concept)
+    bridge = bridge.of_concept(concept)
     sources = {
         layer: bridge.layer_map(layer).source_layer for layer in mapped_layers(bridge, concept, wanted)
     }
