@@ -78,6 +78,7 @@ PURE = {
     "concepts/norms.py": {"torch"},
     "concepts/directions.py": {"numpy", "scipy"},
     "concepts/separation.py": {"numpy", "scipy"},
+    "lab/carved_layer.py": {"torch"},
     "evaluation/statistics.py": {"numpy", "scipy", "statsmodels"},
     "evaluation/judges/matching.py": set(),
     "evaluation/measures/diversity.py": {"numpy"},

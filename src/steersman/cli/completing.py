@@ -139,6 +139,7 @@ _NAMED: dict[str, Callable[[str], Iterator[str]]] = {
     "map source": _MODEL,
     "target": _MODEL,
     "train name": _lab(LAB_MODELS, ""),
+    "carve texts": _DATA_SET,
     **dict.fromkeys(("pairs", "adjust", "items", "keep", "harm", "tasks", "sides"), _DATA_SET),
     **dict.fromkeys(("map texts", "describe texts", "generate source"), _DATA_SET),
     "contrast": _artifacts("routing_contrast", "causal_screen"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from steersman.lab.carving import carve
 from steersman.lab.datasets import DATA, pairs, task
 from steersman.lab.models import MODELS, checkpoint, load, planted
 from steersman.lab.texts import texts
@@ -13,6 +14,7 @@ __all__ = [
     "INSTRUCTIONS",
     "MODELS",
     "SPLITS",
+    "carve",
     "checkpoint",
     "load",
     "pairs",

@@ -224,10 +224,10 @@ def _write(
         model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "lab.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _readable_by_all(folder)
+    readable_by_all(folder)
 
 
-def _readable_by_all(folder: Path) -> None:
+def readable_by_all(folder: Path) -> None:
     """Temporary folders and safetensors files are private by default; a shared cache or a wheel is not."""
     folder.chmod(0o755)
     for file in folder.iterdir():
