@@ -11,8 +11,17 @@ import pytest
 from cli.command_line import run
 from concepts import twins
 from experts.test_counting import tokenizer
-from steersman import AffineMap, ConceptVector, ContrastPairs, Steering, load_pairs
+from steersman import (
+    AffineMap,
+    ConceptVector,
+    ContrastPairs,
+    Steering,
+    load_model,
+    load_pairs,
+    refine_concept,
+)
 from steersman.artifacts import read_manifest
+from steersman.concepts import refinement
 from steersman.concepts.fitting import fit_affine_map
 
 
@@ -59,6 +68,29 @@ def test_refine_says_how_well_each_layer_separates(place: Path, tmp_path: Path) 
         assert (entry["auroc"], entry["low"], entry["high"]) == (found.auroc, found.low, found.high)
         assert entry["norm"] == pytest.approx(float(concept.vectors[entry["layer"]].norm()))
     assert result["best"] == concept.best_layer
+
+
+def test_refine_goes_on_after_a_stop(place: Path, tmp_path: Path) -> None:
+    output, given = tmp_path / "c", (place / "source", place / "words.jsonl")
+    opened = load_model(str(given[0]), device="cpu")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(refinement, "_refine_layer", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            refine_concept(*opened, str(given[1]), checkpoint=tmp_path / "c.partial")
+    assert "go on from it with --resume" in run("refine", *given, "-o", output).error
+    assert "differs in position (last there, target_mean here)" in (
+        run("refine", *given, "-o", output, "--resume", "--position", "target_mean").error
+    )
+    found = run("refine", *given, "-o", output, "--resume", "--json")
+    assert "starting at" not in found.stderr
+    assert found.json["best"] == ConceptVector.from_pretrained(place / "words").best_layer
+    assert not (tmp_path / "c.partial").exists()
+    again = run("refine", *given, "-o", tmp_path / "d", "--resume")
+    assert "starting at the first pair" in again.stderr
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_refine_says_where_separation_does_not_tell_at_which_layer_to_steer(tmp_path: Path) -> None:

@@ -15,8 +15,17 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 import families as f
 from experts.test_counting import IDS, WORDS, made_pairs, tokenizer
-from steersman import ContrastPair, ContrastPairs, ModelError, PairsError, PlanError, refine_concept
-from steersman.concepts import pair_states
+from steersman import (
+    ArtifactError,
+    ContrastPair,
+    ContrastPairs,
+    ModelError,
+    PairsError,
+    PlanError,
+    refine_concept,
+)
+from steersman import progress as saving
+from steersman.concepts import pair_states, state_file
 from steersman.concepts.concept import ConceptVector
 from steersman.concepts.directions import fold_of, mean_differences, swapped_clusters
 from steersman.concepts.pair_states import PairStates, read_pairs
@@ -238,8 +247,9 @@ def test_memory_does_not_grow_with_pairs(monkeypatch: pytest.MonkeyPatch) -> Non
     for pairs in (1000, 10_000):
         with PairStates((0, 1), 256, np.arange(pairs), 0) as states:
             generator = np.random.default_rng(0)
-            for start in range(0, pairs, 500):
-                states.write(1, start, generator.normal(size=(500, 2, 256)).astype(np.float32))
+            for _ in range(0, pairs, 500):
+                block = generator.normal(size=(500, 2, 256)).astype(np.float32)
+                states.append({0: block, 1: block})
             numbers = np.arange(pairs)
             swapped = swapped_clusters(pairs, 2, 0)
             tracemalloc.start()
@@ -341,9 +351,56 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("the system has no device that is full")
     full = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115 - what uses it closes it
-    monkeypatch.setattr(pair_states.tempfile, "TemporaryFile", lambda: full)
+    monkeypatch.setattr(state_file.tempfile, "TemporaryFile", lambda: full)
     with pytest.raises(ModelError, match=r"states cannot be kept there \(No space left on device\)"):
         refine_concept(model_of("dense"), tokenizer(), [{"positive": "w1 w2", "negative": "w3 w4"}])
+
+
+class Stop(BaseException):
+    """Stands for whatever ends a process."""
+
+
+def test_stops_at_any_place_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_states, "WINDOW_BATCHES", 2)
+    monkeypatch.setattr(saving, "SHARE", float("inf"))
+    whole, folder = refined("dense"), tmp_path / "c.partial"
+    original, calls = pair_states.states_at, iter(range(1000))
+    places, stops = [], iter((4, 9, 10, 12))
+    stop_at = [0]
+
+    def counted(*arguments: Any) -> Any:
+        if next(calls) == stop_at[0]:
+            raise Stop
+        return original(*arguments)
+
+    monkeypatch.setattr(pair_states, "states_at", counted)
+    for stop_at[0] in stops:
+        with pytest.raises(Stop):
+            refined("dense", checkpoint=folder, resume=True)
+        places.append(saving.units_done(folder))
+    assert 0 < places[0] < places[-1] < 28
+    with pytest.raises(ArtifactError, match="go on from it with --resume"):
+        refined("dense", checkpoint=folder)
+    with pytest.raises(ArtifactError, match=r"differs in position \(last there, target_mean here\), tokens"):
+        refined("dense", checkpoint=folder, resume=True, position="target_mean")
+    found = refined("dense", checkpoint=folder, resume=True, method="pca", seed=3)  # of the same states
+    other = refined("dense", method="pca", seed=3)
+    for layer, vector in other.vectors.items():
+        close(found.vectors[layer], vector.numpy())
+    found = refined("dense", checkpoint=folder, resume=True)
+    assert found.norms == whole.norms
+    assert all(torch.equal(found.vectors[layer], vector) for layer, vector in whole.vectors.items())
+    assert torch.equal(found.shuffled, whole.shuffled)
+    (folder / "states.bin").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"states\.bin: damaged"):
+        refined("dense", checkpoint=folder, resume=True)
+
+
+def test_what_gives_no_concept_leaves_no_progress(tmp_path: Path) -> None:
+    rows = [{"positive": "w1 w2", "negative": "w3 w2"}, {"positive": "w3 w2", "negative": "w1 w2"}]
+    with pytest.raises(PairsError, match="cancel out"):
+        refine_concept(model_of("dense"), tokenizer(), rows, checkpoint=tmp_path / "c.partial")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_model_is_left_as_it_was() -> None:

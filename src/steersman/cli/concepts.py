@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from steersman.cli.composition import heard, made_in_words, plan_for_json
+from steersman.cli.failures import resumable
 from steersman.cli.options import (
     ModelChoice,
     batch_size_option,
@@ -17,11 +18,20 @@ from steersman.cli.options import (
     layers_option,
     model_options,
     output_option,
+    resume_option,
     scope_option,
     seed_option,
     strength_option,
 )
-from steersman.cli.output import in_columns, next_steps, put_out, require_free, unused, whole_file
+from steersman.cli.output import (
+    in_columns,
+    next_steps,
+    progress_beside,
+    put_out,
+    require_free,
+    unused,
+    whole_file,
+)
 from steersman.errors import ArtifactError, PairsError
 from steersman.showing import count_of, ranges
 
@@ -71,6 +81,7 @@ Layers = tuple[int, ...] | Literal["all"] | None
     help="Separation by layer as .png or .svg.",
 )
 @click.option("--truncate", is_flag=True, help="Leave out pairs that are too long for the model.")
+@resume_option
 @batch_size_option(16)
 @seed_option
 @force_option
@@ -85,6 +96,7 @@ def refine(
     shuffles: int,
     plot: Path | None,
     truncate: bool,
+    resume: bool,
     batch_size: int,
     seed: int,
     force: bool,
@@ -92,7 +104,8 @@ def refine(
 ) -> None:
     """Refine a concept: in each layer of MODEL, the direction from PAIRS' negative to their positive side.
 
-    The table says how well it tells held-out pairs apart: an AUROC, ½ being chance.
+    The table says how well it tells held-out pairs apart: an AUROC, ½ being chance. Progress is saved beside
+    the output, in FOLDER.partial, until the output is written.
 
     \b
     Examples:
@@ -104,26 +117,34 @@ def refine(
     if Path(pairs).is_dir():
         raise PairsError(f"{pairs}: is a folder; PAIRS is a file or lab:NAME, and the order is MODEL PAIRS")
     from steersman import load_pairs, refine_concept
+    from steersman.progress import discard
 
+    partial = progress_beside(output, resume, force, "the first pair")
     read = load_pairs(pairs, progress=True)
     opened, tokenizer = model.open()
-    concept = refine_concept(
-        opened,
-        tokenizer,
-        read,
-        layers=layers,
-        position=position,
-        method=method,
-        shuffles=shuffles,
-        batch_size=batch_size,
-        seed=seed,
-        truncate=truncate,
-        progress=True,
-    )
-    with whole_file(plot, force) if plot is not None else nullcontext() as picture:
-        if picture is not None:
-            draw_separation(concept, picture)
-        concept.save_pretrained(output, force=force)
+    with resumable(partial):
+        if force and not resume:
+            discard(partial)
+        concept = refine_concept(
+            opened,
+            tokenizer,
+            read,
+            layers=layers,
+            position=position,
+            method=method,
+            shuffles=shuffles,
+            batch_size=batch_size,
+            seed=seed,
+            truncate=truncate,
+            checkpoint=partial,
+            resume=resume,
+            progress=True,
+        )
+        with whole_file(plot, force) if plot is not None else nullcontext() as picture:
+            if picture is not None:
+                draw_separation(concept, picture)
+            concept.save_pretrained(output, force=force)
+    discard(partial)
     result = {"output": str(output), **concept_for_json(concept)}
     if plot is not None:
         result["plot"] = str(plot)

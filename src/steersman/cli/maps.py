@@ -22,7 +22,16 @@ from steersman.cli.options import (
     resume_option,
     seed_option,
 )
-from steersman.cli.output import in_columns, next_steps, number, put_out, require_free, unused, whole_file
+from steersman.cli.output import (
+    in_columns,
+    next_steps,
+    number,
+    progress_beside,
+    put_out,
+    require_free,
+    unused,
+    whole_file,
+)
 from steersman.errors import ArtifactError, PairsError
 from steersman.showing import count_of, on_one_line
 
@@ -155,14 +164,9 @@ def map_(
         )
     from steersman import ConceptVector, fit_affine_map
     from steersman.cli.quiet import quiet_libraries
-    from steersman.progress import discard, is_saved, refuse_unwanted
+    from steersman.progress import discard
 
-    named = output if output.name not in ("", "..") else output.resolve()  # "." has no name to add to
-    partial = named.with_name(f"{named.name}.partial")
-    if not resume and not force:
-        refuse_unwanted(partial)
-    if resume and not is_saved(partial):
-        click.echo(f"steersman: no progress in {partial} to go on from: starting at the first text", err=True)
+    partial = progress_beside(output, resume, force, "the first text")
     quiet_libraries()
     with resumable(partial):
         refined = [ConceptVector.from_pretrained(concept) for concept in concepts]

@@ -72,6 +72,26 @@ def require_free(folder: Path, force: bool, inputs: Sequence[Path] = ()) -> None
     check_free(folder, force=force, ours={MANIFEST, TENSORS})
 
 
+def progress_beside(output: Path, resume: bool, force: bool, first: str) -> Path:
+    """The folder beside an output that a run's progress is saved in; raises where some is there that is not
+    wanted, and says where there is none to go on from.
+
+    Args:
+        output: Of the command.
+        resume, force: As given.
+        first: What a run begins with, in words.
+    """
+    from steersman.progress import is_saved, refuse_unwanted
+
+    named = output if output.name not in ("", "..") else output.resolve()  # "." has no name to add to
+    partial = named.with_name(f"{named.name}.partial")
+    if not resume and not force:
+        refuse_unwanted(partial)
+    if resume and not is_saved(partial):
+        click.echo(f"steersman: no progress in {partial} to go on from: starting at {first}", err=True)
+    return partial
+
+
 @contextmanager
 def whole_file(path: Path, force: bool | None) -> Iterator[Path]:
     """A path to write to that becomes `path` when all went well, and is gone otherwise. `force` is None where

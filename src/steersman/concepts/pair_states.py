@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -15,11 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from steersman.chats.format import template_of
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.positions import Position, states_at, tokens_read
-from steersman.errors import ModelError
+from steersman.concepts.state_file import StateFile
 from steersman.models.architecture import decoder_config
 from steersman.models.encoding import EncodedPair, EncodedPairs
 from steersman.models.reading import evaluating
 from steersman.pairs import ContrastPairs
+from steersman.progress import Arrays, Progress
 
 Floats = npt.NDArray[np.float32]
 
@@ -30,7 +34,7 @@ CHUNK_BYTES = 1 << 24
 
 
 class PairStates:
-    """The states of both sides of pairs at some layers, in a temporary file, for use in a `with` block.
+    """The states of both sides of pairs at some layers, in a file, for use in a `with` block.
 
     Attributes:
         layers: Decoder layers, from 0.
@@ -40,6 +44,8 @@ class PairStates:
         norms: Norms of the states of tokens in scope, by layer.
         skipped: Pairs left out because they are too long.
         alike: Pairs left out because both sides are the same tokens.
+
+    The file is a temporary one, or beside saved progress, as for `StateFile`.
     """
 
     def __init__(
@@ -49,11 +55,14 @@ class PairStates:
         clusters: npt.NDArray[np.int64],
         skipped: int,
         alike: int = 0,
+        folder: str | Path | None = None,
     ) -> None:
         self.layers, self.width, self.clusters = tuple(layers), width, clusters
         self.skipped, self.alike = skipped, alike
         self.norms = {layer: NormHistogram() for layer in self.layers}
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._folder = folder
+        self._file: StateFile | None = None
+        self._windows: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return len(self.clusters)
@@ -64,30 +73,59 @@ class PairStates:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
-    def write(self, layer: int, start: int, states: Floats) -> None:
-        """Keep states [pairs, 2, width] of the pairs from `start` on. Raises ModelError for a full disk."""
-        try:
-            self._file.seek(self._place(layer, start))
-            self._file.write(np.ascontiguousarray(states, np.float32).tobytes())
-        except OSError as error:
-            raise ModelError(
-                f"{tempfile.gettempdir()}: states cannot be kept there ({error.strerror}); "
-                "set TMPDIR to a folder with more room"
-            ) from None
+    @property
+    def done(self) -> int:
+        """Pairs whose states are there: the first ones."""
+        return sum(count for count, _ in self._windows)
+
+    def append(self, states: Mapping[int, Floats]) -> None:
+        """Keep states [pairs, 2, width] by layer, of the pairs that come next. Raises ModelError for a full
+        disk.
+        """
+        if self._file is None:
+            self._file = StateFile(self._folder)
+        block = np.stack([states[layer] for layer in self.layers]).astype(np.float32, copy=False)
+        self._windows.append((block.shape[1], self._file.append(block.tobytes())))
 
     def chunks(self, layer: int) -> Iterator[tuple[slice, Floats]]:
         """(which pairs, their states [pairs, 2, width]; 0 positive, 1 negative), through all pairs."""
-        size = max(1, CHUNK_BYTES // (8 * self.width))
-        for start in range(0, len(self), size):
-            pairs = slice(start, min(start + size, len(self)))
-            self._file.seek(self._place(layer, start))
-            content = self._file.read(8 * self.width * (pairs.stop - start))
-            yield pairs, np.frombuffer(content, np.float32).reshape(-1, 2, self.width)
+        of_pair, start = 8 * self.width, 0
+        size = max(1, CHUNK_BYTES // of_pair)
+        for count, place in self._windows:
+            assert self._file is not None
+            place += self.layers.index(layer) * count * of_pair
+            for first in range(0, count, size):
+                pairs = slice(start + first, start + min(first + size, count))
+                content = self._file.read(place + first * of_pair, (pairs.stop - pairs.start) * of_pair)
+                yield pairs, np.frombuffer(content, np.float32).reshape(-1, 2, self.width)
+            start += count
 
-    def _place(self, layer: int, pair: int) -> int:
-        return 8 * self.width * (self.layers.index(layer) * len(self) + pair)
+    def to_tensors(self) -> tuple[Arrays, dict[str, Any]]:
+        """What `restore` takes; the states themselves stay in the file."""
+        arrays = {f"norms.{layer}": norms.to_tensor().numpy() for layer, norms in self.norms.items()}
+        file = None if self._file is None else self._file.facts()
+        return arrays, {"done": self.done, "windows": self._windows, "file": file}
+
+    def restore(self, arrays: Arrays, saved: Mapping[str, Any]) -> PairStates:
+        """Go on from what was saved. Raises ArtifactError where the file is not as it was."""
+        for layer in self.layers:
+            self.norms[layer] = NormHistogram.from_tensor(torch.from_numpy(arrays[f"norms.{layer}"].copy()))
+        self._windows = [(int(count), int(place)) for count, place in saved["windows"]]
+        if saved["file"] is not None:
+            self._file = StateFile(self._folder, saved["file"])
+        return self
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the reading of pairs is saved: a folder, what is being run, and whether to go on from it."""
+
+    folder: str | Path
+    run: Mapping[str, Any]
+    resume: bool
 
 
 def read_pairs(
@@ -100,10 +138,12 @@ def read_pairs(
     batch_size: int = 16,
     truncate: bool = False,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> PairStates:
     """Read both sides of all pairs, one pass for all layers.
 
     Raises:
+        ArtifactError: saved progress is damaged, not wanted, or of another run.
         ModelError: a layer does not exist, or gives states that are not finite.
         PairsError: a pair cannot be encoded; TruncatedTarget where a side is too long and not `truncate`.
     """
@@ -117,18 +157,25 @@ def read_pairs(
         truncate=truncate,
         progress=progress,
     )
-    width = decoder_config(model).hidden_size
-    states = PairStates(layers, width, encoded.clusters, encoded.skipped, encoded.alike)
+    width, folder = decoder_config(model).hidden_size, None if checkpoint is None else checkpoint.folder
+    states = PairStates(layers, width, encoded.clusters, encoded.skipped, encoded.alike, folder)
     size = max(1, WINDOW_BATCHES * batch_size // 2)
     try:
+        saved = None
+        if checkpoint is not None:
+            run = {**checkpoint.run, "tokens": encoded.sha256}
+            saved = Progress(checkpoint.folder, run, states.restore, resume=checkpoint.resume)
         with (
             evaluating(model),
             tqdm(total=len(encoded), desc="states", unit="pair", delay=1, disable=not progress) as bar,
         ):
-            for start in range(0, len(encoded), size):
+            bar.update(states.done)
+            for start in range(states.done, len(encoded), size):
                 window = encoded[start : start + size]
-                _read_window(model, window, start, states, position, batch_size)
+                _read_window(model, window, states, position, batch_size)
                 bar.update(len(window))
+                if saved is not None:
+                    saved.save({"refine": states}, at_once=start + size >= len(encoded))
     except BaseException:
         states.__exit__(None, None, None)
         raise
@@ -140,7 +187,6 @@ def read_pairs(
 def _read_window(
     model: nn.Module,
     window: list[EncodedPair],
-    start: int,
     states: PairStates,
     position: Position,
     batch_size: int,
@@ -156,5 +202,4 @@ def _read_window(
         for layer, read in states_at(model, states.layers, ids, positions, position).items():
             found[layer][places, sides] = read.states.numpy()
             states.norms[layer].add(read.norms)
-    for layer, of_layer in found.items():
-        states.write(layer, start, of_layer)
+    states.append(found)

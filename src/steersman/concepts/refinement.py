@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from steersman.concepts.directions import (
     principal_directions,
     swapped_clusters,
 )
-from steersman.concepts.pair_states import PairStates, read_pairs
+from steersman.concepts.pair_states import Checkpoint, PairStates, read_pairs
 from steersman.concepts.positions import POSITIONS, Position, dtype_of
 from steersman.concepts.separation import Separation, separation
 from steersman.concepts.states import check_layers
@@ -35,6 +36,7 @@ from steersman.models.architecture import decoder_layers, read_architecture
 from steersman.models.identity import model_name, weights_id
 from steersman.models.loading import Named, open_named
 from steersman.pairs import ContrastPairs, Rows, load_pairs
+from steersman.progress import discard
 
 MOST_SHUFFLES = 10_000
 """Each is as large as the concept."""
@@ -52,6 +54,8 @@ def refine_concept(
     batch_size: int = 16,
     seed: int = 0,
     truncate: bool = False,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     progress: bool = False,
 ) -> ConceptVector:
     """Refine a concept: per layer, the direction from the negative sides' states to the positive ones'.
@@ -75,9 +79,12 @@ def refine_concept(
         batch_size: Texts in one forward.
         seed: Of the shuffling.
         truncate: Leave out pairs with a side longer than the model's context, and count them in `skipped`.
+        checkpoint: A folder to save the states that are read in, with how far it is. It is yours to remove.
+        resume: Go on from what is saved in `checkpoint`, if anything is; otherwise that is an error.
         progress: Show a progress bar on stderr where it takes more than a second.
 
     Raises:
+        ArtifactError: saved progress is damaged, not wanted, or of another run.
         ModelError: a layer does not exist, or gives states that are not finite.
         PairsError: a pair cannot be encoded, both sides of every pair are the same tokens up to the last one
             that is read (where only some are, they are left out and counted in `alike`), or at every layer
@@ -100,7 +107,19 @@ def refine_concept(
     if not chosen:
         raise PairsError("no layer is named; leave layers out for all of them")
     identity, architecture = weights_id(model), read_architecture(model)  # before the work
-    noted = NotedChats(tokenizer)
+    noted, saved = NotedChats(tokenizer), None
+    if checkpoint is not None:
+        run = {
+            "weights": identity,
+            "dtype": str(dtype_of(model)).removeprefix("torch."),
+            "versions": {name: version(name) for name in ("steersman", "torch", "transformers")},
+            "pairs": source.sha256,
+            "layers": list(chosen),
+            "position": position,
+            "batch size": batch_size,
+            "truncate": truncate,
+        }
+        saved = Checkpoint(checkpoint, run, resume)
     with read_pairs(
         model,
         tokenizer,
@@ -110,6 +129,7 @@ def refine_concept(
         batch_size=batch_size,
         truncate=truncate,
         progress=progress,
+        checkpoint=saved,
     ) as states:
         chat = noted.record
         folds = _Folds(states.clusters, shuffles, seed)
@@ -117,7 +137,12 @@ def refine_concept(
             layer: _refine_layer(states, layer, folds, method)
             for layer in tqdm(chosen, desc="refine", unit="layer", delay=1, disable=not progress)
         }
-        _check_some_direction(source.name, position, states, found, dtype_of(model))
+        try:
+            _check_some_direction(source.name, position, states, found, dtype_of(model))
+        except PairsError:
+            if checkpoint is not None:
+                discard(checkpoint)  # whoever went on from it would come here again
+            raise
         name, revision = model_name(model)
         return ConceptVector(
             vectors={layer: torch.from_numpy(found[layer].directions.whole).float() for layer in chosen},

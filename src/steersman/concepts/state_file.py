@@ -63,6 +63,7 @@ class StateFile:
         try:
             self._file.seek(start)
             self._file.write(content)
+            self._file.flush()
         except OSError as error:
             where = self._folder or tempfile.gettempdir()
             hint = "" if self._folder else "; set TMPDIR to a folder with more room"
@@ -81,7 +82,6 @@ class StateFile:
 
     def facts(self) -> dict[str, Any]:
         """What there is by now, safely on disk."""
-        self._file.flush()
         if self._folder is not None:
             os.fsync(self._file.fileno())
         return {"length": self._length, "sha256": self._digest.hexdigest()}
