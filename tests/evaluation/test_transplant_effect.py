@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from scipy.stats import spearmanr
 
+from steersman.certainty import SHOWN
 from steersman.concepts.fitting import fit_affine_map
 from steersman.concepts.refinement import refine_concept
 from steersman.concepts.transplant_check import TransplantCheck, check_transplant, rank
 from steersman.evaluation.lab_study import Laboratory, Passage, Plot
 from steersman.evaluation.levers_study import BOTH, EXPERTS, VECTOR
 from steersman.evaluation.tasks import load_task
+from steersman.evaluation.transplant_report import levers_findings
 from steersman.evaluation.transplant_study import TRANSPLANTED, UNMAPPED, TransplantStudy, measured_effect
 from steersman.pairs import load_pairs
 from steersman.texts import load_texts
@@ -93,7 +95,7 @@ def test_both_levers_in_one_plan_move_what_each_is_meant_to_move(rooms: dict[int
     experts, vector = (found.comparisons[name] for name in (found.of_experts, found.of_vector))
     for arm in (EXPERTS, BOTH):
         assert experts.differences[arm].high < 0
-    assert found.moves_both
+    assert [finding.verdict for finding in levers_findings(found)[:2]] == [SHOWN, SHOWN]
     assert experts.rate(BOTH) < experts.rate(VECTOR)
     for arm in (VECTOR, BOTH):
         assert vector.differences[arm].low > 0

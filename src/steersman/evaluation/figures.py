@@ -242,8 +242,9 @@ def random_draws(
     theme: Theme = "light",
     name: str = "the plan",
     measure: str = "effect D in nats",
+    what: str = "random plans of the same shape",
 ) -> bytes:
-    """Each random plan's effect as one dot, stacked where they meet; the plan's own as a marked line."""
+    """Each drawn plan's effect as one dot, stacked where they meet; the plan's own as a marked line."""
     colours = PALETTES[theme]
     draws = np.asarray(control.draws)
     low, high = min(draws.min(), control.observed, 0.0), max(draws.max(), control.observed, 0.0)
@@ -269,7 +270,7 @@ def random_draws(
     axes.set_ylim(0, tallest * 1.25)
     axes.set_xlim(low - margin, high + margin)
     axes.set_yticks([])
-    axes.set_xlabel(f"{measure}; each dot is one of {draws.size} random plans of the same shape")
+    axes.set_xlabel(f"{measure}; each dot is one of {draws.size} {what}")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     return picture(figure, path)

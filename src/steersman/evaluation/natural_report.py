@@ -59,7 +59,12 @@ class NaturalChapter:
                 for pick in self.study.screen.sets["toward"].picks
             ],
             "controls": [
-                {**control, "observed": signed(control["observed"], 2), "mean": signed(control["mean"], 2)}
+                {
+                    "steering": control["steering"],
+                    "observed": signed(control["observed"], 2),
+                    "mean": signed(control["mean"], 2),
+                    "words": _among(control)[1],
+                }
                 for control in effect["random"]
             ],
         }
@@ -71,12 +76,17 @@ def findings(study: NaturalStudy) -> list[Finding]:
         return [Finding("screening finds experts that cause it", CANNOT_TELL, study.screen.reason)]
     effect, side = tasks_of(study)
     control: dict[str, Any] = next(row for row in effect["random"] if row["steering"] == SCREENED)
-    among, both = Control(len(control["draws"]), control["p"]), (SCREENED, f"{SCREENED} reversed")
-    words = controls_in_words(among, control["at_least"])
+    (among, words), both = _among(control), (SCREENED, f"{SCREENED} reversed")
     return [
         *(_found(ARMS[arm], effect, arm, [among], words) for arm in both),
         *(_found(f"cost, everyday requests right, {ARMS[arm]}", side, arm) for arm in both),
     ]
+
+
+def _among(control: Mapping[str, Any]) -> tuple[Control, str]:
+    """A record's drawn control, and it in words."""
+    among = Control(len(control["draws"]), control["p"])
+    return among, controls_in_words(among, control["at_least"])
 
 
 def tasks_of(study: NaturalStudy) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -107,7 +107,10 @@ def _random_picture(random: Mapping[str, Any]) -> Markup:
         f"{max(control.draws):+.2f}, and of {random['steering']}, {control.observed:+.2f}."
     )
     name = written(random["steering"])
-    return both_themes(lambda theme: figures.random_draws(control, theme=theme, name=name, measure=unit), alt)
+    what = family_of(random)
+    return both_themes(
+        lambda theme: figures.random_draws(control, theme=theme, name=name, measure=unit, what=what), alt
+    )
 
 
 def doses_picture(task: Place) -> Markup | None:
