@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from steersman.evaluation.judges.opening import load_judge
     from steersman.evaluation.result import Evaluation
     from steersman.evaluation.screening.screen import screen_experts
+    from steersman.evaluation.screening.sizes import sweep_sizes
     from steersman.evaluation.tasks.registry import load_task
     from steersman.evaluation.tuning.result import Tuning
     from steersman.evaluation.tuning.tuning import tune
@@ -88,6 +89,7 @@ _HOME = {
     "steersman.evaluation.tuning.result": ("Tuning",),
     "steersman.evaluation.tuning.tuning": ("tune",),
     "steersman.evaluation.screening.screen": ("screen_experts",),
+    "steersman.evaluation.screening.sizes": ("sweep_sizes",),
     "steersman.experts.causal": ("CausalScreen",),
     "steersman.experts.contrast": ("RoutingContrast", "merge_contrasts"),
     "steersman.experts.counting": ("detect_experts",),
@@ -168,6 +170,7 @@ __all__ = [
     "refine_concept",
     "screen_experts",
     "set_chat_format",
+    "sweep_sizes",
     "transplant",
     "tune",
     "weights_id",

@@ -114,6 +114,37 @@ def test_screen_refuses_what_it_cannot_read(tmp_path: Path, folder: Path) -> Non
     assert not (tmp_path / "x").exists()
 
 
+def test_sweep_measures_sets_by_their_number(tmp_path: Path, folder: Path) -> None:
+    asked = ("sweep", "lab:moe", folder / "causes", "lab:faithfulness/dev", "--limit", 6, "--sizes", "1,3")
+    asked = (*asked, "--random", 2, "--kind", "activated")
+    files = ("--figure", tmp_path / "s.png", "--table", tmp_path / "s.csv")
+    found = run(*asked, *files, "--json").json
+    assert (found["items"], found["task"]) == (6, "lab:faithfulness/dev")
+    assert [(row["direction"], row["experts"]) for row in found["sets"]] == [
+        ("toward", 1),
+        ("toward", 3),
+        ("reversed", 1),
+        ("reversed", 3),
+    ]
+    assert {row["verdict"] for row in found["sets"]} == {"cannot tell"}  # two draws show nothing
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 5
+    words = run(*asked, "--by", "answer").words
+    assert "95 % of random sets" in words
+    assert "d unsteered" in words
+
+
+def test_sweep_refuses_what_it_cannot_do(tmp_path: Path, folder: Path) -> None:
+    asked = ("sweep", "lab:moe", folder / "causes", "lab:faithfulness/dev")
+    assert "whole numbers from 1" in run(*asked, "--sizes", "1,many").error
+    assert "whole numbers from 1" in run(*asked, "--sizes", "0").error
+    assert "written as .csv" in run(*asked, "--table", tmp_path / "t.txt").error
+    assert "other weights" in run("sweep", "lab:moe-plain", *asked[2:]).error
+    assert "another architecture" in run("sweep", "lab:natural", *asked[2:]).error
+    assert "no negative answer" in run(*asked[:3], "lab:ordinary/dev", "--figure", tmp_path / "f.png").error
+    assert not (tmp_path / "f.png").exists()
+
+
 def test_a_gate_too_high_is_no_error_and_said(tmp_path: Path) -> None:
     out = tmp_path / "none"
     words = run(

@@ -33,6 +33,7 @@ from steersman.cli import (
     reporting,
     screening,
     serving,
+    sweeping,
     transplantation,
     tuning,
 )
@@ -79,7 +80,7 @@ def steersman(context: click.Context) -> None:
 
 WORKFLOW: dict[str, tuple[click.Command, ...]] = {
     "Look around": (demo.demo, lab.lab, models.describe),
-    "Steer by experts": (experts.detect, experts.merge, experts.select, screening.screen),
+    "Steer by experts": (experts.detect, experts.merge, experts.select, screening.screen, sweeping.sweep),
     "Steer by concepts": (concepts.refine, concepts.steer, maps.map_, transplantation.transplant),
     "Find where and how hard": (tuning.tune,),
     "Use a steering": (composition.compose, generation.generate, chatting.chat, serving.serve),

@@ -199,7 +199,7 @@ def screen(
         )
     counted = None if contrast is None else RoutingContrast.from_pretrained(contrast)
     most = batch_size if given_option("batch_size") else None
-    with resumable(partial), _open(model, backend, most) as (opened, tokenizer, runs):
+    with resumable(partial), opened_for_screening(model, backend, most) as (opened, tokenizer, runs):
         if force and not resume:
             discard(partial)
         before = units_done(partial)
@@ -237,7 +237,9 @@ def screen(
 
 
 @contextmanager
-def _open(model: ModelChoice, backend: BackendChoice, most: int | None) -> Iterator[tuple[Any, Any, Runs]]:
+def opened_for_screening(
+    model: ModelChoice, backend: BackendChoice, most: int | None
+) -> Iterator[tuple[Any, Any, Runs]]:
     """The model, its tokenizer, and what runs the measurements."""
     from steersman.evaluation.screening.screen import Runs
 

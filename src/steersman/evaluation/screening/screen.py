@@ -154,7 +154,8 @@ def screen_experts(
         raise ModelError("the model has no router that can be steered: there is nothing to screen")
     identity = weights_id(model)
     if contrast is not None:
-        _check_contrast(contrast, model)
+        check_kind(contrast, RoutingContrast, PlanError)
+        require_of_model(contrast, model, "the contrast")
     chat = chats_of(tokenizer, (item.content for each in (task, *kept, *harmed) for item in each))
     run = {
         "weights_id": identity,
@@ -402,9 +403,9 @@ def _several(given: Any) -> list[Items]:
     return [given] if alone else list(given)
 
 
-def _check_contrast(contrast: RoutingContrast, model: nn.Module) -> None:
-    check_kind(contrast, RoutingContrast, PlanError)
-    if contrast.architecture.id != read_architecture(model).id:
-        raise ArchitectureMismatch("the contrast is of another architecture than the model to screen")
-    if not has_weights(model, contrast.weights_id, "the contrast"):
-        raise WeightsMismatch("the contrast was counted on other weights than the model's to screen")
+def require_of_model(made: RoutingContrast | CausalScreen, model: nn.Module, what: str) -> None:
+    """Raise where a contrast or a screen is of another model: ArchitectureMismatch, WeightsMismatch."""
+    if made.architecture.id != read_architecture(model).id:
+        raise ArchitectureMismatch(f"{what} is of another architecture than the model to screen")
+    if not has_weights(model, made.weights_id, what):
+        raise WeightsMismatch(f"{what} was made on other weights than the model's to screen")
