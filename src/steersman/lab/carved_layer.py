@@ -17,7 +17,7 @@ from torch.nn import functional
 
 SPREAD = 0.05
 """Standard deviation of a token's router logits: the experts that are chosen weigh nearly alike."""
-RIDGES = (0.01, 0.1, 1.0, 10.0)
+RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0)
 """What is tried, relative to the mean energy of a neuron."""
 STRONGEST = 4
 """A neuron fires at a token where its share is among the largest 1/4."""
@@ -175,11 +175,10 @@ def _logistic(
 
 @dataclass(frozen=True)
 class Refit:
-    """A down projection solved anew, with its mean squared error on held-out tokens before and after."""
+    """A down projection, its mean squared error on held-out tokens, and the ridge (None: the old one)."""
 
     down: Tensor
-    before: float
-    after: float
+    error: float
     ridge: float | None
 
 
@@ -198,15 +197,14 @@ def refit_down(used: Tensor, goal: Tensor, down: Tensor, held: Tensor) -> Refit:
     fit, left = used[~held], goal - used @ down.T
     gram, cross = fit.T @ fit, fit.T @ left[~held]
     energy = gram.diagonal().mean()
-    before = _error(left[held])
-    best = Refit(down, before, before, None)
+    best = Refit(down, _error(left[held]), None)
     for ridge in RIDGES:
         damped = gram.clone()
         damped.diagonal().add_(ridge * energy)
         change = torch.linalg.solve(damped, cross)
-        after = _error(left[held] - used[held] @ change)
-        if after < best.after:
-            best = Refit(down + change.T, before, after, ridge)
+        error = _error(left[held] - used[held] @ change)
+        if error < best.error:
+            best = Refit(down + change.T, error, ridge)
     return best
 
 

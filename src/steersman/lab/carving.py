@@ -288,14 +288,16 @@ def carve_layer(
         "router_hits": round((used & best).sum().item() / best.sum().item(), 4),
         "least_used": round(used.double().mean(0).min().item(), 4),
         "most_used": round(used.double().mean(0).max().item(), 4),
-        "error_as_cut": _share(goal - (active * weights) @ layer.down.T, goal),
     }
     refit = refit_down(active * weights, goal, layer.down, held)
-    layer = replace(layer, down=refit.down)
+    as_cut, layer = layer, replace(layer, down=refit.down)
     if how.distillation:
         layer = distil(layer, x, goal, held, how.rng, how.distillation)
-    told |= {"ridge": refit.ridge, "error": _share(goal[held] - layer(x[held]), goal[held])}
-    return layer, told
+    errors = {
+        name: _share(goal[held] - of(x[held]), goal[held])
+        for name, of in (("error_as_cut", as_cut), ("error", layer))
+    }
+    return layer, {**told, "ridge": refit.ridge, **errors}
 
 
 def _sorted_neurons(parts: Tensor, how: _How) -> Tensor:
