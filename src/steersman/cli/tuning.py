@@ -39,12 +39,14 @@ SHOWN = 8
 """Candidates that are listed; candidates.csv has them all."""
 
 
-def _items_option(name: str, default: int | None, what: str) -> Callable[[Command], Command]:
+def _items_option(
+    name: str, default: int | None, what: str, otherwise: str = "all"
+) -> Callable[[Command], Command]:
     return click.option(
         name,
         type=click.IntRange(min=2),
         default=default,
-        show_default=True if default is not None else "all",
+        show_default=True if default is not None else otherwise,
         metavar="N",
         help=f"At most N {what}, of as many groups as there are.",
     )
@@ -118,7 +120,9 @@ def _items_option(name: str, default: int | None, what: str) -> Callable[[Comman
 )
 @_items_option("--dev-items", 48, "development items")
 @_items_option("--test-items", None, "test items")
-@_items_option("--cost-items", None, "items of each kept task and half")
+@_items_option(
+    "--cost-items", None, "items of each kept task and part", "48 in the search for kl alone, else all"
+)
 @click.option(
     "--report",
     type=click.Path(path_type=Path),

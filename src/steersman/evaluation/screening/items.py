@@ -135,10 +135,12 @@ def some_of(task: Task, limit: int, seed: int) -> Task:
     return picked(task, _spread(task.groups, seed)[:limit])
 
 
-def halves(task: Task, seed: int) -> tuple[Task, Task]:
+def halves(
+    task: Task, seed: int, use: str = "half of them screen, half of them choose sets"
+) -> tuple[Task, Task]:
     """Two parts with as many groups each, none in both. Raises PairsError where they are too few."""
     names = sorted(set(task.groups))
-    require_clusters(len(names) // 2, f"{task.name}: each half of its {count_of(len(names), 'group')}", 2)
+    require_clusters(len(names) // 2, f"{task.name}: each half of its {count_of(len(names), 'group')}", use)
     order = np.random.default_rng(seed).permutation(len(names))
     first = {names[place] for place in order[: (len(names) + 1) // 2]}
     places = range(len(task))
@@ -146,13 +148,15 @@ def halves(task: Task, seed: int) -> tuple[Task, Task]:
     return picked(task, ours), picked(task, sorted({*places} - {*ours}))
 
 
-def require_clusters(found: int, what: str, parts: int = 1) -> None:
-    """Raise PairsError where there are too few independent groups to tell an effect from chance."""
+def require_clusters(found: int, what: str, halved: str = "") -> None:
+    """Raise PairsError where there are too few independent groups to tell an effect from chance; `halved`
+    says what halves of them are for.
+    """
     if found < LEAST_CLUSTERS:
+        least = 2 * LEAST_CLUSTERS if halved else LEAST_CLUSTERS
         raise PairsError(
             f"{what}: too few groups ({found}) to tell an effect from chance; give items of at least "
-            f"{parts * LEAST_CLUSTERS} groups"
-            + (" (half of them screen, half of them choose sets)" if parts > 1 else "")
+            f"{least} groups" + (f" ({halved})" if halved else "")
         )
 
 

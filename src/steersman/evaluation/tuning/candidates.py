@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from steersman.concepts.dose import Strength, residual_edits
 from steersman.concepts.dose import doses as doses_of
 from steersman.edits import ExpertEdit, Scope
 from steersman.errors import PlanError
+from steersman.evaluation.controls import BIN_SIZE, TRIES, exchanges
+from steersman.evaluation.screening.exact import Floats
+from steersman.evaluation.screening.sizes import KINDS, LARGEST_SHARE, Kind, Ranking, sizes_up_to
 from steersman.experts.selection import choose
 from steersman.showing import count_of, ranges
 from steersman.steering import Architecture, Steering
@@ -29,13 +32,6 @@ DOSES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
 COARSE_LAYERS = 12
 WIDTHS = (3, 5)
 """Layers of windows around the best one, over which its dose is split evenly."""
-KINDS: tuple[Kind, ...] = ("activated", "deactivated", "both")
-LARGEST_SHARE = 0.1
-"""Of all experts, those that a candidate may steer."""
-
-Kind = Literal["activated", "deactivated", "both"]
-Ranking = Sequence[tuple[int, int, float]]
-"""(layer, expert, score), best first; a positive score is for activation."""
 
 
 class Candidate(Protocol):
@@ -163,21 +159,20 @@ class Vectors:
         at = layers.index(middle)
         reach = math.ceil((len(layers) - 1) / max(1, min(self.coarse_layers, len(layers)) - 1)) - 1
         near = [(layer,) for layer in layers[max(0, at - reach) : at + reach + 1]]
-        windows = [
-            tuple(layers[at - width // 2 : at + width // 2 + 1])
-            for width in WIDTHS
-            if at >= width // 2 and at + width // 2 < len(layers)
-        ]
+        around = (range(middle - width // 2, middle + width // 2 + 1) for width in WIDTHS)
+        windows = [tuple(window) for window in around if {*window} <= {*layers}]
         size = abs(best.dose)
         below = max((dose for dose in self.doses if dose < size - 1e-9), default=size / 2)
         above = min((dose for dose in self.doses if dose > size + 1e-9), default=size * 1.5)
-        between = (math.sqrt(below * size), size, math.sqrt(size * above))
-        alone = Vectors.only(self, best)
-        return alone._grid(near, between) + alone._grid(windows, (*between, 1.5 * size, 2 * size))
+        less, more = _short(math.sqrt(below * size)), _short(math.sqrt(size * above))
+        alone = self.only(best)
+        wider = (less, size, more, _short(1.5 * size), _short(2 * size))
+        return alone._grid(near, wider[:3]) + alone._grid(windows, wider)
 
     def reduced(self) -> Vectors:
-        """A third of the layers, every second dose."""
-        return replace(self, coarse_layers=max(2, self.coarse_layers // 3), doses=self.doses[1::2])
+        """A third of the layers, and of the library's own doses every second; others stay as asked for."""
+        doses = DOSES[1::2] if self.doses == DOSES else self.doses
+        return replace(self, coarse_layers=max(2, self.coarse_layers // 3), doses=doses)
 
     def only(self, best: VectorCandidate) -> Vectors:
         """The same lever, of a candidate's concept, scope and direction alone."""
@@ -191,12 +186,12 @@ class Vectors:
     def _grid(self, windows: Sequence[tuple[int, ...]], doses: Sequence[float]) -> list[Candidate]:
         signs = (1.0, -1.0) if self.reverse is None else (-1.0,) if self.reverse else (1.0,)
         return [
-            VectorCandidate(concept, layers, sign * float(f"{dose:.3g}"), scope)
+            VectorCandidate(concept, layers, sign * dose, scope)
             for concept, of_concept in self.vectors.items()
             for layers in windows
             if all(layer in of_concept for layer in layers)
-            for scope in self.scopes
-            for dose in doses
+            for scope in dict.fromkeys(self.scopes)
+            for dose in dict.fromkeys(doses)
             for sign in signs
         ]
 
@@ -241,6 +236,11 @@ class Vectors:
         ]
 
 
+def _short(dose: float) -> float:
+    """Three digits of it: what a person would type."""
+    return float(f"{dose:.3g}")
+
+
 @dataclass(frozen=True)
 class ExpertCandidate:
     """The first so many experts of a ranking that are activated, deactivated, or either."""
@@ -267,7 +267,10 @@ class Experts:
 
     Attributes:
         ranking: (layer, expert, score), best first.
-        relabelled: Of a control: {layer: the expert that stands in for each}.
+        rates: {layer: share of tokens that use each expert}: experts of like use stand in for each other in
+            controls; None: any of the layer.
+        number: Of a control, which one it is.
+        sparse: Whether the first grid has every second size alone.
     """
 
     ranking: Ranking
@@ -277,9 +280,9 @@ class Experts:
     revision: str | None = None
     scopes: tuple[Scope, ...] = ("all",)
     made_of: Mapping[str, Any] | None = None
+    rates: Mapping[int, Floats] | None = None
     number: int | None = None
     sparse: bool = False
-    """Whether the first grid has every second size alone."""
 
     @property
     def name(self) -> str:
@@ -293,8 +296,7 @@ class Experts:
         )
 
     def coarse(self) -> list[Candidate]:
-        sizes = [1 << power for power in range(self.largest.bit_length()) if 1 << power <= self.largest]
-        return self._grid(([*sizes, self.largest])[:: 2 if self.sparse else 1])
+        return self._grid(sizes_up_to(self.largest)[:: 2 if self.sparse else 1])
 
     def reduced(self) -> Experts:
         """Every second size."""
@@ -323,9 +325,9 @@ class Experts:
         return [
             ExpertCandidate(kind, size, scope)
             for kind in kinds
-            for size in dict.fromkeys(sizes)
+            for size in sizes
             if size <= there[kind]
-            for scope in self.scopes
+            for scope in dict.fromkeys(self.scopes)
         ]
 
     def plan(self, candidate: Candidate) -> Steering:
@@ -345,14 +347,33 @@ class Experts:
         )
 
     def controls(self, count: int, seed: int) -> list[Lever]:
-        """Rankings in which other experts of each layer stand in for those that were found: as many of each
-        layer, in the same order of layers and kinds.
+        """Rankings in which other experts of the layer, of like use, stand in for those that were found: as
+        many of each layer, in the same order of layers and kinds. Raises PlanError where hardly any keeps
+        the routers' limits.
         """
-        routers = {router.layer: router.experts for router in self.architecture.routers}
+        sizes = {router.layer: router.experts for router in self.architecture.routers}
+        rates = self.rates or {layer: np.zeros(experts) for layer, experts in sizes.items()}
+        source = exchanges(rates, seed, BIN_SIZE if self.rates else max(sizes.values()))
         found: list[Lever] = []
-        for number in range(count):
-            generator = np.random.default_rng((seed, number))
-            other = {layer: generator.permutation(experts) for layer, experts in sorted(routers.items())}
+        tries = 0
+        while len(found) < count:
+            other = next(source)
             ranking = [(layer, int(other[layer][expert]), score) for layer, expert, score in self.ranking]
-            found.append(replace(self, ranking=ranking, made_of=None, number=number + 1))
+            control = replace(self, ranking=ranking, made_of=None, number=len(found) + 1)
+            if self._as_many(control):
+                found.append(control)
+                continue
+            tries += 1  # an exchange across the groups of a group-limited router
+            if tries > TRIES:
+                raise PlanError(f"{TRIES} random sets of experts broke a router's limits: no control")
         return found
+
+    def _as_many(self, control: Experts) -> bool:
+        """Whether a control's first grid steers as many experts of each layer and kind."""
+        return all(
+            _counts(self.plan(candidate)) == _counts(control.plan(candidate)) for candidate in self.coarse()
+        )
+
+
+def _counts(plan: Steering) -> dict[int, list[float]]:
+    return {layer: sorted(of_layer.values()) for layer, of_layer in plan.strengths.items()}

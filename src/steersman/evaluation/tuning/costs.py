@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from steersman.errors import PairsError, PlanError
 from steersman.evaluation.condition import Condition
@@ -109,13 +110,13 @@ class Kept:
         condition: Condition,
     ) -> None:
         self.tasks = tasks
-        self.bounds = tuple(bounds)
+        self.bounds = tuple(sorted(bounds, key=lambda bound: list(COSTS).index(bound.name)))
         self.contents = [item.content for task in tasks for item in task]
         self.groups: Groups = [(task.name, group) for task in tasks for group in task.groups]
         self._base_texts: list[str] | None = None
         self._condition = condition
         self._texts: list[Text] = []
-        self._choices: list[tuple[list[list[Text]], list[tuple[int, ...]], list[int]]] = []
+        self._answers: dict[int, list[Text]] = {}
         names = {bound.name for bound in bounds}
         if names & {"lost", "degenerate"} and len(self.contents) < LEAST_ITEMS:
             raise PairsError(
@@ -141,8 +142,8 @@ class Kept:
     def measure(self, rows: PlanRows, plan: Steering) -> dict[str, Cost]:
         """What a plan costs by what can be read off without generating.
 
-        Looks at a quarter of the items first: what is above its bound there by the lower end of the interval
-        too is not looked at further.
+        Of KL it looks at a quarter of the items first: what is above its bound there by the lower end of the
+        interval too is not looked at further. What right answers are lost is read where KL is kept.
         """
         found: dict[str, Cost] = {}
         for bound in self.bounds:
@@ -158,8 +159,7 @@ class Kept:
         after = [
             is_degenerate(text, instead_of=base) for text, base in zip(steered, self.base_texts, strict=True)
         ]
-        found = paired_difference(before, after, self.groups, level=ONE_SIDED)
-        return Cost(found.difference, found.high, len(after), found.high <= most)
+        return _share(before, after, self.groups, most)
 
     # ---------------------------------------------------------------- inside
 
@@ -188,26 +188,47 @@ class Kept:
         return list(range(0, len(self.contents), 4 if len(self.contents) >= 8 else 1))
 
     def _lost(self, rows: PlanRows, plan: Steering, most: float) -> Cost:
-        right = [self._right(rows, task, [None, plan]) for task in self.tasks]
+        right = [self._right(rows, number, [None, plan]) for number in range(len(self.tasks))]
         before, after = np.concatenate(right, axis=1)
-        found = paired_difference(before, after, self.groups, level=ONE_SIDED)
-        return Cost(-found.difference, -found.low, found.count, -found.low <= most)
+        return _share(1 - before, 1 - after, self.groups, most)
 
-    def _right(self, rows: PlanRows, task: Task, plans: Sequence[Steering | None]) -> Floats:
-        """Which items are answered right, 0 or 1 [plans, items]: the likeliest option is right, else the
-        right answer is what the model says, token by token.
+    def _right(self, rows: PlanRows, number: int, plans: Sequence[Steering | None]) -> Floats:
+        """Which items of a task are answered right, 0 or 1 [plans, items]: the likeliest option is right,
+        else the right answer is what the model says, token by token.
         """
-        tokenizer = self._condition.subject.tokenizer
-        if not all(item.options for item in task):
-            return rows.greedy(answers(task, tokenizer).texts, plans)
-        texts = options_of(task, tokenizer)
+        task, tokenizer = self.tasks[number], self._condition.subject.tokenizer
+        chosen = all(item.options for item in task)
+        if number not in self._answers:  # the same texts again, of which the unsteered model's part is known
+            self._answers[number] = (
+                options_of(task, tokenizer) if chosen else [*answers(task, tokenizer).texts]
+            )
+        texts = self._answers[number]
+        if not chosen:
+            return rows.greedy(texts, plans)
         totals = rows.scores(texts, plans)
         found = np.zeros((len(plans), len(task)))
-        for number, item in enumerate(task):
-            own = [place for place, text in enumerate(texts) if text.item == number]
-            for plan in range(len(plans)):
-                found[plan, number] = chooses(totals[plan, own].tolist(), item.correct)
+        for place, (item, own) in enumerate(zip(task, places_of(texts, len(task)), strict=True)):
+            found[:, place] = [chooses(of_plan[own].tolist(), item.correct) for of_plan in totals]
         return found
+
+
+def _share(before: ArrayLike, after: ArrayLike, groups: Groups, most: float) -> Cost:
+    """How much oftener something holds after than before; its bound by Tango's score interval, where nothing
+    changed by the exact one: 1 − .05^(1/n), 9 % of 32.
+    """
+    found = paired_difference(before, after, groups, level=ONE_SIDED)
+    upper = found.high
+    if not (found.only_first or found.only_second):
+        upper = 1 - float(((1 - ONE_SIDED) / 2) ** (1 / found.effective_count))
+    return Cost(found.difference, upper, found.count, upper <= most)
+
+
+def places_of(texts: Sequence[Text], items: int) -> list[list[int]]:
+    """Which texts belong to each item."""
+    found: list[list[int]] = [[] for _ in range(items)]
+    for place, text in enumerate(texts):
+        found[text.item].append(place)
+    return found
 
 
 def options_of(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Text]:
@@ -230,10 +251,13 @@ def _along(tokenizer: PreTrainedTokenizerBase, content: Any, answer: str) -> Tex
     """A prompt with what the model answered: every place that expects a token of it; of no answer, the first
     place alone.
     """
-    if answer.strip():
-        return forced(tokenizer, 0, content, answer)
+    return forced(tokenizer, 0, content, answer) if answer.strip() else prompt_alone(tokenizer, 0, content)
+
+
+def prompt_alone(tokenizer: PreTrainedTokenizerBase, number: int, content: Any) -> Text:
+    """A prompt, read at its last place."""
     ids = encode_prompt(tokenizer, content)
-    return Text(0, ids, len(ids), ((len(ids) - 1, 0, 1.0),))
+    return Text(number, ids, len(ids), ((len(ids) - 1, 0, 1.0),))
 
 
 def _require_right_answers(task: Task) -> None:

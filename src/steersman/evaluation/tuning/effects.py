@@ -10,14 +10,12 @@ import numpy as np
 from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.measures.measure import Measured
 from steersman.evaluation.screening.items import told_apart
-from steersman.evaluation.screening.texts import by_item, preferences
+from steersman.evaluation.screening.texts import Reading, by_item, preferences, require_room
 from steersman.evaluation.tasks import Task
-from steersman.evaluation.tuning.costs import options_of
+from steersman.evaluation.tuning.costs import options_of, places_of
 from steersman.evaluation.tuning.plan_rows import Floats, PlanRows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from steersman.steering import Steering
 
 
@@ -43,6 +41,7 @@ class LogOdds:
         self.task = task if self._options else told_apart(task, rows.tokenizer)
         self._reading = None if self._options else preferences(self.task, rows.tokenizer, whole=whole)
         self._texts = options_of(task, rows.tokenizer) if self._reading is None else self._reading.texts
+        require_room(Reading(task.name, tuple(self._texts), tuple(task.groups)), rows.model)
         self.in_words = (
             "log-odds of the right options"
             if self._options
@@ -51,13 +50,18 @@ class LogOdds:
             )
         )
 
+    @property
+    def feeds_back(self) -> bool:
+        """Whether an item has tokens of an answer before those that are scored: what `generated` steers."""
+        return any(len(text.ids) > text.prompt_length for text in self._texts)
+
     def values(self, plans: Sequence[Steering | None]) -> Floats:
         scores = self._rows.scores(self._texts, plans)
         if self._reading is not None:
             return by_item(self._reading, scores)
         found = np.zeros((len(plans), len(self.task)))
-        for number, item in enumerate(self.task):
-            own = scores[:, [place for place, text in enumerate(self._texts) if text.item == number]]
+        for number, places in enumerate(places_of(self._texts, len(self.task))):
+            item, own = self.task[number], scores[:, places]
             right = np.isin(np.arange(own.shape[1]), item.correct)
             found[:, number] = np.logaddexp.reduce(own[:, right], axis=1) - np.logaddexp.reduce(
                 own[:, ~right], axis=1
@@ -100,9 +104,3 @@ class Answered:
 def has_log_odds(task: Task) -> bool:
     """Whether every item has answers for both sides, or options of which some are right."""
     return task.two_sided or all(0 < len(item.correct) < len(item.options) for item in task)
-
-
-def check_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise PairsError where an item cannot be read at all: before any work."""
-    if task.two_sided:
-        preferences(told_apart(task, tokenizer), tokenizer)

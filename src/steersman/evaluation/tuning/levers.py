@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.concept import ConceptVector
 from steersman.concepts.transplant_check import check_source, mapped_layers
 from steersman.edits import Scope, as_layers
 from steersman.errors import ArchitectureMismatch, PlanError, WeightsMismatch, told
+from steersman.evaluation.controls import base_rates
+from steersman.evaluation.screening.exact import instrument
+from steersman.evaluation.screening.sizes import usage
+from steersman.evaluation.screening.texts import Reading
+from steersman.evaluation.tasks import Task
 from steersman.evaluation.tuning.candidates import DOSES, Experts, Lever, Vectors
+from steersman.evaluation.tuning.costs import prompt_alone
 from steersman.experts.causal import CausalScreen
 from steersman.experts.contrast import RoutingContrast
-from steersman.steering import sha256_of
+from steersman.models.architecture import find_routers
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Tunable = (
     ConceptVector
@@ -62,6 +73,7 @@ def lever_of(
             revision=what.revision,
             scopes=tuple(scopes) or scope,
             made_of={"by": kind, "reverse": reverse, "from": [source]},
+            rates=base_rates(what) if isinstance(what, RoutingContrast) else None,
         )
         return lever, [source]
     bridge, concepts = what if isinstance(what, tuple) else (None, what)
@@ -95,9 +107,20 @@ def lever_of(
         doses=tuple(doses) or DOSES,
     )
     sources = [
-        {"kind": "concept", "name": name, "sha256": _sha256(vectors)} for name, (vectors, _) in of.items()
+        {"kind": "concept", "name": name, "sha256": _sha256([vectors, *shuffled])}
+        for name, (vectors, shuffled) in of.items()
     ]
     return lever_, sources
+
+
+def by_use(lever: Experts, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> Experts:
+    """Experts with how often each is used, for their controls: where it is not known, on a task's prompts."""
+    if lever.rates is not None:
+        return lever
+    sites = [site for site in find_routers(model) if site.facts.reason is None]
+    texts = tuple(prompt_alone(tokenizer, number, item.content) for number, item in enumerate(task))
+    with instrument(model, tokenizer, sites) as tool:
+        return replace(lever, rates=usage(tool, tool.batches(Reading(task.name, texts, tuple(task.groups)))))
 
 
 Directions = dict[int, "Tensor"]
@@ -145,5 +168,10 @@ def _made_of(concept: ConceptVector, bridge: AffineMap | None) -> dict[str, Any]
     return found
 
 
-def _sha256(vectors: Directions) -> str:
-    return sha256_of({str(layer): vector.tolist() for layer, vector in vectors.items()})
+def _sha256(draws: Sequence[Directions]) -> str:
+    """Of a concept's directions and its controls'."""
+    digest = hashlib.sha256()
+    for vectors in draws:
+        for layer, vector in sorted(vectors.items()):
+            digest.update(f"{layer}:".encode() + np.asarray(vector.float().cpu(), "<f4").tobytes())
+    return digest.hexdigest()

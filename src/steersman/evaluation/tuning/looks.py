@@ -11,8 +11,8 @@ from steersman.steering import sha256_of
 
 
 def count_look(test: str, weights: str) -> int | None:
-    """Take note of one more look at test items (their sha256) with a model (its weights' id), and say the
-    how many-th it is on this machine; None where no note can be taken.
+    """Take note of one more look at a test (sha256 of what its items were taken from) with a model (its
+    weights' id), and say the how many-th it is on this machine; None where no note can be taken.
     """
     path = cache_directory() / "test_looks.json"
     key = sha256_of([test, weights])

@@ -24,7 +24,7 @@ from torch import Tensor
 from steersman.edits import SCOPES
 from steersman.errors import ModelError
 from steersman.evaluation.prompts import pad_id
-from steersman.evaluation.screening.replay import Anatomy, CannotCut, Cuts, Recording
+from steersman.evaluation.screening.replay import Anatomy, CannotCut, Cuts, Recording, positions_of
 from steersman.evaluation.screening.texts import Text
 from steersman.models.apply import Match, apply_rows
 from steersman.models.reading import evaluating, input_device
@@ -81,8 +81,9 @@ class PlanRows:
         self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else _OLD_NAME
         self._kept: dict[tuple[bool, tuple[int, ...]], _Batch] = {}
         self._kept_bytes = 0
-        self._ways: dict[tuple[bool, int], bool] = {}
-        """Whether forwards in parts were seen to give a whole one's logits, by cache and first layer."""
+        self.ways: dict[tuple[bool, int], bool] = {}
+        """By whether prompts are cached, and first layer: whether forwards in parts were seen to give a whole
+        one's logits, in every batch so far."""
 
     def scores(self, texts: Sequence[Text], plans: Sequence[Steering | None]) -> Floats:
         """Σ weight · log p of each text under each plan, in nats: [plans, texts].
@@ -114,7 +115,7 @@ class PlanRows:
                 for first, chosen in sorted(by_layer.items()):
                     rows = [(n, row) for n in chosen for row in range(len(numbers))]
                     for part in _parts(rows, batch.rows_at_once):
-                        plans_of = [plans[n] for n, _ in part]
+                        plans_of = [_touching(plans[n], batch.texts[row]) for n, row in part]
                         logits = self._logits(batch, first, plans_of, [row for _, row in part])
                         given = values(batch, logits, torch.tensor([row for _, row in part]))
                         for (n, row), value in zip(part, given.tolist(), strict=True):
@@ -144,12 +145,17 @@ class PlanRows:
         """Logits [n, columns kept, vocabulary] of rows, each under its plan; `first`: the layer before whose
         end no plan changes anything.
         """
-        if all(plan is None for plan in plans):
+        steered = [place for place, plan in enumerate(plans) if plan is not None]
+        if not steered:
             return batch.base[list(rows)]
-        key = batch.cached, first
-        if key not in self._ways:
-            self._ways[key] = self._fits(batch, first, plans[:2], rows[:2])
-        return self._part(batch, first, plans, rows) if self._ways[key] else self._whole(batch, plans, rows)
+        # By batch, too: a sliding window or a recurrent state may fit short texts alone.
+        if first not in batch.ways:
+            ends = sorted({steered[0], steered[-1]})
+            fits = self._fits(batch, first, [plans[n] for n in ends], [rows[n] for n in ends])
+            batch.ways[first] = fits
+            key = batch.cached, first
+            self.ways[key] = self.ways.get(key, True) and fits
+        return self._part(batch, first, plans, rows) if batch.ways[first] else self._whole(batch, plans, rows)
 
     def _fits(self, batch: _Batch, first: int, plans: Sequence[Steering | None], rows: Sequence[int]) -> bool:
         """Whether a forward in parts gives a whole one's logits, within rounding."""
@@ -158,14 +164,13 @@ class PlanRows:
             part = self._part(batch, first, plans, rows)
         except _UNFIT:
             return False
-        eps = torch.finfo(whole.dtype).eps
-        held = batch.held(rows)[..., None]
-        off = ((part - whole).float().abs() * held).max()
-        return bool(off <= max(1e-5, 8 * eps) * (1 + (whole.float().abs() * held).max()))
+        return _alike(part, whole, batch.held(rows)[..., None])
 
     def _part(
         self, batch: _Batch, first: int, plans: Sequence[Steering | None], rows: Sequence[int]
     ) -> Tensor:
+        if batch.prefix.shape[1] and batch.cache is None:
+            raise CannotCut("the prompts' keys and values are not at hand")
         chosen = torch.tensor(list(rows), device=batch.device)
         cuts = Cuts(children=False, columns=False)
         before = first + all(_begins_with_output(plan, first) for plan in plans if plan is not None)
@@ -275,32 +280,40 @@ class _Batch:
 
     def _run(self) -> None:
         """The unsteered model, once: the prefix's cache, then every layer's output and the logits."""
-        reader = self._reader
         self.cache: Any = None
-        left = self.prefix.shape[1]
-        if left:
-            output = cast(Any, reader.model)(
-                input_ids=self.prefix,
-                attention_mask=self.mask[:, :left],
-                position_ids=positions_of(self.mask[:, :left]),
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            self.cache = output.get(reader._cache_name)
-        rows = torch.arange(len(self.texts), device=self.device)
-        cache = None
-        if left:
-            try:
-                cache = _rows_of(self.cache, rows)
-            except _UNFIT:
-                self.cache = None
-        nobody = [None] * len(self.texts)
         self.recorded = Recording()
-        if left and cache is None:  # the family's cache cannot be split into rows
-            self.base = reader._whole(self, nobody, range(len(self.texts)))
+        self.ways: dict[int, bool] = {}
+        if not self.prefix.shape[1]:
+            self.base = self._after(None)
             return
-        with reader._anatomy.recording() as self.recorded:
-            self.base = reader._forward(
+        rows = range(len(self.texts))
+        whole = self._reader._whole(self, [None for _ in rows], rows)
+        try:
+            self.cache = self._of_prefix()
+            self.base = self._after(_rows_of(self.cache, torch.arange(len(rows), device=self.device)))
+            if _alike(self.base, whole, self.held(rows)[..., None]):
+                return
+        except _UNFIT:  # the family has no cache, or none that can be split into rows
+            pass
+        self.cache, self.base = None, whole
+
+    def _of_prefix(self) -> Any:
+        """Keys and values of what comes before every edit."""
+        mask = self.mask[:, : self.prefix.shape[1]]
+        output = cast(Any, self._reader.model)(
+            input_ids=self.prefix,
+            attention_mask=mask,
+            position_ids=positions_of(mask),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.get(self._reader._cache_name)
+
+    def _after(self, cache: Any) -> Tensor:
+        """The unsteered logits of the rest; notes what every layer gives."""
+        nobody = [None] * len(self.texts)
+        with self._reader._anatomy.recording() as self.recorded:
+            return self._reader._forward(
                 nobody, self.suffix, self.mask, self.positions, self.keep, self.prompt_lengths, cache
             )
 
@@ -364,14 +377,24 @@ class _Batch:
         return ((terms.double() * scored).sum(dim=1) / scored.sum(dim=1)).cpu()
 
 
-def positions_of(mask: Tensor) -> Tensor:
-    """Positions counted from each row's first real token."""
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+def _alike(part: Tensor, whole: Tensor, held: Tensor) -> bool:
+    """Whether logits are the same within rounding where they are read."""
+    off = ((part - whole).float().abs() * held).max()
+    tolerance = max(1e-5, 8 * torch.finfo(whole.dtype).eps)
+    return bool(off <= tolerance * (1 + (whole.float().abs() * held).max()))
 
 
 def _spares_prompts(plan: Steering) -> bool:
     """Whether a plan edits nothing before a prompt's last token."""
     return all("prompt" not in SCOPES[edit.scope] for edit in plan.edits)
+
+
+def _touching(plan: Steering | None, text: Text) -> Steering | None:
+    """A plan; None where its scopes hold no token of a text, which then is as unsteered."""
+    fed_back = len(text.ids) > text.prompt_length
+    if plan is None or fed_back or any(SCOPES[edit.scope] != SCOPES["generated"] for edit in plan.edits):
+        return plan
+    return None
 
 
 def _first_layer(plan: Steering | None, layers: int) -> int:

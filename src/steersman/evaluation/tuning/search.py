@@ -34,7 +34,9 @@ class Tried:
     @property
     def passes(self) -> bool:
         """Whether every cost is kept, and the effect goes the right way."""
-        return self.effect.mean > 0 and bool(self.costs) and all(c.kept for c in (self.costs or {}).values())
+        if self.costs is None:
+            return False
+        return self.effect.mean > 0 and all(cost.kept for cost in self.costs.values())
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
