@@ -287,14 +287,14 @@ def values_beside(
         layer: [number for number, edit in enumerate(more) if edit[0] == layer]
         for layer in sorted({edit[0] for edit in more})
     }
-    for number, batch in enumerate(instrument.batches(reading)):
+    for batch in instrument.batches(reading):
         base = functools.cache(functools.partial(instrument.base, batch, plan))
-        found[0, batch.texts] = remember(f"{name}, batch {number}", functools.partial(_values_of, base))
+        found[0, batch.texts] = remember(f"{name}, batch {batch.name}", functools.partial(_values_of, base))
         for layer, places in layers.items():
             edits = [more[place] for place in places]
             work = functools.partial(_singles, instrument, batch, base, edits)
             found[np.array(places)[:, None] + 1, batch.texts[None]] = remember(
-                f"{name}, batch {number}, layer {layer}", work
+                f"{name}, batch {batch.name}, layer {layer}", work
             )
     return by_item(reading, found)
 
@@ -319,8 +319,8 @@ def estimates_beside(
         values, changes = estimates(instrument, batch, layers, plan)
         return np.concatenate([values[None], *(values + change for change in changes.values())])
 
-    for number, batch in enumerate(instrument.batches(reading)):
-        values = remember(f"{name}, batch {number}", functools.partial(work, batch))
+    for batch in instrument.batches(reading):
+        values = remember(f"{name}, batch {batch.name}", functools.partial(work, batch))
         found[np.array(order)[:, None], batch.texts[None]] = values
     return by_item(reading, found)
 

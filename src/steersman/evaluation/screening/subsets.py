@@ -113,15 +113,15 @@ def _changes(
     """d under each subset less d unsteered, [subsets an item, items]."""
     found = np.zeros((1 + len(members), len(reading.texts)))
     owner = np.array([text.item for text in reading.texts])
-    for number, batch in enumerate(instrument.batches(reading)):
+    for batch in instrument.batches(reading):
         found[0, batch.texts] = remember(
-            f"subsets {sign}, batch {number}", functools.partial(_base, instrument, batch)
+            f"subsets {sign}, batch {batch.name}", functools.partial(_base, instrument, batch)
         )
         for turn, of_items in enumerate(members):
             chosen = torch.from_numpy(of_items[owner[batch.texts]]).float() * STRENGTHS[sign]
             plans = {router.layer: chosen[:, row, : router.experts] for row, router in enumerate(routers)}
             work = functools.partial(instrument.subsets, batch, np.arange(batch.rows), plans)
-            found[1 + turn, batch.texts] = remember(f"subsets {sign}, batch {number}, turn {turn}", work)
+            found[1 + turn, batch.texts] = remember(f"subsets {sign}, batch {batch.name}, turn {turn}", work)
     values = by_item(reading, found)
     change: Floats = values[1:] - values[0]
     return change

@@ -154,6 +154,11 @@ class Batch:
         """Whether the softmax's normaliser matters: two answers' tokens at one place cancel it."""
 
     @property
+    def name(self) -> str:
+        """Says which texts of a reading it holds, whatever the others are."""
+        return f"{self.texts[0]}+{self.rows - 1}"
+
+    @property
     def rows(self) -> int:
         """Texts."""
         return len(self.texts)
