@@ -305,6 +305,12 @@ def test_items_without_a_d(subject: Subject, tmp_path: Path) -> None:
         run("lab:nothing/train")
     with pytest.raises(PairsError, match="is a folder"):
         run(tmp_path)
+    patterns = tmp_path / "patterns.jsonl"
+    patterns.write_text('{"scorer": "regex"}\n{"prompt": "?", "positive": "^i ", "negative": "^the "}\n')
+    with pytest.raises(PairsError, match="are no answers"):
+        run(str(patterns))
+    with pytest.raises(PairsError, match="are no answers"):
+        screen_experts(subject.model, subject.tokenizer, TASK, keep=[str(patterns)], **QUICK)
 
 
 def test_tasks_that_show_no_harm_and_have_nothing_to_keep(subject: Subject, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def told_apart(task: Task, tokenizer: PreTrainedTokenizerBase) -> Task:
 
     Raises PairsError where the answers of none do.
     """
+    require_answers(task)
     alike = [n for n, item in enumerate(task) if item.negative and same_answers(tokenizer, item)]
     if not alike:
         return task
@@ -67,7 +68,14 @@ _NAMED = 5
 
 
 def require_answers(task: Task) -> Task:
-    """The task itself. Raises PairsError where an item has no answer whose probability could be kept."""
+    """The task itself. Raises PairsError where an item has no answer whose probability could be kept or told
+    from another's.
+    """
+    if not task.behaviour.answers:
+        raise PairsError(
+            f'{task.name}: "positive" and "negative" of its items are no answers (patterns, or what a judge '
+            'is told), so they have no probability; where they are, say "answers": true in the first line'
+        )
     if any(not item.positive.strip() for item in task):
         raise PairsError(f"{task.name}: its items have no answers, so there is nothing of them to keep")
     return task
