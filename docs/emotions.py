@@ -7,7 +7,8 @@ each emotion a concept is refined from half of the scenarios (this emotion's aga
 in SOURCE, from where it is transplanted. It is added to MODEL while it names the emotion of scenarios of the
 other half. Counted is whether the emotion's word is what MODEL says (token accuracy) and whether it is the
 likeliest of the emotions' words (logit accuracy): on scenarios of the emotion, and on others, where the word
-is wrong. Controls of the same norm: random directions, and concepts of shuffled labels.
+is wrong. Controls of the same norm: random directions drawn like the model's states, and concepts of shuffled
+labels.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 import steersman
 from steersman import ConceptVector, Steering
+from steersman.concepts.controls import state_like_vectors
 
 Plan = Steering | None
 
@@ -199,7 +201,6 @@ def planner(options: Any, model: Any, tokenizer: Any) -> Made:
     """What makes the plans of every arm of an emotion's pairs, {(arm, strength): plans, one a draw}, and says
     where the concept was found and how well it tells held-out pairs apart there.
     """
-    draws = torch.Generator().manual_seed(options.seed)
     source, bridge = (model, tokenizer), None
     if options.source:
         source = steersman.load_model(options.source, device=options.device, dtype=options.dtype)
@@ -209,6 +210,8 @@ def planner(options: Any, model: Any, tokenizer: Any) -> Made:
         concept = steersman.refine_concept(*source, pairs, shuffles=99, batch_size=options.batch_size)
         plans: Plans = {("unsteered", ""): [None]}
         layer = options.layer
+        texts = [text for pair in pairs for text in (pair["positive"], pair["negative"])]
+        drawn: dict[int, Tensor] = {}
         for strength in options.strengths:
             if bridge is None:
                 plan = concept.steering(strength, layer)
@@ -223,11 +226,10 @@ def planner(options: Any, model: Any, tokenizer: Any) -> Made:
                 norm = edit.vectors[layer].norm() / direction.norm()
                 return Steering.from_vectors(model, {layer: direction * norm}, strength=edit.strength)
 
-            width = len(edit.vectors[layer])
+            if layer not in drawn:
+                drawn |= state_like_vectors(model, tokenizer, texts, [layer], options.draws, options.seed)
             plans["concept", strength] = [plan]
-            plans["random", strength] = [
-                scaled(torch.randn(width, generator=draws)) for _ in range(options.draws)
-            ]
+            plans["random", strength] = [scaled(direction) for direction in drawn[layer]]
             plans["labels shuffled", strength] = [
                 scaled(direction) for direction in shuffled(concept, bridge, layer)[: options.draws]
             ]

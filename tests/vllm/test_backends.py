@@ -172,6 +172,24 @@ def test_an_evaluation_is_the_same(opened: Opened) -> None:
     assert_close(theirs, ours)
 
 
+def test_random_vectors_are_isotropic_where_no_states_can_be_read(opened: Opened) -> None:
+    told = evaluate(
+        opened.model,
+        opened.tokenizer,
+        opened.plans["answer"],
+        task="lab:refusal",
+        random=2,
+        control_items=4,
+        limit=4,
+        shown=0,
+        max_new_tokens=2,
+        subject_of=EngineSubject.of(opened.engine),
+    ).to_json()
+    (control,) = told["tasks"][0]["random"]
+    assert "isotropic random vectors (an engine gives no states" in control["matched"]
+    assert len(set(control["draws"])) == 2
+
+
 SETS: dict[str, Any] = {
     "keep": ["lab:ordinary/train"],
     "harm": ["lab:refusal/dev"],
