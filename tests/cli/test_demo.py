@@ -91,7 +91,8 @@ def test_the_demo_on_a_model_of_ones_own(small_dense: Path, tmp_path: Path) -> N
     assert all(one["verdict"] in ("not shown", "cannot tell") for one in figures["findings"])  # 2 draws
     assert json.loads((out / "result.json").read_text())["figures"] == figures
     page = (out / "report.html").read_text()
-    assert "A conversation" in page and "Planted on purpose" not in page
+    assert "A conversation" in page
+    assert "Planted on purpose" not in page
     assert {path.name for path in out.iterdir()} - {"plan"} == model_demo.OURS - {"plan"}
     assert run("describe", out / "moe", "--json").json["routers"][0]["experts"] == 4
     said = run("demo", "--model", small_dense, "-o", out).error
