@@ -113,7 +113,7 @@ def train(name: str, seed: int, output: Path | None, as_json: bool) -> None:
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
-    default=24576,
+    default=16384,
     show_default=True,
     metavar="N",
     help="Tokens to fit on; half as many judge.",

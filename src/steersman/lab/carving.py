@@ -62,7 +62,7 @@ def carve(
     experts: int = 32,
     top_k: int = 24,
     shared: int | None = None,
-    tokens: int = 24576,
+    tokens: int = 16384,
     distillation: int = 0,
     random: bool = False,
     seed: int = 0,
@@ -114,10 +114,12 @@ def carve(
     how = _How(cut, distillation, random, rng)
     layers = []
     with new_folder(out_dir, ours=set()) as place, torch.no_grad():
-        carved = _carved_layers(dense, moe, rows, how)
-        for number, (layer, told) in enumerate(_shown(carved, dense.config.num_hidden_layers, progress)):
-            put_layer(moe, number, layer)
-            layers.append(told)
+        bar = tqdm(total=len(decoder_layers(moe)), desc="carve", unit="layer", delay=1, disable=not progress)
+        with bar:
+            for number, (layer, told) in enumerate(_carved_layers(dense, moe, rows, how)):
+                put_layer(moe, number, layer)
+                layers.append(told)
+                bar.update()
         card = {
             "dense": name,
             "weights": weights_id(dense),
@@ -219,10 +221,6 @@ def _shares(have: list[int], wanted: int) -> list[int]:
         shares[number] = min(have[number], left // (len(have) - place))
         left -= shares[number]
     return shares
-
-
-def _shown(carved: Iterator[Any], layers: int, progress: bool) -> Iterator[Any]:
-    return iter(tqdm(carved, total=layers, desc="carve", unit="layer", delay=1, disable=not progress))
 
 
 def _carved_layers(
