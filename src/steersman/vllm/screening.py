@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -80,11 +80,19 @@ class EngineInstrument(Instrument):
         each = [plan for plan in plans for _ in range(batch.rows)]
         return self._values(batch, rows, each).reshape(len(edits), batch.rows)
 
-    def sets(self, batch: Batch, base: Base, plans: Sequence[Sequence[Edit]]) -> Floats:
+    def sets(
+        self,
+        batch: Batch,
+        base: Base,
+        plans: Sequence[Sequence[Edit]],
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> Floats:
         """The batch's values under each of several plans, float64 [plans, rows]."""
         rows = list(range(batch.rows)) * len(plans)
         each = [steering for plan in plans for steering in [self._steering(plan)] * batch.rows]
-        return self._values(batch, rows, each).reshape(len(plans), batch.rows)
+        found = self._values(batch, rows, each).reshape(len(plans), batch.rows)
+        advance(len(rows))
+        return found
 
     def subsets(self, batch: Batch, rows: Integers, plans: Mapping[int, Tensor]) -> Floats:
         """Values of some rows of a batch, each under strengths of its own: {layer: [n, experts]}."""

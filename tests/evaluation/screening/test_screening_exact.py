@@ -109,7 +109,9 @@ def test_sets_of_several_layers_in_one_batch_are_as_each_applied_alone() -> None
         batches = tool.batches(reading)
         assert len(batches) == 2
         for batch in batches:
-            found = tool.sets(batch, tool.base(batch), plans)
+            run: list[int] = []
+            found = tool.sets(batch, tool.base(batch), plans, run.append)
+            assert sum(run) == 3 * batch.rows  # all but those of the empty plan
             want = [[separate(model, reading.texts[n], plan, "all") for n in batch.texts] for plan in plans]
             np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -153,8 +153,15 @@ class Instrument:
         return found
 
     @torch.no_grad()
-    def sets(self, batch: Batch, base: Base, plans: Sequence[Sequence[Edit]]) -> Floats:
-        """The batch's values under each of several plans, float64 [plans, rows].
+    def sets(
+        self,
+        batch: Batch,
+        base: Base,
+        plans: Sequence[Sequence[Edit]],
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> Floats:
+        """The batch's values under each of several plans, float64 [plans, rows]; `advance` is told how many
+        more there are.
 
         `base` is the batch's unsteered: plans begin at their first edited layer, those of one layer together.
         """
@@ -173,6 +180,7 @@ class Instrument:
                 values = self._under(batch, base, layer, cuts, [plans[number] for number, _ in some], rows)
                 for (number, row), value in zip(some, values, strict=True):
                     found[number, row] = value
+                advance(len(some))
         return found
 
     def _at_once(self, batch: Batch, columns: int) -> int:

@@ -265,20 +265,13 @@ def values_of_sets(
 ) -> Floats:
     """A reading's values unsteered, and under each plan: float64 [1 + plans, items]."""
     found = np.zeros((1 + len(plans), len(reading.texts)))
-    total = len(batches) * len(plans)
-    with tqdm(total=total, desc="sets", unit=" sets", disable=not progress, delay=1, leave=False) as bar:
+    total = len(reading.texts) * sum(map(bool, plans))
+    with tqdm(total=total, desc="sets", unit=" texts", disable=not progress, delay=1, leave=False) as bar:
         for batch in batches:
             base = tool.base(batch)
             found[0, batch.texts] = base.values
-            for start in range(0, len(plans), _AT_A_TIME):
-                some = plans[start : start + _AT_A_TIME]
-                found[start + 1 : start + 1 + len(some), batch.texts] = tool.sets(batch, base, some)
-                bar.update(len(some))
+            found[1:, batch.texts] = tool.sets(batch, base, plans, bar.update)
     return by_item(reading, found)
-
-
-_AT_A_TIME = 64
-"""Sets between two steps of the progress bar."""
 
 
 def usage(tool: Instrument, batches: Sequence[Batch]) -> dict[int, Floats]:
