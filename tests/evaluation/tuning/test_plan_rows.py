@@ -219,7 +219,8 @@ def test_kl_is_that_along_the_unsteered_answers(subject: Subject) -> None:
 
 def test_what_is_far_too_dear_is_looked_at_in_a_quarter_of_the_items(subject: Subject) -> None:
     task = load_task("lab:ordinary/dev", limit=32)
-    plan = Steering.from_experts(subject.model, {1: [3, 4]}, {2: [5]})
+    width = subject.model.config.hidden_size
+    plan = Steering.from_vectors(subject.model, {1: torch.ones(width)}, strength=100.0)
     kept = Kept([task], [CostBound("kl", 0.0)], subject.condition(Arm("base", None)))
     found = kept.measure(PlanRows(subject.model, subject.tokenizer), plan)["kl"]
     assert (found.items, found.kept) == (8, False)
