@@ -141,6 +141,9 @@ def test_a_concept_is_compared_with_its_label_shuffled_ones(
     report = (tmp_path / "out/report.md").read_text()
     assert "Label-shuffled concepts, matched: concepts of the same pairs" in report
     assert "| 2 label-shuffled concepts |" in report
+    assert "not measured: label-shuffled" not in (tmp_path / "out/card.md").read_text()
+    assert run(*given, "--force").status == 0
+    assert "not measured: label-shuffled concepts" in (tmp_path / "out/card.md").read_text()
     for wrong, said in (
         (["--concept", concept, "--map", vector], "vector"),
         (["--concept", vector], "a steering"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from steersman.chat_record import chats_behind
 from steersman.errors import ArtifactError
+from steersman.evaluation.concluded import FAMILIES, family_of
 from steersman.evaluation.evaluation_report.markdown_report import paragraphs
 from steersman.evaluation.evaluation_report.numbers import Pieces
 from steersman.evaluation.evaluation_report.place import Place, plain
@@ -119,6 +120,10 @@ def not_measured(result: Mapping[str, Any], steering: str) -> list[str]:
         missing.append("side effects: no other task was run")
     if not any(task["random"] for task in effects):
         missing.append("random plans of the same shape: whether any such plan does as much")
+    drawn = [of for task in effects for of in task["random"] or () if of["steering"] == steering]
+    families = {family_of(of) for of in drawn}
+    if "concept" in _plan(result, steering)["provenance"] and FAMILIES["shuffled"] not in families:
+        missing.append("label-shuffled concepts: whether the same pairs do as much with mixed-up labels")
     if "reversed" not in kinds:
         missing.append("the other direction")
     if "prompt" not in kinds:
