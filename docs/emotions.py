@@ -14,10 +14,11 @@ labels.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,44 +90,61 @@ class Namer:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text).input_ids)
 
-    def __call__(self, prompts: Sequence[str], plans: Sequence[Plan]) -> tuple[Tensor, Tensor]:
-        """Of each prompt under its plan, log p of each word, and whether it is said: [prompts, words]."""
-        rows = [
-            (self._ids(text), word, plan)
-            for text, plan in zip(prompts, plans, strict=True)
-            for word in self.words
+    def __call__(self, prompts: Sequence[str], arms: Sequence[Sequence[Plan]]) -> list[tuple[Tensor, Tensor]]:
+        """Of each arm: of each prompt under its plan, log p of each word, and whether it is said: [prompts,
+        words]. A prompt is read once, without its last token, for all words of all arms: plans of the scope
+        `answer` begin at that token.
+        """
+        size = max(1, self.batch_size // len(self.words))
+        read: list[list[tuple[Tensor, Tensor]]] = [[] for _ in arms]
+        for start in range(0, len(prompts), size):
+            ids = [self._ids(text) for text in prompts[start : start + size]]
+            prefix = self._prefix(ids)
+            for found, plans in zip(read, arms, strict=True):
+                found.append(self._words(ids, plans[start : start + size], copy.deepcopy(prefix)))
+        return [
+            (torch.cat(chances), torch.cat(said)) for chances, said in (zip(*of, strict=True) for of in read)
         ]
-        read = [
-            answer
-            for start in range(0, len(rows), self.batch_size)
-            for answer in self._read(rows[start : start + self.batch_size])
-        ]
-        chances, said = zip(*read, strict=True)
-        shape = (len(prompts), len(self.words))
-        return torch.tensor(chances).reshape(shape), torch.tensor(said).reshape(shape)
 
-    def _read(self, rows: Sequence[tuple[list[int], list[int], Plan]]) -> Iterator[tuple[float, bool]]:
-        longest = max(len(ids) + len(word) for ids, word, _ in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for place, (start, word, _) in enumerate(rows):  # padded on the left: words stand at the end
-            ids[place, longest - len(start) - len(word) :] = torch.tensor(start + word)
-            mask[place, longest - len(start) - len(word) :] = 1
-        given = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-        }
+    def _prefix(self, ids: Sequence[list[int]]) -> Any:
+        """What the model has read of prompts but their last tokens, padded on the left."""
+        mask = self._mask(ids, 0)[:, :-1]
+        given = torch.zeros_like(mask)
+        for row, start in enumerate(ids):
+            given[row, mask.shape[1] - len(start) + 1 :] = torch.tensor(start[:-1])
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        return self._forward(given, mask, places, None).past_key_values
+
+    def _words(self, ids: Sequence[list[int]], plans: Sequence[Plan], cache: Any) -> tuple[Tensor, Tensor]:
+        count, most = len(self.words), max(map(len, self.words))
+        cache.batch_repeat_interleave(count)
+        given = torch.zeros(len(ids) * count, most, dtype=torch.int64)
+        for row, (start, word) in enumerate((start, word) for start in ids for word in self.words):
+            given[row, : len(word)] = torch.tensor([start[-1], *word[:-1]])  # padded on the right: not read
+        mask = self._mask(ids, most - 1).repeat_interleave(count, 0)
+        lengths = [len(start) for start in ids for _ in self.words]
+        places = torch.tensor(lengths)[:, None] - 1 + torch.arange(most)
+        rows = [plan for plan in plans for _ in self.words]
+        with steersman.apply_rows(self.model, rows, prompt_lengths=lengths):
+            logits = self._forward(given, mask, places, cache).logits.float().cpu()
+        chances, said = [], []
+        for of_row, word in zip(logits.log_softmax(-1), self.words * len(ids), strict=True):
+            before, expected = of_row[: len(word)], torch.tensor(word)
+            chances.append(before.gather(1, expected[:, None]).sum())
+            said.append((before.argmax(-1) == expected).all())
+        return torch.stack(chances).reshape(-1, count), torch.stack(said).reshape(-1, count)
+
+    @staticmethod
+    def _mask(ids: Sequence[list[int]], more: int) -> Tensor:
+        """Where prompts, padded on the left, have tokens, and `more` after them."""
+        longest = max(map(len, ids))
+        return torch.tensor([[0] * (longest - len(start)) + [1] * (len(start) + more) for start in ids])
+
+    def _forward(self, ids: Tensor, mask: Tensor, places: Tensor, cache: Any) -> Any:
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
         given = {name: tensor.to(self.model.device) for name, tensor in given.items()}
-        lengths = [len(start) for start, _, _ in rows]
-        plans = [plan for _, _, plan in rows]
-        keep = 1 + max(len(word) for _, word, _ in rows)
-        with torch.inference_mode(), steersman.apply_rows(self.model, plans, prompt_lengths=lengths):
-            logits = self.model(**given, logits_to_keep=keep).logits.float().cpu()
-        for row, (_, word, _) in zip(logits.log_softmax(-1), rows, strict=True):
-            before, expected = row[-len(word) - 1 : -1], torch.tensor(word)
-            chance = before.gather(1, expected[:, None]).sum()
-            yield float(chance), bool((before.argmax(-1) == expected).all())
+        with torch.inference_mode():
+            return self.model(**given, past_key_values=cache, use_cache=True)
 
 
 def main() -> None:
@@ -144,12 +162,12 @@ def main() -> None:
     for place, emotion in enumerate(emotions):
         plans, concepts[emotion] = plans_of(pairs_for(emotion, scenarios))
         questions = asked(emotion, scenarios, options)
-        for (arm, strength), drawn in plans.items():
-            counts.append(Count(emotion, arm, strength))
-            for kind, prompts in questions.items():
-                each = [drawn[number % len(drawn)] for number in range(len(prompts))]
-                chances, said = namer(prompts, each)
-                counts[-1].add(kind, said[:, place], chances.argmax(1) == place)
+        of_emotion = [Count(emotion, arm, strength) for arm, strength in plans]
+        for kind, prompts in questions.items():
+            arms = [[drawn[n % len(drawn)] for n in range(len(prompts))] for drawn in plans.values()]
+            for count, (chances, said) in zip(of_emotion, namer(prompts, arms), strict=True):
+                count.add(kind, said[:, place], chances.argmax(1) == place)
+        counts += of_emotion
         print(f"{emotion}: {concepts[emotion]}", file=sys.stderr)
     print(table(counts))
     if options.json:

@@ -112,7 +112,8 @@ def test_chances_are_those_of_each_row_alone(checkpoint: Path) -> None:
     words = ["joy", "rage", "overjoyed"]
     prompts = [EMOTIONS.prompt(text) for text in ("Rain.", "A much longer one than that.", "Sun, at last.")]
     plans = [None, plan, plan]
-    chances, said = EMOTIONS.Namer(model, tok, words, batch_size=4)(prompts, plans)
+    namer = EMOTIONS.Namer(model, tok, words, batch_size=6)  # two prompts at once
+    (_, _), (chances, said) = namer(prompts, [[plan, plan, None], plans])
     for row, (prompt, each) in enumerate(zip(prompts, plans, strict=True)):
         for column, word in enumerate(words):
             start, whole = (tok(text).input_ids for text in (prompt, f"{prompt} {word}"))
@@ -133,7 +134,7 @@ def test_a_plan_that_says_a_word_is_seen_to_say_it(checkpoint: Path) -> None:
     namer = EMOTIONS.Namer(model, tok, words, batch_size=8)
     namer.words = [[40], [50], [60]]  # of one token each
     plan = Steering.from_vectors(model, {2: model.lm_head.weight[50].detach()}, strength=100, scope="answer")
-    chances, said = namer([EMOTIONS.prompt("Rain."), EMOTIONS.prompt("Sun.")], [plan, plan])
+    ((chances, said),) = namer([EMOTIONS.prompt("Rain."), EMOTIONS.prompt("Sun.")], [[plan, plan]])
     assert chances.argmax(1).tolist() == [1, 1]
     assert said.tolist() == [[False, True, False]] * 2
 
