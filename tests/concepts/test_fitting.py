@@ -26,7 +26,7 @@ from steersman import (
     refine_concept,
 )
 from steersman import progress as saving
-from steersman.concepts import aligned_texts, fitting, passes
+from steersman.concepts import fitting, passes
 from steersman.concepts.aligned_texts import AlignedTexts
 from steersman.concepts.alignment import Reader
 from steersman.concepts.joint_moments import Sides
@@ -484,7 +484,6 @@ def test_moments_beyond_memory_are_summed_up_in_passes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(fitting, "SAMPLE_ROWS", 300)
-    monkeypatch.setattr(aligned_texts, "FEWEST_UNITS", 2)
     whole = fit_affine_map(small(), big(), MANY)
     assert whole.table is not None
     assert 300 <= (whole.table.rows or 0) < whole.rows

@@ -68,7 +68,7 @@ def test_parts_merge_into_the_whole_control_included(first: int) -> None:
     one.merge(other)
     whole = moments_of(of)
     for name, tensor in whole.to_tensors().items():
-        exact = name.startswith("fit") and not name.endswith("z")  # the others are products in float32
+        exact = name.startswith("fit") and "z" not in name  # the others are made in float32
         close = {"rtol": 1e-12, "atol": 1e-9} if exact else {"rtol": 1e-4, "atol": 1e-2}
         assert torch.allclose(one.to_tensors()[name], tensor, **close), name
 
@@ -153,10 +153,11 @@ def test_float32_products_are_within_their_bound_and_change_no_map() -> None:
     for number, (source, target) in enumerate(of.sides.numbers):
         error = (found.parts[FIT].xy[number] - exact.parts[FIT].xy[number]).abs() / n
         magnitude = x[:, source].T @ y[:, target] / n
-        assert bool((error <= (joint_moments.CHUNK_ROWS + 2) * 2.0**-24 * 2 * magnitude).all())
+        assert bool((error <= (joint_moments.CHUNK_ROWS + 4) * 2.0**-24 * magnitude).all())
         spread = x[:, source].pow(2).mean(0).sqrt().outer(y[:, target].pow(2).mean(0).sqrt())
         assert float((error / spread).max()) < 1e-6  # what the worst case does not say
-    assert torch.equal(found.parts[FIT].xx, exact.parts[FIT].xx)
+    magnitude = torch.stack([x[:, layer].T @ x[:, layer] for layer in (0, 1)])
+    assert bool(((found.parts[FIT].xx - exact.parts[FIT].xx).abs() < 4 * 2.0**-24 * magnitude).all())
     mine, theirs = solve(found)[0], solve(exact)[0]
     for pair, of_layer in theirs.items():
         assert mine[pair].ridge == of_layer.ridge

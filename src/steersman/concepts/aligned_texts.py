@@ -29,8 +29,8 @@ WINDOW = 512
 """Texts are sorted by length within windows of so many."""
 UNIT_TEXTS, UNIT_ROWS, FEWEST_TEXTS = 32, 1024, 4
 """A unit ends at so many texts, or at so many rows if it has the fewest texts by then."""
-FEWEST_UNITS = 8
-"""Of a sample: texts of like length say less."""
+SAMPLE_TEXTS = 32
+"""A sample has at least so many."""
 HELD_OUT_IN = 5
 """One text in so many is held out, by its content."""
 
@@ -118,7 +118,8 @@ class AlignedTexts:
             return list(range(len(self.units)))
         drawn, found = np.random.default_rng(0).permutation(len(self.units)), [0]
         for unit in drawn[drawn != 0].tolist():
-            if len(found) >= FEWEST_UNITS and sum(self._rows[chosen] for chosen in found) >= rows:
+            texts = sum(len(self.units[chosen]) for chosen in found)
+            if texts >= SAMPLE_TEXTS and sum(self._rows[chosen] for chosen in found) >= rows:
                 break
             found.append(unit)
         parts = {bool(self._held_out[place]) for unit in found for place in self.units[unit]}

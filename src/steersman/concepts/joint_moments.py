@@ -4,11 +4,11 @@ Of source layers x, target layers y and pairs of them, for the texts that a map 
 held out of it, apart. Sums are taken about fixed centres near the means (shifted data: Chan, Golub and
 LeVeque 1983); the means come in at the end.
 
-Sums are float64. Products of states that are float32 or coarser are taken in float32, chunk by chunk, but for
-those of the source's fitted rows, xx. With u = 2⁻²⁴ and chunks of L rows an entry of xy/n is off by at most
-(L + 2) u · mean|x_i y_j| (Higham 2002, section 3.1), and typically by √L u/√chunks of the spreads' product
-(Higham and Mary 2019), where another draw of the rows would change it by 1/√n. A map is linear in xy, ‖ΔW‖ ≤
-‖Δxy/n‖ / (ridge · tr(Cov)/d); xx is inverted, and stays exact.
+Sums are float64. States that are float32 or coarser are centred in float32, and their products taken in it,
+chunk by chunk, but for those of the source's fitted rows, xx. With u = 2⁻²⁴ and chunks of L rows an entry of
+xy/n is off by at most (L + 4) u · mean|x_i y_j| (Higham 2002, section 3.1), and typically by √L u/√chunks of
+the spreads' product (Higham and Mary 2019), where another draw of the rows would change it by 1/√n. A map is
+linear in xy, ‖ΔW‖ ≤ ‖Δxy/n‖ / (ridge · tr(Cov)/d); xx is inverted, and is that of the centred states.
 
 The control pairs source rows with the target rows of other texts. Its moments are kept as sketches: z = P'y,
 P fixed Rademacher columns, so that E|P'r|² = q|r|² for any residual r and memory is that of q columns a draw.
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS, CHUNK_BYTES = 1024, 1 << 28
+CHUNK_ROWS, CHUNK_BYTES = 2048, 1 << 28
 """Rows that are kept before they enter the sums, and what they may take: fewer, where they are wide."""
 DRAWS, COLUMNS = 20, 8
 """Control pairings, and Rademacher columns of each."""
@@ -94,7 +94,7 @@ class Sides:
         return 8 * (2 * one + targets * self.target_width**2)
 
 
-Layers = Iterable[tuple[Tensor, Tensor]]
+Layers = Iterable[Tensor]
 
 
 @dataclass
@@ -146,26 +146,26 @@ class Moments:
         """Add rows about the centres.
 
         Args:
-            x, y: Layer by layer, float64 [rows, width], and the same in the precision of products.
+            x, y: Layer by layer, [rows, width], in the precision of products.
             z: float32 [rows, columns].
             pairs: Of numbers of layers.
         """
         self.rows += len(z)
-        self.z += z.sum(0, dtype=torch.float64)
-        self.z2 += (z * z).sum(0, dtype=torch.float64)
+        self.z += _total(z)
+        self.z2 += _total(z * z)
         judged = bool(len(self.yy))
         sources, targets = [], []
-        for layer, (exact, rounded) in enumerate(x):
-            self.x.reshape(len(self.xx), -1)[layer] += exact.sum(0)
-            _add_product(self.xx[layer], *(2 * [rounded.float() if judged else exact]))
-            sources.append(rounded)
-        for layer, (exact, rounded) in enumerate(y):
-            place = slice(layer * exact.shape[1], (layer + 1) * exact.shape[1])
-            self.y[place] += exact.sum(0)
-            self.y2[place] += (exact * exact).sum(0)
+        for layer, block in enumerate(x):
+            self.x.reshape(len(self.xx), -1)[layer] += _total(block)
+            _add_product(self.xx[layer], *(2 * [block.float() if judged else block.double()]))
+            sources.append(block)
+        for layer, block in enumerate(y):
+            place = slice(layer * block.shape[1], (layer + 1) * block.shape[1])
+            self.y[place] += _total(block)
+            self.y2[place] += _total(block * block)
             if judged:
-                _add_product(self.yy[layer], *(2 * [rounded.float()]))
-            targets.append(rounded)
+                _add_product(self.yy[layer], *(2 * [block.float()]))
+            targets.append(block)
         for number, (source, target) in enumerate(pairs):
             one, other = sources[source], targets[target]
             if judged:
@@ -203,6 +203,15 @@ class Moments:
         for field in fields(self):
             if field.name != "rows":
                 getattr(self, field.name).add_(getattr(other, field.name))
+
+
+def _total(rows: Tensor) -> Tensor:
+    """The sum of rows, float64: of float32 ones by way of sums of 64, a tenth of the time."""
+    if rows.dtype == torch.float64:
+        return rows.sum(0)
+    whole = len(rows) // 64 * 64
+    parts = rows[:whole].reshape(-1, 64, rows.shape[1]).sum(1)
+    return torch.cat([parts, rows[whole:]]).sum(0, dtype=torch.float64)
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
@@ -249,7 +258,8 @@ class JointMoments:
         """
         if self._centres is None and len(x):
             flat_x, flat_y = x.flatten(1).double(), y.flatten(1).double()
-            self._centres = flat_x.mean(0), flat_y.mean(0)
+            # As precise as the states, so that taking them away rounds once.
+            self._centres = flat_x.mean(0).to(x.dtype).double(), flat_y.mean(0).to(y.dtype).double()
             spread = flat_y.std(0, correction=0)
             # Powers of two: the same whatever the last digits of a forward are.
             self.scale = torch.where(spread > 0, spread, 1.0).log2().round().exp2()
@@ -303,12 +313,12 @@ class JointMoments:
         self.parts[part].add(x, y, z, self.sides.numbers)
 
     def _centred(self, pieces: list[Tensor], side: int) -> Layers:
-        """Rows about their centre, layer by layer: float64, and as precise as their products are to be."""
+        """Rows about their centre, layer by layer, in the precision of their products."""
         width = (self.sides.source_width, self.sides.target_width)[side]
+        dtype = torch.float64 if pieces[0].dtype == torch.float64 else torch.float32
         for start in range(0, pieces[0].shape[1], width):
-            block = torch.cat([piece[:, start : start + width] for piece in pieces])
-            exact = block.double().sub_(self.centres[side][start : start + width])
-            yield exact, exact if block.dtype == torch.float64 else exact.float()
+            centre = self.centres[side][start : start + width].to(dtype)
+            yield torch.cat([piece[:, start : start + width].to(dtype) - centre for piece in pieces])
 
     def _sketch(self, y: Tensor) -> Tensor:
         """[rows, Lt · draws · columns], float32: a control has no need of more."""
@@ -400,8 +410,9 @@ def _partners(places: Tensor, pool: Tensor, texts: Tensor, generator: torch.Gene
         if not most:
             break
         # Exchange partners with places chosen at random: what was a permutation stays one.
-        chance = torch.rand(same.shape, generator=generator)
-        order = (chance - 2 * same.float()).argsort(dim=1, stable=True)  # two of so many can be equal
+        chance = torch.rand(same.shape, generator=generator, dtype=torch.float64)
+        # float64, where no two of so many are equal: which of them comes first must not be chance.
+        order = (chance - 2 * same.double()).topk(2 * most, dim=1, largest=False).indices
         wrong, others = order[:, :most], order[:, most : 2 * most]
         given, taken = partner.gather(1, wrong), partner.gather(1, others)
         swapped = same.gather(1, wrong)

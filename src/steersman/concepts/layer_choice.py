@@ -44,6 +44,8 @@ class UnitRows:
     @classmethod
     def joined(cls, parts: Sequence[UnitRows]) -> UnitRows:
         """The rows of several texts."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(*(torch.cat([getattr(of, each.name) for of in parts]) for each in fields(cls)))
 
     def of(self, whole: Sides, some: Sides) -> UnitRows:
@@ -214,7 +216,10 @@ _NAMES = {
 
 def _narrowed(states: Tensor) -> Tensor:
     """In bfloat16 or float16, where that loses nothing."""
+    few = states[:, :1]
     for dtype in (torch.bfloat16, torch.float16):
+        if not torch.equal(few.to(dtype).to(states.dtype), few):
+            continue
         if torch.equal((narrow := states.to(dtype)).to(states.dtype), states):
             return narrow
     return states

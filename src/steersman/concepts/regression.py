@@ -134,6 +134,8 @@ class Fitting:
         moments.flush()
         self._moments, self._inverse_y = moments, inverse[1]
         self.basis = source_basis(moments, index, inverse[0])
+        self._rounded_vectors = self.basis.vectors.T.float()
+        self._rounded_held_out = self.basis.held_out.float()
         self._last: tuple[int, tuple[Tensor, Tensor, Tensor]] | None = None
 
     def pair(self, target: int, ridges: tuple[float, ...] = RIDGES) -> Pair:
@@ -198,7 +200,7 @@ class Fitting:
         held_xy = _about(held.xy[number], held.x[rows], held.y[place], mean_x, mean_y, held.rows) * scale
         squares = held.y2[place] - 2 * mean_y * held.y[place] + held.rows * mean_y**2
         vectors = self.basis.vectors.T
-        return vectors @ fitted, vectors.float() @ held_xy.float(), (squares * inverse**2).sum()
+        return vectors @ fitted, self._rounded_vectors @ held_xy.float(), (squares * inverse**2).sum()
 
     def _control(self, target: int, gain: Tensor) -> Tensor:
         """R² with rows paired between texts, [draws]."""
@@ -211,9 +213,11 @@ class Fitting:
         mean_x, mean_z = fit.x[rows] / fit.rows, fit.z[place] / fit.rows
         fitted = (fit.xz[number] / fit.rows).addr_(mean_x, mean_z, alpha=-1) * scale
         held_xz = _about(held.xz[number], held.x[rows], held.z[place], mean_x, mean_z, held.rows) * scale
-        mapped = gain[:, None] * (self.basis.vectors.T @ fitted)
-        cross = (mapped * (self.basis.vectors.T @ held_xz)).sum(0)
-        square = (mapped * (self.basis.held_out @ mapped)).sum(0)
+        # As their products were, and as a control may be, in float32.
+        vectors = self._rounded_vectors
+        mapped = gain[:, None].float() * (vectors @ fitted.float())
+        cross = (mapped * (vectors @ held_xz.float())).sum(0, dtype=torch.float64)
+        square = (mapped * (self._rounded_held_out @ mapped)).sum(0, dtype=torch.float64)
         total = held.z2[place] - 2 * mean_z * held.z[place] + held.rows * mean_z**2
         residual, total = (
             (each.reshape(DRAWS, COLUMNS).sum(1)) for each in (total - 2 * cross + square, total)

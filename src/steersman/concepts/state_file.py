@@ -68,7 +68,8 @@ class StateFile:
             where = self._folder or tempfile.gettempdir()
             hint = "" if self._folder else "; set TMPDIR to a folder with more room"
             raise ModelError(f"{where}: states cannot be kept there ({error.strerror}){hint}") from None
-        self._digest.update(content)
+        if self._folder is not None:  # nobody goes on from a temporary one
+            self._digest.update(content)
         self._length += memoryview(content).nbytes
         return start
 
