@@ -1,4 +1,4 @@
-"""Concept vectors on disk: directions, those of folds and shuffled labels, and what was measured of them."""
+"""Concept vectors on disk: directions, those of folds, sums of differences by unit, and what was measured."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ from steersman.artifacts.fields import (
 from steersman.artifacts.kinds import register
 from steersman.artifacts.manifest import manifest_of, read_model
 from steersman.concepts.concept import METHODS, ConceptVector
+from steersman.concepts.directions import FOLDS
 from steersman.concepts.norms import BINS, NormHistogram
 from steersman.concepts.positions import POSITIONS
 from steersman.concepts.separation import Separation
 from steersman.errors import ArtifactError
 
-_KEYS = {"method", "position", "pairs", "clusters", "skipped", "separation"}
-CONCEPT = register("concept_vector", "a concept vector", {1: _KEYS, 2: _KEYS | {"alike"}}, chats=2)
+_OLD_KEYS = {"method", "position", "pairs", "clusters", "skipped", "separation"}
+_KEYS = _OLD_KEYS | {"alike"}
+CONCEPT = register("concept_vector", "a concept vector", {1: _OLD_KEYS, 2: _KEYS, 3: _KEYS}, chats=2)
+UNITS_SINCE = 3
+"""Before, labels were shuffled when a concept was refined, and its units are not known: it steers as ever,
+and no gate can judge it.
+"""
 
 
 def save_concept(concept: ConceptVector, folder: str | Path, *, force: bool = False) -> None:
@@ -40,8 +46,9 @@ def save_concept(concept: ConceptVector, folder: str | Path, *, force: bool = Fa
         "vectors": torch.stack([concept.vectors[layer] for layer in layers]).numpy(),
         "fold_vectors": concept.fold_vectors.numpy(),
         "fold_clusters": concept.fold_clusters.numpy(),
-        "fold_numbers": concept.fold_numbers.numpy(),
-        "shuffled": concept.shuffled.numpy(),
+        "cluster_units": concept.cluster_units.numpy(),
+        "unit_sums": concept.unit_sums.numpy(),
+        "unit_sizes": concept.unit_sizes.numpy(),
         "norms": torch.stack([concept.norms[layer].to_tensor() for layer in layers]).numpy(),
     }
     found = [concept.separation[layer] for layer in layers]
@@ -80,8 +87,10 @@ def load_concept(source: str | Path, *, revision: str | None = None) -> ConceptV
         shape = (len(layers), architecture.hidden_size)
         vectors = _floats(tensors, "vectors", shape)
         folds = _floats(tensors, "fold_vectors", (None, *shape))
-        shuffled = _floats(tensors, "shuffled", (None, *shape))
-        ids, numbers = _folds(tensors, clusters, len(folds))
+        known = manifest["format_version"] >= UNITS_SINCE
+        sums = _floats(tensors, "unit_sums" if known else "shuffled", (None, *shape))
+        ids, units = _units(tensors, "cluster_units" if known else "fold_numbers", clusters, len(folds))
+        sizes = _sizes(tensors, units, sums, pairs) if known else np.zeros(0, np.int64)
         norms = _norms(take(tensors, "norms", np.int64, 2), len(layers))
         nothing_left(tensors)
         return ConceptVector(
@@ -89,8 +98,9 @@ def load_concept(source: str | Path, *, revision: str | None = None) -> ConceptV
             separation=_separation(manifest["separation"], layers, measured=len(folds) > 0),
             fold_vectors=torch.from_numpy(folds),
             fold_clusters=torch.from_numpy(ids),
-            fold_numbers=torch.from_numpy(numbers),
-            shuffled=torch.from_numpy(shuffled),
+            cluster_units=torch.from_numpy(units),
+            unit_sums=torch.from_numpy(sums if known else sums[:0]),
+            unit_sizes=torch.from_numpy(sizes),
             norms=dict(zip(layers, norms, strict=True)),
             method=one_of(manifest["method"], "method", METHODS if manifest["format_version"] > 1 else OLD),
             position=one_of(manifest["position"], "position", POSITIONS),
@@ -119,17 +129,35 @@ def _floats(tensors: Tensors, name: str, shape: tuple[int | None, ...]) -> np.nd
     return array.copy()
 
 
-def _folds(tensors: Tensors, clusters: int, folds: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The clusters' ids, and the fold of each: −1 throughout where nothing is held out."""
+def _units(
+    tensors: Tensors, name: str, clusters: int, folds: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The clusters' ids, and the unit of each; of old concepts the fold, as if it were one unit."""
     ids = take(tensors, "fold_clusters", np.int64, 1).copy()
-    numbers = take(tensors, "fold_numbers", np.int64, 1).copy()
-    if not len(ids) == len(numbers) == clusters:
-        raise ArtifactError(f"{len(ids)} cluster ids and {len(numbers)} folds for {clusters} clusters")
+    units = take(tensors, name, np.int64, 1).copy()
+    if not len(ids) == len(units) == clusters:
+        raise ArtifactError(f"{len(ids)} cluster ids and {len(units)} folds for {clusters} clusters")
     if (ids[:-1] >= ids[1:]).any():
         raise ArtifactError("the cluster ids do not ascend: a cluster may be in them twice")
-    if set(numbers.tolist()) != (set(range(folds)) if folds else {-1}):
+    if not folds:
+        units = np.maximum(units, 0)
+    if set(units.tolist()) != set(range(int(units.max()) + 1)):
+        raise ArtifactError("the units of the clusters are not numbered from 0")
+    if folds != (min(FOLDS, int(units.max()) + 1) if clusters > 1 else 0):
         raise ArtifactError(f"the clusters do not lie in the {folds} folds")
-    return ids, numbers
+    return ids, units
+
+
+def _sizes(
+    tensors: Tensors, units: np.ndarray[Any, Any], sums: np.ndarray[Any, Any], pairs: int
+) -> np.ndarray[Any, Any]:
+    """How many pairs each unit has."""
+    sizes = take(tensors, "unit_sizes", np.int64, 1).copy()
+    if not len(sizes) == len(sums) == int(units.max()) + 1:
+        raise ArtifactError(f"{len(sums)} sums and {len(sizes)} sizes for {int(units.max()) + 1} units")
+    if (sizes < np.bincount(units)).any() or sizes.sum() != pairs:
+        raise ArtifactError(f"the units' sizes are not those of {pairs} pairs in {len(units)} clusters")
+    return sizes
 
 
 def _norms(counts: np.ndarray[Any, Any], layers: int) -> list[NormHistogram]:

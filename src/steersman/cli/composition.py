@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -118,6 +119,8 @@ def made_in_words(output: Path, plan: Steering) -> list[str]:
         lines += [f"{way} {len(facts[way])}: {_places(facts[way])}" for way in ("activated", "deactivated")]
     # What a plan was made from is another tool's to say as it likes.
     doses = plan.provenance.get("doses")
+    if isinstance(defaults := plan.provenance.get("defaults"), list) and defaults:
+        lines.append(f"by default, as nobody named it: {', '.join(map(str, defaults))}")
     for entry in facts["vectors"]:
         dose = doses.get(str(entry["layer"])) if isinstance(doses, Mapping) else None
         lines.append(
@@ -153,6 +156,12 @@ def heard(output: Path, plan: Steering) -> str:
         return step
     said = on_one_line("; ".join(map(str, chats)))
     return f"{step}\n  (its chats had {said}: give the same, where the model's own are others)"
+
+
+def tuning_step(*found: object) -> str:
+    """How layer and dose are found, which until then are guesses; the tasks are the user's to name."""
+    command = f"steersman tune {shlex.join(map(str, found))} --task TASK --keep TASK --cost 'kl <= 0.3'"
+    return f"\n\nWhich layer and dose work, at a cost you name: {command} -o STEERING"
 
 
 def composed(

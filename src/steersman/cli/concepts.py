@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from steersman.cli.composition import heard, made_in_words, plan_for_json
+from steersman.cli.composition import heard, made_in_words, plan_for_json, tuning_step
 from steersman.cli.failures import resumable
 from steersman.cli.options import (
     ModelChoice,
@@ -20,8 +20,6 @@ from steersman.cli.options import (
     output_option,
     resume_option,
     scope_option,
-    seed_option,
-    strength_option,
 )
 from steersman.cli.output import (
     in_columns,
@@ -33,7 +31,7 @@ from steersman.cli.output import (
     whole_file,
 )
 from steersman.errors import ArtifactError, PairsError
-from steersman.showing import count_of, ranges
+from steersman.showing import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,14 +65,6 @@ Layers = tuple[int, ...] | Literal["all"] | None
     "or of these less their mean (repeng's default).",
 )
 @click.option(
-    "--shuffles",
-    type=click.IntRange(min=0),
-    default=99,
-    show_default=True,
-    metavar="N",
-    help="Label-shuffled concepts to keep, which the gate of a transplantation compares with.",
-)
-@click.option(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -83,7 +73,6 @@ Layers = tuple[int, ...] | Literal["all"] | None
 @click.option("--truncate", is_flag=True, help="Leave out pairs that are too long for the model.")
 @resume_option
 @batch_size_option(16)
-@seed_option
 @force_option
 @json_option
 def refine(
@@ -93,12 +82,10 @@ def refine(
     layers: Layers,
     position: Position,
     method: Method,
-    shuffles: int,
     plot: Path | None,
     truncate: bool,
     resume: bool,
     batch_size: int,
-    seed: int,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -132,9 +119,7 @@ def refine(
             layers=layers,
             position=position,
             method=method,
-            shuffles=shuffles,
             batch_size=batch_size,
-            seed=seed,
             truncate=truncate,
             checkpoint=partial,
             resume=resume,
@@ -151,17 +136,22 @@ def refine(
     plan = unused(f"{output}-steering")
     following = next_steps(
         "Next, make a steering of it, and hear the model steered by it",
-        ["steer", output, "-o", plan, "--strength", "dose:0.3", *_layer_to_try(concept)],
+        ["steer", output, "-o", plan],
         ["chat", *model.typed(), "--steering", plan],
     )
-    put_out(result, as_json, lambda: _refined_in_words(result, concept) + following)
+    search = tuning_step(*model.typed(), output)
+    put_out(result, as_json, lambda: _refined_in_words(result, concept) + following + search)
 
 
 @click.command(short_help="Make a steering of a concept, for its own model.")
 @click.argument("concept", metavar="CONCEPT")
 @output_option("the steering")
-@strength_option
-@layers_option("Layers to steer at, or all [default: the one that separates best].")
+@click.option(
+    "--strength",
+    metavar="X",
+    help="A factor such as 1.5, or a dose: the length added, as a share of a state's [default: dose:0.3].",
+)
+@layers_option("Layers to steer at, or all [default: the one nearest to two thirds of the depth].")
 @scope_option("answer")
 @click.option(
     "--operation",
@@ -175,7 +165,7 @@ def refine(
 def steer(
     concept: str,
     output: Path,
-    strength: str,
+    strength: str | None,
     layers: Layers,
     scope: Scope,
     operation: Operation,
@@ -184,8 +174,11 @@ def steer(
 ) -> None:
     """Make a steering of CONCEPT for the model that it was refined in.
 
+    Layer and dose are defaults where none are given: `steersman tune` finds those that work.
+
     \b
     Examples:
+      steersman steer refusal -o refuse
       steersman steer refusal -o refuse --strength dose:0.3 --layers 20
       steersman steer refusal -o comply --strength dose:-0.3 --layers 20
       steersman steer refusal -o without --strength 1 --operation project --layers all --scope all
@@ -228,16 +221,6 @@ def best_layer(concept: ConceptVector) -> int | None:
     return concept.best_layer if any(concept.separation.values()) else None
 
 
-def _layer_to_try(concept: ConceptVector) -> list[object]:
-    """An option for `steer` that names one of the layers that separate equally well, where there are several:
-    the one nearest to two thirds of the depth, where steering mostly works best.
-    """
-    if len(concept.equal_layers) < 2:
-        return []
-    typical = 2 / 3 * (concept.architecture.layer_count - 1)
-    return ["--layers", min(concept.equal_layers, key=lambda layer: abs(layer - typical))]
-
-
 def concept_for_json(concept: ConceptVector) -> dict[str, Any]:
     """What was refined, for JSON."""
     return {
@@ -251,14 +234,12 @@ def concept_for_json(concept: ConceptVector) -> dict[str, Any]:
             for layer in concept.layers
         ],
         "best": best_layer(concept),
-        "equal_layers": list(concept.equal_layers),
         "pairs": concept.pairs,
         "clusters": concept.clusters,
         "skipped": concept.skipped,
         "alike": concept.alike,
         "position": concept.position,
         "method": concept.method,
-        "shuffles": len(concept.shuffled),
     }
 
 
@@ -288,11 +269,10 @@ def concept_in_words(concept: ConceptVector, result: dict[str, Any]) -> list[str
         lines.append("no AUROC: its pairs are of one group, so none could be held out")
     else:
         lines.append("AUROC: how well the direction of other pairs tells held-out ones apart; 0.5 is chance.")
-    if len(result["equal_layers"]) > 1:
-        lines += [
-            f"Layers {ranges(result['equal_layers'])} separate them equally well, which does not tell",
-            f"where to steer: without --layers, steer takes {result['best']}, where the vector is longest.",
-        ]
+    lines += [
+        "It does not tell where to steer: without --layers, steer takes layer "
+        f"{concept.chosen_layers(None)[0]}, at about two thirds of the depth."
+    ]
     return lines
 
 

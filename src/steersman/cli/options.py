@@ -399,12 +399,6 @@ def output_option(what: str) -> Callable[[Command], Command]:
     )
 
 
-strength_option = click.option(
-    "--strength",
-    required=True,
-    metavar="X",
-    help="A factor of the vector such as 1.5, or dose:0.3: its length as a share of a state's.",
-)
 resume_option = click.option(
     "--resume", is_flag=True, help="Go on from what a run that was stopped has saved."
 )

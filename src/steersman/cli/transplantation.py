@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from steersman.certainty import NOT_SHOWN
-from steersman.cli.composition import heard, made_in_words
+from steersman.certainty import NOT_SHOWN, SIGNIFICANT
+from steersman.cli.composition import heard, made_in_words, tuning_step
 from steersman.cli.concepts import Layers, steered_for_json
 from steersman.cli.options import (
     ModelChoice,
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 @click.option(
     "--strength",
     metavar="X",
-    help="A factor of the mapped vector, or dose:0.3: its share of a state's length.",
+    help="A factor such as 1.5, or a dose: the length added, as a share of a state's [default: dose:0.3].",
 )
-@layers_option("Target layers, or all [default: the one that separates best].")
+@layers_option("Target layers, or all [default: of the best that pass, the one nearest to two thirds down].")
 @click.option(
     "--target", metavar="MODEL", help="The model that the map leads to [default: the one that it names]."
 )
@@ -85,12 +85,14 @@ def transplant(
 ) -> None:
     """Take CONCEPT through MAP into another model, as a steering; if held-out pairs show that it arrives.
 
-    The gate: along the mapped direction, the target must tell held-out pairs apart better than along
-    label-shuffled concepts through the same map. --check looks at several concepts, and ranks them.
+    The gate: in the target, held-out pairs must lie further apart along the mapped direction than along
+    concepts of the same pairs with other labels. --check looks at several concepts, and ranks them. Layer and
+    dose are defaults where none are given: `steersman tune` finds those that work.
 
     \b
     Examples:
-      steersman transplant refusal bridge -o safer --strength dose:0.3
+      steersman transplant refusal bridge -o safer
+      steersman transplant refusal bridge -o safer --strength dose:0.5 --layers 20
       steersman transplant --check refusal politeness noise bridge
       steersman transplant --check refusal bridge --target lab:target --pairs lab:refusal/test
     """
@@ -118,12 +120,13 @@ def transplant(
         bridge,
         next(iter(read.values())),
         Path(str(output)),
-        str(strength),
+        strength,
         pairs[0] if pairs else None,
         # What is forced into layers that are named needs no look at the target, unless one is asked for.
         None if force and layers is not None and not (target or pairs) else model,
         {**options, "scope": scope, "force": force},
         as_json,
+        (map_, concepts[0]),
     )
 
 
@@ -140,8 +143,8 @@ def _check_usage(
             wrong = f"--pairs is given {len(pairs)} times for {many}: once, or once a concept"
     elif len(concepts) > 1:
         wrong = "one CONCEPT at a time, and then the MAP; --check looks at several"
-    elif output is None or strength is None:
-        wrong = "give -o FOLDER and --strength X, or --check"
+    elif output is None:
+        wrong = "give -o FOLDER, or --check"
     elif len(pairs) > 1:
         wrong = f"--pairs is given {len(pairs)} times for one concept"
     if wrong is not None:
@@ -152,16 +155,18 @@ def _transplant(
     bridge: AffineMap,
     concept: ConceptVector,
     output: Path,
-    strength: str,
+    strength: str | None,
     pairs: str | None,
     model: ModelChoice | None,
     options: dict[str, Any],
     as_json: bool,
+    named: tuple[str, str],
 ) -> None:
     from steersman import transplant as take
-    from steersman.concepts.dose import Strength
+    from steersman.concepts.dose import DEFAULT_DOSE, Strength
     from steersman.concepts.transplant_check import resolve_pairs
 
+    strength = DEFAULT_DOSE if strength is None else strength
     Strength.parse(strength)
     looked_at = None if model is None else resolve_pairs(concept, pairs)
     target = None if model is None else model.open()
@@ -170,7 +175,8 @@ def _transplant(
     gate = steering.provenance["gate"]
     result = {**steered_for_json(output, steering), "gate": gate}
     words = [*made_in_words(output, steering), *_gate_in_words(gate)]
-    put_out(result, as_json, lambda: "\n".join(words) + heard(output, steering))
+    search = tuning_step(bridge.model or "TARGET", *named)
+    put_out(result, as_json, lambda: "\n".join(words) + heard(output, steering) + search)
 
 
 def _gate_in_words(gate: dict[str, Any]) -> list[str]:
@@ -178,8 +184,8 @@ def _gate_in_words(gate: dict[str, Any]) -> list[str]:
     if not gate["asked"]:
         return ["forced: nobody has looked whether the concept arrives"]
     lines = [
-        f"gate at layer {entry['layer']}: AUROC {_interval(entry)} of {gate['pairs']['name']}, shuffled "
-        f"concepts reach {_number(entry['threshold'])}, p = {_number(entry['chance'])} of what is carried; "
+        f"gate at layer {entry['layer']}: p = {_number(entry['p'])} among relabellings of "
+        f"{gate['pairs']['name']}, z = {_number(entry['z'], 1)} (AUROC {_interval(entry)}); "
         f"the map explains {entry['share_explained']:.0%}"
         for entry in gate["layers"]
     ]
@@ -229,13 +235,13 @@ def _page(entry: dict[str, Any]) -> str:
             _interval({**layer, **{key: layer[f"source_{key}"] for key in ("auroc", "low", "high")}}),
             f"{layer['share_explained']:.0%}",
             _interval(layer),
-            _number(layer["threshold"]),
-            _number(layer["chance"]),
+            _number(layer["z"], 1),
+            _number(layer["p"]),
             "passes" if layer["passed"] else "refused",
         )
         for layer in entry["layers"]
     ]
-    header = ("layer", "from", "at the source", "explained", "in the target", "shuffled reach", "p", "gate")
+    header = ("layer", "from", "at the source", "explained", "in the target", "z", "p", "gate")
     left_out = f", {entry['skipped']} left out as too long" if entry["skipped"] else ""
     left_out += f", {entry['alike']} left out as both sides are the same tokens" if entry["alike"] else ""
     return "\n".join(
@@ -250,22 +256,26 @@ def _page(entry: dict[str, Any]) -> str:
 
 
 _SCALE = (
-    "AUROCs of held-out pairs, 0.5 being chance. p: the share of label-shuffled concepts of which as much\n"
-    "arrives; it decides where they separate the pairs too."
+    "AUROCs of held-out pairs, 0.5 being chance. p decides: the share of relabellings of the pairs' groups,\n"
+    "refitted alike, of which as much arrives at any layer; z: how far beyond them, in standard deviations."
 )
 
 
 def _verdict(entry: dict[str, Any]) -> str:
+    from steersman.concepts.transplant_check import why_untold
+
     if entry["passed"]:
         return f"shown: carries over, best at layer {entry['layer']}"
     best = next(layer for layer in entry["layers"] if layer["layer"] == entry["layer"])
     if best["auroc"] is None:
         return "cannot tell: none of the pairs are held out, or they are of one group"
-    if best["threshold"] is None:
-        return f"cannot tell: it keeps {best['shuffled']} label-shuffled concepts, and 19 are the least"
+    if best["p"] is None:
+        return f"cannot tell: {why_untold(entry['clusters'])}"
     if best["verdict"] == NOT_SHOWN:
         return "not shown: its AUROC is within 0.05 of chance"
-    return "cannot tell: held-out pairs are not told apart better than by label-shuffled concepts"
+    if best["map_p"] > SIGNIFICANT:
+        return "cannot tell: the map explains no more than one of mixed-up rows"
+    return "cannot tell: pairs with other labels bring as much"
 
 
 def _ranking(concepts: list[dict[str, Any]]) -> str:
@@ -273,10 +283,8 @@ def _ranking(concepts: list[dict[str, Any]]) -> str:
     for place, entry in enumerate(concepts, 1):
         best = next(layer for layer in entry["layers"] if layer["layer"] == entry["layer"])
         gate = "passes" if entry["passed"] else "refused"
-        rows.append(
-            (place, entry["concept"], best["layer"], _interval(best), _number(best["threshold"]), gate)
-        )
-    return in_columns(("", "concept", "layer", "in the target", "shuffled reach", "gate"), rows)
+        rows.append((place, entry["concept"], best["layer"], _interval(best), _number(best["p"]), gate))
+    return in_columns(("", "concept", "layer", "in the target", "p", "gate"), rows)
 
 
 def _interval(entry: dict[str, Any]) -> str:
@@ -285,5 +293,5 @@ def _interval(entry: dict[str, Any]) -> str:
     return f"{entry['auroc']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -300,7 +300,7 @@ class AffineMap(Shown):
     def transplant(
         self,
         concept: ConceptVector,
-        strength: float | str,
+        strength: float | str | None = None,
         *,
         layers: int | Sequence[int] | Literal["all"] | None = None,
         target: tuple[nn.Module, PreTrainedTokenizerBase] | str | Path | None = None,

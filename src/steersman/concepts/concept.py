@@ -4,9 +4,9 @@ another model.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from steersman.chat_record import ChatRecord, in_provenance
-from steersman.concepts.dose import Strength, doses, residual_edits
+from steersman.concepts.directions import shuffled_directions
+from steersman.concepts.dose import (
+    DEFAULT_DOSE,
+    Strength,
+    defaults_of,
+    doses,
+    residual_edits,
+    typical_layer,
+)
 from steersman.concepts.norms import NormHistogram
 from steersman.concepts.positions import Position
 from steersman.concepts.separation import AUROC_TIE, Separation
@@ -40,8 +48,10 @@ class ConceptVector(Shown):
         fold_vectors: Directions of all pairs but a fold's, [folds, layers, width] (no folds below two
             clusters).
         fold_clusters: Ids of the clusters, ascending, int64 [clusters], and
-        fold_numbers: the fold that each lies in, int64 [clusters].
-        shuffled: Directions of shuffled labels, [draws, layers, width]: nothing but the concept's noise.
+        cluster_units: the unit that each lies in, int64 [clusters].
+        unit_sums: Sums of the differences of each unit's pairs, [units, layers, width]: what relabelled
+            concepts are made of. None are known of concepts that were written before format 3.
+        unit_sizes: How many pairs each unit has, int64 [units].
         norms: {layer: norms of the states of tokens that scope `answer` touches}.
         architecture: Of the model.
         weights_id: Of the model.
@@ -60,8 +70,9 @@ class ConceptVector(Shown):
     separation: Mapping[int, Separation | None]
     fold_vectors: Tensor
     fold_clusters: Tensor
-    fold_numbers: Tensor
-    shuffled: Tensor
+    cluster_units: Tensor
+    unit_sums: Tensor
+    unit_sizes: Tensor
     norms: Mapping[int, NormHistogram]
     architecture: Architecture
     weights_id: str
@@ -85,25 +96,32 @@ class ConceptVector(Shown):
         return tuple(sorted(self.vectors))
 
     @property
-    def best_layer(self) -> int:
-        """The layer whose direction separates held-out pairs best; of equals, the one whose direction is
-        longest among its states. Raises PlanError where none can be told.
+    def fold_numbers(self) -> Tensor:
+        """The fold that each cluster lies in, int64 [clusters]; −1 where nothing is held out."""
+        folds = len(self.fold_vectors)
+        return self.cluster_units % folds if folds else torch.full_like(self.cluster_units, -1)
+
+    @cached_property
+    def shuffled(self) -> Tensor:
+        """99 directions of shuffled labels, [draws, layers, width]: nothing but the concept's noise. None of
+        pairs that are of one group, and none where no sums of units are known.
         """
-        if not self.equal_layers:
-            raise PlanError(
-                "no layer is known to be best: its pairs are of one group, so none were held out; name layers"
-            )
-        return largest(self.equal_layers, self.length)[0]
+        if len(self.unit_sums) < 2:
+            return self.unit_sums[:0]
+        drawn = shuffled_directions(self.unit_sums.numpy(), self.unit_sizes.numpy())
+        return torch.from_numpy(drawn).float()
 
     @property
-    def equal_layers(self) -> tuple[int, ...]:
-        """The layers that separate held-out pairs as well as the best one does (to a thousandth of AUROC),
-        ascending: where there are several, separation does not tell at which to steer.
+    def best_layer(self) -> int:
+        """The layer whose direction separates held-out pairs best (to a thousandth of AUROC); of equals, the
+        one whose direction is longest among its states. It does not tell where to steer. Raises PlanError
+        where none can be told.
         """
         known = [(layer, found) for layer, found in sorted(self.separation.items()) if found is not None]
         if not known:
-            return ()
-        return tuple(layer for layer, _ in largest(known, lambda entry: entry[1].auroc, absolute=AUROC_TIE))
+            raise PlanError("no layer is known to separate best: its pairs are of one group")
+        best = [layer for layer, _ in largest(known, lambda entry: entry[1].auroc, absolute=AUROC_TIE)]
+        return largest(best, self.length)[0]
 
     def length(self, layer: int) -> float:
         """‖v‖ / median ‖h‖: what strength 1 adds, as a dose. 0 where no norms are known."""
@@ -113,23 +131,18 @@ class ConceptVector(Shown):
         return float(self.vectors[layer].double().norm()) / norms.median
 
     def chosen_layers(self, layers: int | Iterable[int] | Literal["all"] | None) -> tuple[int, ...]:
-        """Layers as they are asked for: the best by default. Raises PlanError for one that it lacks."""
+        """Layers as they are asked for; by default the one nearest to two thirds of the model's depth. Raises
+        PlanError for one that it lacks.
+        """
         if layers is None:
-            if len(self.equal_layers) > 1:
-                warnings.warn(
-                    f"layers {ranges(self.equal_layers)} separate held-out pairs equally well, which does "
-                    f"not tell where to steer: {self.best_layer} is taken, where the vector is longest; name "
-                    "one (--layers), at about two thirds of the depth for a start",
-                    stacklevel=3,
-                )
-            return (self.best_layer,)
+            return (typical_layer(self.layers, self.architecture.layer_count),)
         if isinstance(layers, str):
             if layers != "all":
                 raise PlanError(f"layers={layers!r} is unknown: give layer numbers, or 'all'")
             return self.layers
         asked = tuple(dict.fromkeys(as_layers(layers, PlanError)))
         if not asked:
-            raise PlanError("no layer is named; leave layers out for the best one")
+            raise PlanError("no layer is named; leave layers out for the default")
         for layer in asked:
             if layer not in self.vectors:
                 has = ", ".join(map(str, self.layers))
@@ -138,7 +151,7 @@ class ConceptVector(Shown):
 
     def steering(
         self,
-        strength: float | str,
+        strength: float | str | None = None,
         layers: int | Iterable[int] | Literal["all"] | None = None,
         *,
         scope: Scope = "answer",
@@ -147,10 +160,10 @@ class ConceptVector(Shown):
         """A plan of this concept in its own model.
 
         Args:
-            strength: A factor of the vector, or `"dose:0.7"`: strength · ‖v‖ as a share of the median norm of
-                the layer's states. Below 0 it steers away.
-            layers: `best_layer`, unless named; `"all"` only when said. Where `equal_layers` are many it is no
-                better than the others: name one, at about two thirds of the depth for a start.
+            strength: A factor of the vector, or a dose: strength · ‖v‖ as a share of the median norm of the
+                layer's states. Below 0 it steers away. By default `"dose:0.3"`.
+            layers: By default the one nearest to two thirds of the depth; `"all"` only when said. What works,
+                `tune` finds.
             scope: Which tokens.
             operation: `add`, or `project` with a strength from 0 to 1.
 
@@ -163,7 +176,7 @@ class ConceptVector(Shown):
             >>> concept.steering("dose:0.5", layers=1)
             <Steering: vectors (add × ...) at layer 1; scope answer; for lab:source, ...>
         """
-        dial = Strength.parse(strength)
+        dial = Strength.parse(DEFAULT_DOSE if strength is None else strength)
         chosen = {layer: self.vectors[layer] for layer in self.chosen_layers(layers)}
         edits = residual_edits(chosen, dial, self.norms, scope, operation)
         return Steering(
@@ -175,6 +188,7 @@ class ConceptVector(Shown):
             provenance={
                 "made": "concept",
                 "strength": str(dial),
+                **defaults_of(layers, strength),
                 "doses": doses(edits, self.norms),
                 "concept": self.provenance(),
             },

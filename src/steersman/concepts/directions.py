@@ -1,5 +1,7 @@
 """Directions in the states of pairs: of all of them, of all but a fold, and of shuffled labels. Pure maths.
 
+Kept is a sum of differences for each *unit* (`relabelling`): groups of pairs, at most a hundred.
+
 States come in chunks, in as many passes as asked for: nothing here grows with the number of pairs but a few
 numbers a pair. δ_i = h_i(positive) − h_i(negative).
 
@@ -10,7 +12,7 @@ long as, the projection of the mean difference. `pca_diff` is the same with the 
 scikit-learn's PCA, which takes the mean off) calls the first `pca_center`, the second `pca_diff`; both have
 length 1 there, and the sign for which most positive sides are larger.
 
-Shuffled labels: Σ (s_i − s̄) δ_i / n, s_i = −1 in a random half of the clusters, else 1. Taking the mean s̄ off
+Shuffled labels: Σ (s_i − s̄) δ_i / n, s_i = −1 in a random half of the units, else 1. Taking the mean s̄ off
 the signs leaves exactly nothing of the mean difference also where halves are uneven: what remains is the
 noise that a concept of these pairs has. It is the same for `pca`, whose u does not change when sides are
 swapped, so that swapping alone would leave the concept in it.
@@ -25,11 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from steersman.concepts.relabelling import UNITS
+
 Floats = NDArray[np.floating]
 Pass = Callable[[], Iterable[tuple[slice, Floats]]]
 """One pass through all pairs: (which, their states [pairs, 2, width]; 0 positive, 1 negative)."""
 
 FOLDS = 5
+SHUFFLES = 99
+"""Concepts of shuffled labels: the 95th of a hundred is told."""
 _TOLERANCE = 1e-7
 """Relative, of the eigenvalue."""
 _ROUNDING = 1e-24
@@ -38,13 +44,13 @@ _ROUNDING = 1e-24
 
 @dataclass(frozen=True)
 class Directions:
-    """Directions, float64: of all pairs [width], of all pairs but each fold's [folds, width], of shuffled
-    labels [draws, width].
+    """Float64: the directions of all pairs [width] and of all pairs but each fold's [folds, width], and the
+    sum of the differences of each unit's pairs [units, width].
     """
 
     whole: NDArray[np.float64]
     of_folds: NDArray[np.float64]
-    shuffled: NDArray[np.float64]
+    unit_sums: NDArray[np.float64]
 
 
 def fold_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -55,44 +61,52 @@ def fold_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     return numbers % min(FOLDS, clusters) if clusters > 1 else np.full_like(numbers, -1)
 
 
-def swapped_clusters(clusters: int, draws: int, seed: int) -> NDArray[np.bool_]:
-    """Whose sides are swapped, [clusters, draws]: half of the clusters in each draw."""
-    generator = np.random.default_rng(seed)
-    swapped = np.zeros((clusters, draws), np.bool_)
-    for draw in range(draws):
-        swapped[generator.permutation(clusters)[: clusters // 2], draw] = True
-    return swapped
+def unit_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each pair's unit, by the number of its cluster: round robin, so that a unit lies in one fold."""
+    return numbers % UNITS
 
 
-def mean_differences(
-    states: Pass, numbers: NDArray[np.int64], folds: NDArray[np.int64], swapped: NDArray[np.bool_]
-) -> Directions:
+def mean_differences(states: Pass, numbers: NDArray[np.int64]) -> Directions:
     """Mean differences in one pass.
 
     Args:
         states: The states.
         numbers: Each pair's cluster number, [pairs].
-        folds: Each pair's fold, [pairs], from `fold_of`.
-        swapped: From `swapped_clusters`, [clusters, draws].
     """
-    count = int(folds.max()) + 1
-    sums: NDArray[np.float64] | None = None
-    for pairs, chunk in states():
-        differences = _differences(chunk)
-        member = folds[pairs] == np.arange(max(count, 1))[:, None] if count else np.ones((1, len(chunk)))
-        weights = np.concatenate([member, 1.0 - 2.0 * swapped[numbers[pairs]].T])
-        sums = (0.0 if sums is None else sums) + weights @ differences
-    if sums is None:
-        raise ValueError("there are no pairs")
-    of_folds, signed = sums[: max(count, 1)], sums[max(count, 1) :]
-    total, pairs_of = of_folds.sum(0), np.bincount(folds[folds >= 0], minlength=count)
-    signs = np.bincount(numbers, minlength=len(swapped)) @ (1.0 - 2.0 * swapped) / len(numbers)
-    left = (len(numbers) - pairs_of)[:, None]
+    units = unit_of(numbers)
+    sums = unit_sums(states, units)
+    sizes = np.bincount(units)
+    folds = fold_of(np.arange(len(sums)))
+    left = folds != np.arange(int(folds.max()) + 1)[:, None]
     return Directions(
-        whole=total / len(numbers),
-        of_folds=(total - of_folds[:count]) / np.maximum(left, 1),
-        shuffled=(signed - signs[:, None] * total) / len(numbers),
+        whole=sums.sum(0) / len(numbers), of_folds=left @ sums / (left @ sizes)[:, None], unit_sums=sums
     )
+
+
+def unit_sums(states: Pass, units: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Σ δ over the pairs of each unit, [units, width], in one pass; pairs of unit −1 are left out."""
+    names, sums = np.arange(int(units.max()) + 1), 0.0
+    for pairs, chunk in states():
+        sums = sums + (units[pairs] == names[:, None]).astype(np.float64) @ _differences(chunk)
+    return np.asarray(sums)
+
+
+def shuffled_directions(
+    sums: NDArray[np.floating], sizes: NDArray[np.int64], draws: int = SHUFFLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Directions of shuffled labels, [draws, …].
+
+    Args:
+        sums: Of each unit's differences, [units, …].
+        sizes: Pairs of each unit, [units].
+    """
+    generator, units = np.random.default_rng(seed), len(sums)
+    signs = np.ones((draws, units))
+    for draw in signs:
+        draw[generator.permutation(units)[: units // 2]] = -1
+    signs -= (signs @ sizes / sizes.sum())[:, None]
+    drawn: NDArray[np.float64] = np.tensordot(signs, sums, axes=1) / sizes.sum()
+    return drawn
 
 
 def principal_directions(
@@ -104,7 +118,7 @@ def principal_directions(
     """
     of_folds = [_principal(states, folds != fold, mean, centred) for fold, mean in enumerate(means.of_folds)]
     whole = _principal(states, np.ones(len(folds), np.bool_), means.whole, centred)
-    return Directions(whole, np.array(of_folds).reshape(means.of_folds.shape), means.shuffled)
+    return Directions(whole, np.array(of_folds).reshape(means.of_folds.shape), means.unit_sums)
 
 
 def _principal(

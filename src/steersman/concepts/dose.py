@@ -1,4 +1,5 @@
-"""Strength of vectors: a number, or a dose, which is comparable between models, layers and maps.
+"""Strength of vectors: a number, or a dose, which is comparable between models, layers and maps; and what is
+taken where nobody says how hard, or where, to steer.
 
 Dose = strength · ‖v‖ / median ‖h‖, over the states h of tokens in scope at the layer.
 """
@@ -6,7 +7,7 @@ Dose = strength · ‖v‖ / median ‖h‖, over the states h of tokens in scop
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _DOSE = "dose:"
+DEFAULT_DOSE = "dose:0.3"
+"""Doses of .25 to .5 at about two thirds of the depth steered every real model that was tried
+(docs/real_models.md), 1 broke the text of each. What works for one model and concept, `tune` finds.
+"""
+
+
+def typical_layer(layers: Sequence[int], depth: int) -> int:
+    """Of these layers the nearest to two thirds of a model's depth; the lower of two."""
+    return min(sorted(layers), key=lambda layer: abs(3 * layer - 2 * (depth - 1)))
+
+
+def defaults_of(layers: object, strength: object) -> dict[str, list[str]]:
+    """What a plan's provenance says of the choices that nobody made; nothing where all were."""
+    kept = [("layer", layers), ("dose", strength)]
+    taken = [name for name, given in kept if given is None]
+    return {"defaults": taken} if taken else {}
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,7 @@ class Strength:
 
     @classmethod
     def parse(cls, given: object) -> Strength:
-        """Read a number, `"1.5"` or `"dose:0.7"`. Raises PlanError for anything else."""
+        """Read a number, `"1.5"` or `"dose:0.3"`. Raises PlanError for anything else."""
         text = str(given)
         is_dose = text.startswith(_DOSE)
         try:
@@ -42,7 +59,7 @@ class Strength:
         if not math.isfinite(value):
             raise PlanError(
                 f"strength {text!r} is not a finite number; right is a number such as 1.5, or a dose such as "
-                "dose:0.7 (strength · ‖v‖ as a share of a state's median norm)"
+                "dose:0.3 (strength · ‖v‖ as a share of a state's median norm)"
             )
         return cls(value, is_dose)
 

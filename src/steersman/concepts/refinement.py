@@ -24,7 +24,7 @@ from steersman.concepts.directions import (
     held_out_scores,
     mean_differences,
     principal_directions,
-    swapped_clusters,
+    unit_of,
 )
 from steersman.concepts.pair_states import Checkpoint, PairStates, read_pairs
 from steersman.concepts.positions import POSITIONS, Position, dtype_of
@@ -38,9 +38,6 @@ from steersman.models.loading import Named, open_named
 from steersman.pairs import ContrastPairs, Rows, load_pairs
 from steersman.progress import discard
 
-MOST_SHUFFLES = 10_000
-"""Each is as large as the concept."""
-
 
 def refine_concept(
     model: Named,
@@ -50,9 +47,7 @@ def refine_concept(
     layers: Sequence[int] | Literal["all"] | None = None,
     position: Position = "last",
     method: Method = "mean_difference",
-    shuffles: int = 99,
     batch_size: int = 16,
-    seed: int = 0,
     truncate: bool = False,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -74,10 +69,7 @@ def refine_concept(
             top direction of these differences, with the orientation and length of the mean's projection on it
             (RepE, arXiv 2310.01405; `pca_center` of repeng); or `pca_diff`, that of the differences less
             their mean (the default of repeng).
-        shuffles: How many concepts of shuffled labels to keep with it, which the gate of a transplantation
-            compares it with.
         batch_size: Texts in one forward.
-        seed: Of the shuffling.
         truncate: Leave out pairs with a side longer than the model's context, and count them in `skipped`.
         checkpoint: A folder to save the states that are read in, with how far it is. It is yours to remove.
         resume: Go on from what is saved in `checkpoint`, if anything is; otherwise that is an error.
@@ -97,7 +89,7 @@ def refine_concept(
         <Steering: vectors (add × ...) at layer 1; scope answer; for lab:source, ...>
     """
     model, tokenizer = open_named(model, tokenizer)
-    shuffles, batch_size, seed = _checked_options(position, method, shuffles, batch_size, seed)
+    batch_size = _checked_options(position, method, batch_size)
     source = pairs if isinstance(pairs, ContrastPairs) else load_pairs(pairs)
     count = len(decoder_layers(model))
     every = layers is None or (isinstance(layers, str) and layers == "all")
@@ -132,7 +124,7 @@ def refine_concept(
         checkpoint=saved,
     ) as states:
         chat = noted.record
-        folds = _Folds(states.clusters, shuffles, seed)
+        folds = _Folds(states.clusters)
         found = {
             layer: _refine_layer(states, layer, folds, method)
             for layer in tqdm(chosen, desc="refine", unit="layer", delay=1, disable=not progress)
@@ -149,8 +141,9 @@ def refine_concept(
             separation={layer: found[layer].separation for layer in chosen},
             fold_vectors=_stacked([found[layer].directions.of_folds for layer in chosen]),
             fold_clusters=torch.from_numpy(folds.clusters),
-            fold_numbers=torch.from_numpy(folds.of_cluster),
-            shuffled=_stacked([found[layer].directions.shuffled for layer in chosen]),
+            cluster_units=torch.from_numpy(folds.unit_of_cluster),
+            unit_sums=_stacked([found[layer].directions.unit_sums for layer in chosen]),
+            unit_sizes=torch.from_numpy(np.bincount(unit_of(folds.numbers))),
             norms=states.norms,
             architecture=architecture,
             weights_id=identity,
@@ -168,31 +161,23 @@ def refine_concept(
         )
 
 
-def _checked_options(
-    position: str, method: str, shuffles: int, batch_size: int, seed: int
-) -> tuple[int, int, int]:
+def _checked_options(position: str, method: str, batch_size: int) -> int:
     for name, value, known in (("position", position, POSITIONS), ("method", method, METHODS)):
         if value not in known:
             raise PairsError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
-    shuffles = whole_number("shuffles", shuffles, 0, PairsError)
-    if shuffles > MOST_SHUFFLES:
-        raise PairsError(f"shuffles is {shuffles}: give 0 to {MOST_SHUFFLES}; 99 tell the 95th percentile")
-    size = whole_number("batch_size", batch_size, 1, PairsError)
-    return shuffles, size, whole_number("seed", seed, 0, PairsError)
+    return whole_number("batch_size", batch_size, 1, PairsError)
 
 
 class _Folds:
-    """Which fold each pair and cluster lies in, and whose sides each shuffle swaps."""
+    """Which fold each pair lies in, and which unit each cluster."""
 
-    def __init__(self, of_pairs: NDArray[np.int64], shuffles: int, seed: int) -> None:
+    def __init__(self, of_pairs: NDArray[np.int64]) -> None:
         self.of_pairs = of_pairs
         self.clusters, first, inverse = np.unique(of_pairs, return_index=True, return_inverse=True)
         appearance = np.argsort(np.argsort(first))  # the number of each cluster, by its first appearance
         self.numbers = appearance[inverse]
         self.folds = fold_of(self.numbers)
-        self.of_cluster = fold_of(appearance)
-        draws = shuffles if len(self.clusters) > 1 else 0
-        self.swapped = swapped_clusters(len(self.clusters), draws, seed)
+        self.unit_of_cluster = unit_of(appearance)
 
 
 @dataclass(frozen=True)
@@ -208,7 +193,7 @@ def _refine_layer(states: PairStates, layer: int, folds: _Folds, method: Method)
     def through() -> Any:
         return states.chunks(layer)
 
-    directions = mean_differences(through, folds.numbers, folds.folds, folds.swapped)
+    directions = mean_differences(through, folds.numbers)
     if method != "mean_difference":
         centred = method == "pca_diff"
         directions = principal_directions(through, folds.folds, directions, centred=centred)

@@ -1,19 +1,21 @@
 """Transplantation: v_t = W v_s (for a difference of states b cancels), as a plan for the target, if the gate
 lets it through (ConTrans, arXiv 2405.13578, section 3.3; the gate is ours).
 
-The gate: in the target, the AUROC of held-out pairs along W v must be above what label-shuffled concepts
-reach through the same W. Its interval's lower end must exceed their 95th percentile, and ½.
+The gate: in the target, held-out pairs must lie apart along W v, beyond what the same pairs with other labels
+bring (`transplant_check`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+from steersman.certainty import SIGNIFICANT, p_value
 from steersman.chat_record import in_provenance
 from steersman.concepts.affine_map import AffineMap
 from steersman.concepts.concept import ConceptVector
-from steersman.concepts.dose import Strength, doses, residual_edits
+from steersman.concepts.dose import DEFAULT_DOSE, Strength, defaults_of, doses, residual_edits
 from steersman.concepts.transplant_check import (
     LayerCheck,
     Pairs,
@@ -22,6 +24,7 @@ from steersman.concepts.transplant_check import (
     check_source,
     check_transplant,
     mapped_layers,
+    why_untold,
 )
 from steersman.edits import Scope
 from steersman.errors import PlanError
@@ -31,7 +34,7 @@ from steersman.steering import Steering
 def transplant(
     bridge: AffineMap,
     concept: ConceptVector,
-    strength: float | str,
+    strength: float | str | None = None,
     *,
     layers: int | Sequence[int] | Literal["all"] | None = None,
     target: Target | None = None,
@@ -47,10 +50,10 @@ def transplant(
     Args:
         bridge: The map.
         concept: A concept of its source.
-        strength: A factor of W v, or a dose such as `"dose:0.7"`: strength · ‖W v‖ as a share of the median
-            norm of the target's states. Ridge shrinks W v, so doses compare where factors do not.
-        layers: Target layers; by default the one with the best held-out separation in the target. `"all"`
-            only when said.
+        strength: A factor of W v, or a dose: strength · ‖W v‖ as a share of the median norm of the target's
+            states. Ridge shrinks W v, so doses compare where factors do not. By default `"dose:0.3"`.
+        layers: Target layers; by default of those that pass best the one nearest to two thirds of the depth
+            (`TransplantCheck.best`). `"all"` only when said. What works, `tune` finds.
         target: As for `check_transplant`.
         pairs: As for `check_transplant`.
         force: Make the plan also where the gate refuses it; that is kept in its provenance. With layers
@@ -73,7 +76,7 @@ def transplant(
         >>> steersman.transplant(bridge, concept, "dose:0.3", layers=2, force=True)
         <Steering: vectors (add × ...) at layer 2; scope answer; for lab:target, ...>
     """
-    dial = Strength.parse(strength)
+    dial = Strength.parse(DEFAULT_DOSE if strength is None else strength)
     check_source(bridge, concept)
     bridge = bridge.of_concept(concept)
     named = None if layers is None else mapped_layers(bridge, concept, layers)
@@ -90,7 +93,8 @@ def transplant(
             truncate=truncate,
             progress=progress,
         )
-    return plan_of(bridge, concept, dial, named, check, force=force, scope=scope)
+    plan = plan_of(bridge, concept, dial, named, check, force=force, scope=scope)
+    return replace(plan, provenance={**plan.provenance, **defaults_of(layers, strength)})
 
 
 def plan_of(
@@ -138,26 +142,24 @@ def plan_of(
 
 def why_refused(found: LayerCheck, check: TransplantCheck) -> str:
     """Why the gate does not let a layer through, in one line."""
-    shown, name = found.separation, check.pairs["name"]
-    if shown is None:
+    name = check.pairs["name"]
+    if found.separation is None:
         return (
             f"{name}: not transplanted: its pairs are of one group, or none are held out of the concept; "
             "give pairs of other groups, or force it"
         )
-    if found.threshold is None:
+    if found.arrival is None:
+        return f"{name}: not transplanted: {why_untold(check.clusters)}, or force it"
+    if found.map_p > SIGNIFICANT:
         return (
-            f"not transplanted: the concept keeps {len(found.shuffled)} label-shuffled concepts, too few to "
-            "compare it with; refine it with 99, or force it"
-        )
-    if found.saturated and found.margin > 0:
-        return (
-            f"not transplanted: at layer {found.layer} of the target as much is carried of label-shuffled "
-            f"concepts (p = {found.chance:.2g}): the map may carry all but the concept; force it to try"
+            f"not transplanted: the map to layer {found.layer} of the target explains no more of held-out "
+            f"texts than one of rows paired between texts (p = {p_value(found.map_p)}); give it more texts, "
+            "or force it"
         )
     return (
-        f"not transplanted: at layer {found.layer} of the target held-out pairs are told apart with an AUROC "
-        f"of {shown.auroc:.2f} [{shown.low:.2f}, {shown.high:.2f}], and label-shuffled concepts reach "
-        f"{found.threshold:.2f}: the map may carry everything but the concept; force it to try"
+        f"not transplanted: at layer {found.layer} of the target held-out pairs lie no further apart along "
+        f"the mapped concept than along concepts of the same pairs with other labels (p = "
+        f"{p_value(found.arrival.p)}): the map may carry everything but the concept; force it to try"
     )
 
 

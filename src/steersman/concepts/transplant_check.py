@@ -1,19 +1,18 @@
-"""Will a concept carry over? Known before anything is steered: does the mapped direction tell held-out pairs
-apart in the target, beyond what label-shuffled concepts do through the same map?
+"""Will a concept carry over? Known before anything is steered: does more of it arrive in the target, in pairs
+that it was not made of, than of concepts of the same pairs with other labels, made and judged alike?
 
-The gate has two forms. Where it can be asked, the lower end of the AUROC must exceed the 95th percentile of
-those of label-shuffled concepts. Where the sides are so far apart that nearly every direction separates them,
-no AUROC could: then it must exceed ½, and more of the concept must be carried, (Wv)·δ, than of 95 in 100
-shuffled ones, which is a randomisation test over the labels of the source.
-
-A good R² alone proves nothing: a map can carry everything but the concept.
+The gate, one rule for every layer: the mean held-out projection of the pairs' differences on W v exceeds what
+relabelled groups bring (`relabelling`, p ≤ .05 over all layers that are offered), through a map that is one:
+its R² on held-out texts exceeds that of its own rows paired between texts (p ≤ .05 over the layers). The
+second is needed since *any* direction tells apart sides that are far apart, half of all directions the right
+way round, and labels know nothing of that. How well the direction separates the pairs (AUROC) is described
+beside; it decides nothing, since it saturates.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from scipy import stats
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from steersman.certainty import CANNOT_TELL, MARGIN, NOT_SHOWN, SHOWN, Verdict
+from steersman.certainty import CANNOT_TELL, MARGIN, NOT_SHOWN, SHOWN, SIGNIFICANT, Verdict
 from steersman.chat_record import ChatRecord, rendered_otherwise, to_json
 from steersman.chats.format import NotedChats
-from steersman.concepts.affine_map import AffineMap
+from steersman.concepts.affine_map import AffineMap, LayerMap
 from steersman.concepts.concept import ConceptVector
+from steersman.concepts.directions import held_out_scores, unit_of, unit_sums
+from steersman.concepts.dose import typical_layer
+from steersman.concepts.joint_moments import DRAWS
 from steersman.concepts.opening import check_opened
 from steersman.concepts.pair_states import PairStates, read_pairs
-from steersman.concepts.separation import Separation, auroc, separation
+from steersman.concepts.relabelling import FEWEST_UNITS, Arrival, arrivals, labellings, products
+from steersman.concepts.separation import Separation, separation
 from steersman.edits import as_layers
 from steersman.errors import (
     ArchitectureMismatch,
@@ -53,14 +57,8 @@ from steersman.ties import largest
 Target = tuple[nn.Module, PreTrainedTokenizerBase] | str | Path
 Pairs = ContrastPairs | str | Path | Rows
 
-FEWEST_SHUFFLES = 19
-"""Below, chance alone exceeds all of them in more than one of twenty cases."""
-SATURATED = 0.95
-"""Label-shuffled concepts that separate like this leave no room for an AUROC to exceed them; nor do those
-that exceed the lower end of an AUROC of 1, where there are few clusters.
-"""
-_SCORES_BYTES = 1 << 24
-"""Scores along shuffled concepts that are in memory at once."""
+AS_GOOD = 0.1
+"""Layers whose z is less than a tenth below the largest do as well: pairs tell no more."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,13 +68,12 @@ class LayerCheck(Shown):
     Attributes:
         layer: Of the target.
         source_layer: That the map takes it from.
+        arrival: What of the concept arrives: the mean over held-out pairs of δ·Wv, δ the difference of a
+            pair's states in the target; its z among relabellings, and p, over all layers that were looked at.
+            None where there are too few groups to tell.
+        map_p: How likely the map's R² on held-out texts is by chance, by its own control, times the layers.
         separation: AUROC in the target of held-out pairs along the mapped direction; None where nothing can
-            be held out.
-        shuffled: The AUROCs of label-shuffled concepts through the same map, ascending.
-        reachable: The lower end that an AUROC of 1 of these pairs would have.
-        carried: (Wv)·δ, the mean over held-out pairs, δ the difference of a pair's states in the target: what
-            of the concept arrives, as long as it is.
-        shuffled_carried: The same of label-shuffled concepts, ascending.
+            be held out. It describes, and decides nothing.
         at_source: How well the concept separates held-out pairs in its own model, at `source_layer`.
         share_explained: What the map explains of the mapped direction (`AffineMap.share_explained`).
         length: ‖Wv‖ / median ‖h‖ there: what strength 1 adds, as a dose.
@@ -86,59 +83,23 @@ class LayerCheck(Shown):
 
     layer: int
     source_layer: int
+    arrival: Arrival | None
+    map_p: float
     separation: Separation | None
-    shuffled: tuple[float, ...]
-    reachable: float
-    carried: float
-    shuffled_carried: tuple[float, ...]
     at_source: Separation | None
     share_explained: float
     length: float
     gap: float
 
     @property
-    def threshold(self) -> float | None:
-        """The AUROC that at most one in twenty label-shuffled concepts reaches (the fifth highest of 99), and
-        at least ½. None below 19 of them.
-        """
-        if len(self.shuffled) < FEWEST_SHUFFLES:
-            return None
-        return max(0.5, self.shuffled[_one_in_twenty(len(self.shuffled))])
-
-    @property
-    def saturated(self) -> bool:
-        """Whether the noise alone separates the pairs: then no direction proves anything by its AUROC."""
-        return self.threshold is not None and self.threshold >= min(SATURATED, self.reachable)
-
-    @property
-    def margin(self) -> float:
-        """How far the lower end is above the threshold (above ½ where it is saturated); −∞ where one of them
-        cannot be told.
-        """
-        if self.separation is None or self.threshold is None:
-            return -math.inf
-        return self.separation.low - (0.5 if self.saturated else self.threshold)
-
-    @property
-    def chance(self) -> float | None:
-        """The share of concepts, this one counted, of which at least as much is carried: a p-value under
-        shuffled labels. None below 19 of them.
-        """
-        if len(self.shuffled_carried) < FEWEST_SHUFFLES:
-            return None
-        at_least = sum(other >= self.carried for other in self.shuffled_carried)
-        return (1 + at_least) / (1 + len(self.shuffled_carried))
-
-    @property
     def passed(self) -> bool:
-        """Whether the gate lets it through.
+        """Whether the gate lets it through: more arrives than of relabelled pairs, through what is a map."""
+        return self.arrival is not None and max(self.arrival.p, self.map_p) <= SIGNIFICANT
 
-        The lower end of the AUROC must exceed that of label-shuffled concepts. Where these leave no room
-        (all sides are so far apart that nearly every direction separates them, half of all directions
-        forwards), it must exceed ½, and more of the concept must be carried than of 95 in 100 shuffled ones.
-        """
-        by_chance = self.chance
-        return self.margin > 0 and (not self.saturated or (by_chance is not None and by_chance <= 0.05))
+    @property
+    def z(self) -> float:
+        """How far beyond relabelled pairs; −∞ where it cannot be told."""
+        return -np.inf if self.arrival is None else self.arrival.z
 
     @property
     def verdict(self) -> Verdict:
@@ -152,20 +113,19 @@ class LayerCheck(Shown):
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
-        found, source = self.separation, self.at_source
+        found, source, arrival = self.separation, self.at_source, self.arrival
         return {
             "layer": self.layer,
             "source_layer": self.source_layer,
+            "carried": None if arrival is None else arrival.carried,
+            "z": None if arrival is None else arrival.z,
+            "p": None if arrival is None else arrival.p,
+            "map_p": self.map_p,
+            "passed": self.passed,
+            "verdict": self.verdict,
             "auroc": None if found is None else found.auroc,
             "low": None if found is None else found.low,
             "high": None if found is None else found.high,
-            "shuffled": len(self.shuffled),
-            "threshold": self.threshold,
-            "saturated": self.saturated,
-            "carried": self.carried,
-            "chance": self.chance,
-            "passed": self.passed,
-            "verdict": self.verdict,
             "source_auroc": None if source is None else source.auroc,
             "source_low": None if source is None else source.low,
             "source_high": None if source is None else source.high,
@@ -176,9 +136,9 @@ class LayerCheck(Shown):
 
     def in_words(self) -> str:
         """What arrives, and whether it passes."""
-        auroc = "no AUROC" if self.separation is None else f"AUROC {self.separation.auroc:.3f}"
+        p = "no p" if self.arrival is None else f"p = {self.arrival.p:.3f}"
         verdict = "passed" if self.passed else "not passed"
-        return f"layer {self.layer} from {self.source_layer}, {auroc}, {verdict}"
+        return f"layer {self.layer} from {self.source_layer}, {p}, {verdict}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -193,6 +153,7 @@ class TransplantCheck(Shown):
             the direction of the other folds.
         skipped: Pairs left out because they are too long for the target.
         alike: Pairs left out because both sides are the same tokens to the target.
+        depth: How many layers the target has.
     """
 
     layers: Mapping[int, LayerCheck]
@@ -201,25 +162,28 @@ class TransplantCheck(Shown):
     clusters: int
     skipped: int
     alike: int = 0
+    depth: int = 0
 
     @property
     def best_layer(self) -> int:
-        """The layer with the best held-out separation; of equals, the one where the mapped direction is
-        longest among the states. Raises PlanError where nothing was held out.
-        """
-        known = [entry for entry in self.layers.values() if entry.separation is not None]
-        if not known:
+        """The layer that is taken: `best`. Raises PlanError where nothing was held out."""
+        if not any(entry.separation is not None for entry in self.layers.values()):
             raise PlanError(_nothing_held_out(self.pairs["name"]))
-        return _best(known).layer
+        return self.best.layer
 
     @property
     def best(self) -> LayerCheck:
-        """What was found at the best layer; at the lowest, where none can be told."""
-        return _best(self.layers.values())
+        """Of the layers that pass the one with the largest z: of those less than a tenth below it the nearest
+        to two thirds of the depth, the lower of two. Where none passes, of all layers alike.
+        """
+        known = sorted(self.layers.values(), key=lambda entry: entry.layer)
+        known = [entry for entry in known if entry.passed] or known
+        as_good = [entry.layer for entry in largest(known, lambda entry: entry.z, relative=AS_GOOD)]
+        return self.layers[typical_layer(as_good, self.depth)]
 
     @property
     def passed(self) -> bool:
-        """Whether the gate lets it through at its best layer."""
+        """Whether the gate lets it through at a layer."""
         return self.best.passed
 
     def to_json(self) -> dict[str, Any]:
@@ -246,19 +210,10 @@ class TransplantCheck(Shown):
         rows = []
         for layer, check in sorted(self.layers.items()):
             auroc = "–" if check.separation is None else f"{check.separation.auroc:.3f}"
-            threshold = "–" if check.threshold is None else f"{check.threshold:.3f}"
+            z, p = ("–", "–") if check.arrival is None else (f"{check.z:.1f}", f"{check.arrival.p:.3f}")
             passed = "yes" if check.passed else "no"
-            rows.append((layer, check.source_layer, auroc, threshold, f"{check.carried:.3g}", passed))
-        return [(("target", "source", "AUROC", "noise's", "carried", "passed"), rows)]
-
-
-def _best(entries: Iterable[LayerCheck]) -> LayerCheck:
-    """The layer that does best: by its AUROC to a hundredth, which is more than pairs can tell, then by how
-    long the direction is among the layer's states: where the concept is most of what there is.
-    """
-    known = sorted(entries, key=lambda entry: entry.layer)
-    best = largest(known, lambda entry: entry.separation.auroc if entry.separation else -1.0, absolute=0.01)
-    return largest(best, lambda entry: entry.length)[0]
+            rows.append((layer, check.source_layer, auroc, z, p, f"{check.map_p:.2g}", passed))
+        return [(("target", "source", "AUROC", "z", "p", "map's p", "passed"), rows)]
 
 
 def rank(checks: Mapping[str, TransplantCheck]) -> list[str]:
@@ -291,10 +246,10 @@ def check_transplant(
 ) -> TransplantCheck:
     """Look whether a concept carries over through a map, without steering anything.
 
-    At each target layer: the AUROC, in the target, of pairs along v = W v_source. A pair of a cluster that
-    the concept was refined from is looked at along the direction of the folds that do not hold it, and
-    compared within its fold; others along the whole one. The same is done with the label-shuffled concepts,
-    which are the concept's noise carried by the same map.
+    At each target layer: the mean projection, in the target, of the pairs' differences on v = W v_source. A
+    pair of a cluster that the concept was refined from is looked at along the direction of the folds that do
+    not hold it; others along the whole one. The same is done with whole groups relabelled, each fold's
+    concept refitted, which is what labels that mean nothing would bring.
 
     Args:
         bridge: The map.
@@ -341,14 +296,16 @@ def check_transplant(
         _warn_of_chats(bridge, concept, noted.record)
         rows = _direction_rows(concept, states.clusters)
         rows[np.isin(states.clusters, [*bridge.fitted_groups])] = -1  # the map has seen them
-        found = {layer: _check_layer(bridge, concept, layer, states, rows) for layer in chosen}
+        found = _check_layers(bridge, concept, states, rows)
+        held = states.clusters[rows >= 0]
         return TransplantCheck(
             layers=found,
             pairs={"name": source.name, "sha256": source.sha256},
-            held_out=int((rows >= 0).sum()),
-            clusters=len(np.unique(states.clusters[rows >= 0])),
+            held_out=len(held),
+            clusters=len(np.unique(held)),
             skipped=states.skipped,
             alike=states.alike,
+            depth=bridge.architecture.layer_count,
         )
 
 
@@ -356,10 +313,77 @@ def _direction_rows(concept: ConceptVector, clusters: NDArray[np.int64]) -> NDAr
     """Each pair's direction: its fold's; after the folds' comes the whole one, of pairs in none; −1 where the
     only direction has seen the pair.
     """
-    ids, numbers = concept.fold_clusters.numpy(), concept.fold_numbers.numpy()
+    return _looked_up(concept, clusters, concept.fold_numbers.numpy(), len(concept.fold_vectors))
+
+
+def _looked_up(
+    concept: ConceptVector, clusters: NDArray[np.int64], values: NDArray[np.int64], other: Any
+) -> NDArray[np.int64]:
+    """A value of each pair's cluster in the concept; `other` where it has no such cluster."""
+    ids = concept.fold_clusters.numpy()
     places = np.minimum(np.searchsorted(ids, clusters), len(ids) - 1)
-    seen = ids[places] == clusters
-    return np.where(seen, numbers[places], len(concept.fold_vectors))
+    return np.where(ids[places] == clusters, values[places], other)
+
+
+def _units(concept: ConceptVector, clusters: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each pair's unit: its cluster's in the concept; of others a new one; −1 where it is not held out."""
+    _, first, inverse = np.unique(clusters, return_index=True, return_inverse=True)
+    new = len(concept.unit_sums) + unit_of(np.argsort(np.argsort(first)))[inverse]
+    return np.where(rows >= 0, _looked_up(concept, clusters, concept.cluster_units.numpy(), new), -1)
+
+
+def _check_layers(
+    bridge: AffineMap, concept: ConceptVector, states: PairStates, rows: NDArray[np.int64]
+) -> dict[int, LayerCheck]:
+    units = _units(concept, states.clusters, rows)
+    layers, known = states.layers, len(concept.unit_sums)
+    found: list[Arrival | None] = [None] * len(layers)
+    if known and len(np.unique(units[units >= 0])) >= FEWEST_UNITS:
+        every = max(known, int(units.max()) + 1)
+        sizes = np.pad(concept.unit_sizes.numpy(), (0, every - known))
+        folds = np.where(sizes > 0, np.arange(every) % max(1, len(concept.fold_vectors)), -1)
+        of_layers = [
+            products(
+                _along(bridge, concept, layer, states, units, folds), folds, int((rows >= 0).sum()), sizes
+            )
+            for layer in layers
+        ]
+        found = [*arrivals(of_layers, labellings(every))]
+    return {
+        layer: _check_layer(bridge, concept, layer, states, rows, arrival)
+        for layer, arrival in zip(layers, found, strict=True)
+    }
+
+
+def _along(
+    bridge: AffineMap,
+    concept: ConceptVector,
+    layer: int,
+    states: PairStates,
+    units: NDArray[np.int64],
+    folds: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """E_a · W D_b of one layer, [units, units]: E at the target, D at the source.
+
+    A principal direction u is the same for every relabelling (Σ δδ' does not know which side is which), and
+    its concept u (u·m) is linear in the differences: W D becomes W u_f (u_f·D), f the fold of a. That holds
+    to the letter for `pca`; `pca_diff` takes the mean of the *true* labels off before it looks for u, so that
+    its relabelled concepts keep more of their means than its own does, and the gate errs to the safe side.
+    """
+    of_map = bridge.layer_map(layer)
+    place = concept.layers.index(of_map.source_layer)
+    held_out = np.zeros((len(folds), bridge.architecture.hidden_size))
+    sums = unit_sums(lambda: states.chunks(layer), units)
+    held_out[: len(sums)] = sums
+    back = held_out @ of_map.weight.numpy()
+    at_source = concept.unit_sums[:, place].double().numpy()
+    if concept.method == "mean_difference":
+        along = back @ at_source.T
+    else:
+        directions = torch.cat([concept.fold_vectors[:, place], concept.vectors[of_map.source_layer][None]])
+        unit = torch.nn.functional.normalize(directions.double(), dim=-1).numpy()[folds]
+        along = (back * unit).sum(1, keepdims=True) * (unit @ at_source.T)
+    return np.pad(along, ((0, 0), (0, len(folds) - along.shape[1])))
 
 
 def _check_layer(
@@ -368,76 +392,37 @@ def _check_layer(
     layer: int,
     states: PairStates,
     rows: NDArray[np.int64],
+    arrival: Arrival | None,
 ) -> LayerCheck:
-    source_layer = bridge.layer_map(layer).source_layer
-    place = concept.layers.index(source_layer)
-    vector = concept.vectors[source_layer]
-    mapped = bridge.map_vector(layer, vector)
-
-    def carried(vectors: Tensor) -> NDArray[np.float64]:
-        return np.array([bridge.map_vector(layer, one).double().numpy() for one in vectors])
-
-    directions = carried(torch.cat([concept.fold_vectors[:, place], vector[None]]))
-    held = rows >= 0
-    found, reachable, arrives, shuffled = None, 1.0, 0.0, np.zeros((0, 2))
+    of_map, median = bridge.layer_map(layer), bridge.norms[layer].median
+    source_layer, held = of_map.source_layer, rows >= 0
+    vector, place = concept.vectors[source_layer], concept.layers.index(source_layer)
+    directions = torch.cat([concept.fold_vectors[:, place], vector[None]])
+    mapped = np.array([bridge.map_vector(layer, one).double().numpy() for one in directions])
+    found, arrives = None, 0.0
     if held.any():
-        scores = _scores(states, layer, directions, rows)[held]
+        scores = held_out_scores(lambda: states.chunks(layer), rows, mapped)[held]
         found = separation(scores[:, 0], scores[:, 1], states.clusters[held], rows[held])
-        perfect = separation(np.ones(len(scores)), np.zeros(len(scores)), states.clusters[held], rows[held])
-        reachable = 1.0 if perfect is None else perfect.low
         arrives = float((scores[:, 0] - scores[:, 1]).mean())
-        if len(concept.shuffled):
-            shuffled = _of_shuffled(states, layer, carried(concept.shuffled[:, place]), rows)
-    length = float(mapped.double().norm()) / bridge.norms[layer].median
+    length = float(np.linalg.norm(mapped[-1])) / median
     return LayerCheck(
         layer=layer,
         source_layer=source_layer,
+        arrival=arrival,
+        map_p=min(1.0, _by_chance(of_map) * len(states.layers)),
         separation=found,
-        shuffled=tuple(np.sort(shuffled[:, 0]).tolist()),
-        reachable=reachable,
-        carried=arrives,
-        shuffled_carried=tuple(np.sort(shuffled[:, 1]).tolist()),
         at_source=concept.separation[source_layer],
         share_explained=float(bridge.share_explained(layer, vector)),
         length=length,
-        gap=arrives / (length * bridge.norms[layer].median ** 2) if length > 0 else 0.0,
+        gap=arrives / (length * median**2) if length > 0 else 0.0,
     )
 
 
-def _scores(
-    states: PairStates, layer: int, directions: NDArray[np.float64], rows: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Each pair's two sides along its own direction, [pairs, 2]."""
-    scores = np.empty((len(states), 2))
-    for pairs, chunk in states.chunks(layer):
-        scores[pairs] = np.einsum("nsd,nd->ns", chunk.astype(np.float64), directions[rows[pairs]])
-    return scores
-
-
-def _of_shuffled(
-    states: PairStates, layer: int, directions: NDArray[np.float64], rows: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Of each of several directions, [directions, 2]: the AUROC of held-out pairs along it, compared within
-    the same folds, and what of it is carried.
-    """
-    held, found = rows >= 0, []
-    size = max(1, _SCORES_BYTES // (16 * len(states)))
-    for start in range(0, len(directions), size):
-        some = directions[start : start + size]
-        scores = np.empty((len(states), 2, len(some)))
-        for pairs, chunk in states.chunks(layer):
-            scores[pairs] = chunk.astype(np.float64) @ some.T
-        of_held = scores[held]
-        found += [
-            (auroc(of_held[:, 0, number], of_held[:, 1, number], rows[held]), difference)
-            for number, difference in enumerate((of_held[:, 0] - of_held[:, 1]).mean(axis=0))
-        ]
-    return np.array(found).reshape(-1, 2)
-
-
-def _one_in_twenty(count: int) -> int:
-    """The place, from 0, of the value that at most one in twenty reach, among `count` that ascend."""
-    return math.ceil(0.95 * (count + 1)) - 1
+def _by_chance(of_map: LayerMap) -> float:
+    """How likely a map of rows paired between texts has an R² like this one's: t over its control's draws."""
+    beyond = of_map.r2 - of_map.r2_control
+    spread = of_map.control_sd * (1 + 1 / DRAWS) ** 0.5
+    return float(stats.t.sf(beyond / spread, DRAWS - 1)) if spread > 0 else float(beyond <= 0)
 
 
 # What it is looked at with ----------------------------------------------------------------------------------
@@ -484,7 +469,7 @@ def mapped_layers(
         return found
     asked = tuple(dict.fromkeys(as_layers(layers, PlanError)))
     if not asked:
-        raise PlanError("no layer is named; leave layers out for the best one")
+        raise PlanError("no layer is named; leave layers out for the default")
     for layer in asked:
         source_layer = bridge.layer_map(layer).source_layer
         if source_layer not in concept.vectors:
@@ -575,6 +560,16 @@ def _open_target(bridge: AffineMap, target: Target | None) -> tuple[nn.Module, P
 
 def _named(name: str) -> str:
     return name or "a model without a name"
+
+
+def why_untold(clusters: int) -> str:
+    """Why nothing is known of what arrives, and what would help."""
+    if clusters < FEWEST_UNITS:
+        return (
+            f"of {clusters} groups of held-out pairs no relabelling can tell: give pairs of at least "
+            f"{FEWEST_UNITS}"
+        )
+    return "the concept was written before its groups' differences were kept: refine it again"
 
 
 def _nothing_held_out(pairs: str) -> str:
