@@ -225,7 +225,7 @@ def planner(options: Any, model: Any, tokenizer: Any) -> Made:
         bridge = steersman.fit_affine_map(source, (model, tokenizer), options.texts, truncate=True)
 
     def plans_of(pairs: list[dict[str, str]]) -> tuple[Plans, dict[str, Any]]:
-        concept = steersman.refine_concept(*source, pairs, shuffles=99, batch_size=options.batch_size)
+        concept = steersman.refine_concept(*source, pairs, batch_size=options.batch_size)
         plans: Plans = {("unsteered", ""): [None]}
         layer = options.layer
         texts = [text for pair in pairs for text in (pair["positive"], pair["negative"])]

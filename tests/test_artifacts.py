@@ -643,10 +643,15 @@ def test_what_was_saved_before_is_read_and_saved_anew(name: str, tmp_path: Path)
     assert getattr(read, "chat", None) is None
     read.save_pretrained(tmp_path / "new")
     (old, tensors), (new, same) = opened(tmp_path / "old"), opened(tmp_path / "new")
-    assert new["format_version"] == old["format_version"] + 1
+    assert new["format_version"] == old["format_version"] + (2 if kind is ConceptVector else 1)
     assert new["model"] == old["model"] | ({} if kind is Steering else {"chat": None})
-    assert tensors.keys() == same.keys()
-    assert all(np.array_equal(tensors[key], same[key]) for key in tensors)
+    # What labels were shuffled to before is not what a gate refits now: the concept has to be refined again.
+    changed = {"shuffled", "fold_numbers", "unit_sums", "unit_sizes", "cluster_units"}
+    assert tensors.keys() - changed == same.keys() - changed
+    assert all(np.array_equal(tensors[key], same[key]) for key in tensors.keys() - changed)
+    if isinstance(read, ConceptVector):
+        assert np.array_equal(read.fold_numbers, tensors["fold_numbers"])
+        assert not len(read.unit_sums) + len(read.shuffled)
     if kind is not Steering:  # neither version has the other's keys
         seal(tmp_path / "old", {**old, "model": new["model"]})
         refused(kind.from_pretrained, tmp_path / "old", "unknown key 'chat'")

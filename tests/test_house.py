@@ -66,6 +66,7 @@ PURE = {
     "interop/pickled_arrays.py": {"numpy"},
     "interop/pickled_frame.py": set(),
     "interop/pickled_tensors.py": {"numpy"},
+    "concepts/relabelling.py": {"numpy"},
     "experts/bounds.py": {"torch"},
     "experts/adjustment.py": {"numpy"},
     "experts/bootstrap.py": {"numpy"},

@@ -434,7 +434,7 @@ SETTINGS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "refine": (
         lambda **k: steersman.refine_concept("lab:source", None, PAIRS, **k),
-        {"layers": "1", "shuffles": "9", "batch_size": 1.5, "seed": None},
+        {"layers": "1", "batch_size": 1.5},
     ),
     "fit": (
         lambda **k: steersman.fit_affine_map("lab:source", "lab:target", "lab:texts", **k),

@@ -147,7 +147,7 @@ def test_artifacts_and_plans_keep_how_chats_were_rendered(tmp_path: Path) -> Non
     expected = contrast.chat
     assert isinstance(expected, ChatRecord)
     assert (expected.date, dict(expected.arguments)) == (FIRST, {})
-    concept = refine_concept(*opened(FIRST), PAIRS, layers=[1], shuffles=0, batch_size=24)
+    concept = refine_concept(*opened(FIRST), PAIRS, layers=[1], batch_size=24)
     profile = describe_experts(*opened(FIRST), TEXTS)
     assert concept.chat == profile.chat == screened(FIRST).chat == expected
     assert evaluated(FIRST).to_json()["chats"] == expected.to_json()
@@ -161,7 +161,7 @@ def test_texts_alone_were_rendered_by_nothing() -> None:
     plain = [{"positive": f"{word} is here", "negative": f"{word} is not"} for word in "abcdefgh"]
     assert detect_experts(*opened(FIRST), plain).chat is None
     assert describe_experts(*opened(FIRST), ["a text", "another"]).chat is None
-    assert refine_concept(*opened(FIRST), plain, layers=[1], shuffles=0).chat is None
+    assert refine_concept(*opened(FIRST), plain, layers=[1]).chat is None
 
 
 def test_the_chats_behind_a_plan() -> None:

@@ -93,30 +93,26 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_refine_says_where_separation_does_not_tell_at_which_layer_to_steer(tmp_path: Path) -> None:
-    # Pairs that every layer tells apart without a mistake, of a model of four layers.
+def test_refine_says_where_one_would_steer_and_how_that_is_found(tmp_path: Path) -> None:
     some = ContrastPairs(list(load_pairs("lab:refusal/train"))[:60], name="some")
     told = (
         "refine",
         "lab:target",
         write(tmp_path / "some.jsonl", some),
-        "--shuffles",
-        0,
         "--force",
         "-o",
         tmp_path / "c",
     )
-    assert run(*told, "--json").json["equal_layers"] == [0, 1, 2, 3]
     words = run(*told).words
-    assert "Layers 0–3 separate them equally well, which does not tell\nwhere to steer" in words
-    assert "--strength dose:0.3 --layers 2\n" in words
-    one = run(*told, "--layers", 1).words
-    assert "equally well" not in one
-    assert "--layers" not in one
+    assert "It does not tell where to steer: without --layers, steer takes layer 2" in words
+    assert (
+        f"steersman tune lab:target {tmp_path / 'c'} --task TASK --keep TASK --cost 'kl <= 0.3' -o" in words
+    )
+    assert "steer takes layer 1" in run(*told, "--layers", 1).words
 
 
 def test_refine_in_words_and_in_a_picture(place: Path, tmp_path: Path) -> None:
-    options = ("--layers", "0,2", "--position", "target_mean", "--method", "pca", "--shuffles", 5)
+    options = ("--layers", "0,2", "--position", "target_mean", "--method", "pca")
     words = run(
         "refine", place / "source", place / "words.jsonl", "-o", tmp_path / "c", *options,
         "--plot", tmp_path / "layers.svg",
@@ -130,8 +126,7 @@ def test_refine_in_words_and_in_a_picture(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "layers.svg").read_text().startswith("<?xml")
     concept = ConceptVector.from_pretrained(tmp_path / "c")
     assert (concept.layers, concept.position, concept.method) == ((0, 2), "target_mean", "pca")
-    assert len(concept.shuffled) == 5
-    assert run("show", tmp_path / "c").words.splitlines()[-3:] == words.splitlines()[-8:-5]
+    assert run("show", tmp_path / "c").words.splitlines()[-3:] == words.splitlines()[-10:-7]
     assert run("show", tmp_path / "c", "--json").json["layers"][0]["layer"] == 0
 
 
@@ -142,11 +137,10 @@ def test_refine_of_one_group_says_that_nothing_is_held_out(place: Path, tmp_path
     words = run("refine", place / "source", file, "-o", tmp_path / "c").words
     assert "no AUROC: its pairs are of one group, so none could be held out" in words
     assert run("show", tmp_path / "c", "--json").json["best"] is None
-    said = run("steer", tmp_path / "c", "-o", tmp_path / "s", "--strength", 1).error
-    assert said == (
-        "no layer is known to be best: its pairs are of one group, so none were held out; name layers"
+    assert (
+        "by default, as nobody named it: layer, dose"
+        in run("steer", tmp_path / "c", "-o", tmp_path / "s").words
     )
-    assert run("steer", tmp_path / "c", "-o", tmp_path / "s", "--strength", 1, "--layers", 2).status == 0
 
 
 @pytest.mark.parametrize(
@@ -175,13 +169,13 @@ def test_refine_takes_a_folder_for_no_pairs(place: Path, tmp_path: Path) -> None
 
 def test_steer_writes_a_plan_for_the_concepts_own_model(place: Path, tmp_path: Path) -> None:
     done = run("steer", place / "words", "-o", tmp_path / "s", "--strength", "dose:0.7")
-    assert (done.status, done.stderr.count("\n")) == (0, 1)
-    assert done.stderr.startswith("steersman: warning: layers 0–2 separate held-out pairs equally well")
+    assert (done.status, done.stderr) == (0, "")
+    assert "by default, as nobody named it: layer\n" in done.stdout
     words = done.stdout
     concept = ConceptVector.from_pretrained(place / "words")
     steering = Steering.from_pretrained(tmp_path / "s")
     assert steering.fingerprint == concept.steering("dose:0.7").fingerprint
-    assert f"layer {concept.best_layer}: add × " in words
+    assert "layer 1: add × " in words
     assert "dose 0.70, scope answer" in words
     result = run(
         "steer", place / "words", "-o", tmp_path / "p", "--strength", 0.5, "--operation", "project",
@@ -266,7 +260,7 @@ def test_check_ranks_concepts_and_writes_nothing(place: Path, tmp_path: Path) ->
     assert [entry["passed"] for entry in result["concepts"]] == [True, False]
     words = run("transplant", "--check", place / "noise", place / "words", place / "bridge").words
     assert f"{place / 'words'}: shown: carries over, best at layer" in words
-    assert f"{place / 'noise'}: cannot tell: held-out pairs are not told apart better" in words
+    assert f"{place / 'noise'}: cannot tell: pairs with other labels bring as much" in words
     assert words.index("carries over, best") < words.index("cannot tell")
     assert [line.split()[:2] for line in words.splitlines()[3:5]] == [
         ["1", str(place / "words")], ["2", str(place / "noise")],
@@ -287,7 +281,7 @@ def test_check_with_other_pairs_and_a_target_by_name(place: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("{words}", "{bridge}"), "give -o FOLDER and --strength X, or --check"),
+        (("{words}", "{bridge}"), "give -o FOLDER, or --check"),
         (("--check", "{words}", "{bridge}", "--strength", "1"), "--check writes nothing"),
         (("{words}", "{noise}", "{bridge}", "-o", "{out}", "--strength", "1"), "one CONCEPT at a time"),
         (

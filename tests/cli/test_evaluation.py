@@ -129,7 +129,7 @@ def test_a_concept_is_compared_with_its_label_shuffled_ones(
     tiny: Path, task_file: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
     concept, vector = tmp_path / "concept", tmp_path / "vector"
-    assert run("refine", tiny, pairs_file, "-o", concept, "--shuffles", 3).status == 0
+    assert run("refine", tiny, pairs_file, "-o", concept).status == 0
     assert run("steer", concept, "-o", vector, "--strength", "dose:0.3", "--layers", 1).status == 0
     given = arguments(tiny, task_file, vector, tmp_path / "out")
     found = run(*given, "--concept", concept)

@@ -43,7 +43,7 @@ def test_from_a_dense_model_to_a_conversation(dense: Path, tmp_path: Path) -> No
     assert "Vectors steer it." in described.words
     (refine,) = following(described)
     assert refine == ["refine", str(dense), *asked, "pairs.jsonl", "-o", "concept"]
-    steer, chat = following(run(*refine, "--shuffles", 0))
+    steer, chat = following(run(*refine))
     digest = hashlib.sha256((tmp_path / "of us.jinja").read_bytes()).hexdigest()[:8]
     said = f'(its chats had the chat template {digest}…, who="us all": give the same'
     for command in (steer, ["compose", f"{steer[3]}@0.5", "-o", "half"]):

@@ -140,7 +140,7 @@ def test_the_card_of_a_concept_and_of_a_contrast(dense: Path, contrast: Path, tm
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"positive": f"the river is {n}", "negative": f"a town of {n} books"} for n in range(30)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run("refine", dense, pairs, "-o", tmp_path / "concept", "--shuffles", 0).status == 0
+    assert run("refine", dense, pairs, "-o", tmp_path / "concept").status == 0
     text = card_of(tmp_path / "concept", tmp_path / "card").text
     concept = ConceptVector.from_pretrained(tmp_path / "concept")
     best = max(one.auroc for one in concept.separation.values() if one is not None)
@@ -158,7 +158,7 @@ def test_the_card_of_a_concept_and_of_a_contrast(dense: Path, contrast: Path, tm
 def test_the_example_of_a_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pairs = load_pairs("lab:refusal/dev")[:24]
-    concept = refine_concept(*load_model("lab:source"), pairs, shuffles=0)
+    concept = refine_concept(*load_model("lab:source"), pairs)
     by_hand = Steering.from_vectors("lab:source", {1: torch.ones(64)}, scope="all")
     detect_experts(*load_model("lab:moe"), pairs).save_pretrained("contrast")
     for artifact, chats in ((concept, True), (concept.steering("1"), True), (by_hand, False)):

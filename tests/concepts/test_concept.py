@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from concepts.test_refinement import model_of, refined
 from steersman import ArtifactError, PlanError, Separation, Steering
 from steersman.artifacts import read_manifest
 from steersman.concepts.concept import ConceptVector
-from steersman.concepts.dose import Strength
+from steersman.concepts.dose import Strength, typical_layer
 from steersman.concepts.solving import choose_source
 from steersman.edits import ResidualEdit
 from steersman.models.architecture import read_architecture
@@ -28,7 +27,7 @@ from steersman.steering import sha256_of
 
 @pytest.fixture(scope="module")
 def concept() -> ConceptVector:
-    return refined("olmoe", shuffles=4)
+    return refined("olmoe")
 
 
 def edit_of(steering: Steering, place: int = 0) -> ResidualEdit:
@@ -84,19 +83,27 @@ def test_the_best_layer_separates_best_and_of_equals_is_the_longest(concept: Con
         return replace(concept, separation=found)
 
     assert with_aurocs(0.7, 0.9, 0.8).best_layer == 1
-    assert with_aurocs(0.7, 0.9, 0.8).equal_layers == (1,)
-    assert with_aurocs(0.9999, 0.7, 1.0).equal_layers == (0, 2)
-    assert replace(concept, separation=dict.fromkeys(concept.layers)).equal_layers == ()
+    with pytest.raises(PlanError, match="its pairs are of one group"):
+        _ = replace(concept, separation=dict.fromkeys(concept.layers)).best_layer
     lengths = [concept.length(layer) for layer in concept.layers]
     assert with_aurocs(1.0, 1.0, 1.0).best_layer == int(np.argmax(lengths))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert edit_of(with_aurocs(0.7, 0.6, 0.8).steering(1.0)).layers == (2,)
-    with pytest.warns(UserWarning, match="layers 0, 2 separate held-out pairs equally well"):
-        with_aurocs(1.0, 0.6, 1.0).steering(1.0)
     for seed in range(6):  # one comparison more or less is no better layer
         nearly = with_aurocs(*(1.0 - np.random.default_rng(seed).uniform(0, 5e-4, 3)))
         assert nearly.best_layer == choose_source(nearly, nearly.layers) == int(np.argmax(lengths))
+
+
+def test_by_default_it_steers_at_two_thirds_of_the_depth_and_says_so(concept: ConceptVector) -> None:
+    assert [typical_layer(range(depth), depth) for depth in (1, 2, 3, 4, 18, 28, 30)] == [
+        0, 1, 1, 2, 11, 18, 19,
+    ]  # fmt: skip
+    assert typical_layer([3, 7, 0], 6) == 3
+    assert typical_layer([4, 2], 5) == 2  # of two as near the lower
+    plan = concept.steering()
+    assert (edit_of(plan).layers, plan.provenance["defaults"]) == ((1,), ["layer", "dose"])
+    assert plan.provenance["doses"] == {"1": pytest.approx(0.3)}
+    assert plan.fingerprint == concept.steering("dose:0.3", layers=1).fingerprint
+    assert concept.steering(2.0).provenance["defaults"] == ["layer"]
+    assert "defaults" not in concept.steering(2.0, layers=1).provenance
 
 
 def test_of_layers_that_are_equal_up_to_rounding_the_lowest_is_best(concept: ConceptVector) -> None:
@@ -114,7 +121,7 @@ def test_of_layers_that_are_equal_up_to_rounding_the_lowest_is_best(concept: Con
 
 @pytest.mark.parametrize("given", ["strong", "dose:", "dose:x", "nan", "dose:inf", float("inf"), True, ""])
 def test_strengths_that_are_none(concept: ConceptVector, given: Any) -> None:
-    with pytest.raises(PlanError, match=r"is not a finite number; right is .* dose:0.7"):
+    with pytest.raises(PlanError, match=r"is not a finite number; right is .* dose:0.3"):
         concept.steering(given, layers=1)
 
 
@@ -143,7 +150,7 @@ def test_a_zero_vector_has_no_direction(concept: ConceptVector) -> None:
 
 
 def same(one: ConceptVector, other: ConceptVector) -> bool:
-    tensors = ("fold_vectors", "fold_clusters", "fold_numbers", "shuffled")
+    tensors = ("fold_vectors", "fold_clusters", "cluster_units", "unit_sums", "unit_sizes", "shuffled")
     facts = (
         "separation", "norms", "architecture", "weights_id", "method", "position", "pairs", "clusters",
         "skipped", "alike", "model", "revision", "made_from",
@@ -175,9 +182,10 @@ def test_one_group_saved_and_read(concept: ConceptVector, tmp_path: Path) -> Non
         concept,
         separation=dict.fromkeys(concept.layers),
         fold_vectors=concept.fold_vectors[:0],
-        shuffled=concept.shuffled[:0],
+        unit_sums=concept.unit_sums[:1],
+        unit_sizes=torch.tensor([concept.pairs]),
         fold_clusters=concept.fold_clusters[:1],
-        fold_numbers=torch.tensor([-1]),
+        cluster_units=torch.tensor([0]),
         clusters=1,
     )
     alone.save_pretrained(tmp_path / "a")
@@ -199,19 +207,22 @@ Tensors = dict[str, np.ndarray]
 TENSOR_FORGERIES: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "a NaN": (lambda t: t["vectors"].__setitem__((0, 0), np.nan), "'vectors' holds NaN or infinity"),
     "another width": (lambda t: t.update(vectors=t["vectors"][:, :5].copy()), r"\[3, 5\], not \[3, 32\]"),
-    "a layer short": (lambda t: t.update(shuffled=t["shuffled"][:, :2].copy()), "'shuffled' has shape"),
+    "a layer short": (lambda t: t.update(unit_sums=t["unit_sums"][:, :2].copy()), "'unit_sums' has shape"),
     "layers out of order": (lambda t: t.update(layers=t["layers"][::-1].copy()), "do not ascend"),
     "a layer beyond": (lambda t: t["layers"].__setitem__(2, 9), "within the model's 0 to 2"),
     "doubles": (lambda t: t.update(vectors=t["vectors"].astype(np.float64)), "float64"),
     "a cluster twice": (
         lambda t: t["fold_clusters"].__setitem__(1, t["fold_clusters"][0]), "cluster ids do not ascend"
     ),
-    "a fold beyond": (lambda t: t["fold_numbers"].__setitem__(0, 5), "do not lie in the 5 folds"),
+    "a unit beyond": (lambda t: t["cluster_units"].__setitem__(0, 99), "not numbered from 0"),
+    "units short": (lambda t: t.update(unit_sums=t["unit_sums"][:5].copy()), "5 sums and"),
+    "sizes of others": (lambda t: t["unit_sizes"].__setitem__(0, 50), "not those of 28 pairs"),
+    "folds short": (lambda t: t.update(fold_vectors=t["fold_vectors"][:3].copy()), "in the 3 folds"),
     "negative norms": (lambda t: t["norms"].__setitem__((0, 0), -1), "at least 0"),
     "uneven norms": (lambda t: t["norms"].__setitem__((0, 0), 9), "one norm of each token"),
     "bins short": (lambda t: t.update(norms=t["norms"][:, :7].copy()), "'norms' has shape"),
     "one more": (lambda t: t.update(more=t["layers"]), "unknown tensor 'more'"),
-    "one less": (lambda t: t.pop("shuffled"), "'shuffled' is missing"),
+    "one less": (lambda t: t.pop("unit_sums"), "'unit_sums' is missing"),
 }  # fmt: skip
 
 
@@ -232,7 +243,7 @@ def test_forged_tensors_are_refused(concept: ConceptVector, tmp_path: Path, forg
 
 
 MANIFEST_FORGERIES: dict[str, tuple[dict[str, Any], str]] = {
-    "newer": ({"format_version": 3}, "newer than this tool reads"),
+    "newer": ({"format_version": 4}, "newer than this tool reads"),
     "unknown key": ({"more": 1}, "unknown key 'more'"),
     "method": ({"method": "lasso"}, "method is 'lasso', not one of mean_difference, pca, pca_diff"),
     "position": ({"position": "first"}, "position is 'first'"),

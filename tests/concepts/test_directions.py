@@ -15,7 +15,8 @@ from steersman.concepts.directions import (
     held_out_scores,
     mean_differences,
     principal_directions,
-    swapped_clusters,
+    shuffled_directions,
+    unit_of,
 )
 
 
@@ -44,21 +45,28 @@ def test_means_are_those_of_loops_in_any_chunks(
     seed: int, clusters: int, more: int, width: int, size: int
 ) -> None:
     states, numbers = draw(seed, clusters + more, clusters, width)
-    folds = fold_of(numbers)
-    swapped = swapped_clusters(clusters, 7 if clusters > 1 else 0, seed)
-    found = mean_differences(in_chunks(states, size), numbers, folds, swapped)
+    found = mean_differences(in_chunks(states, size), numbers)
     of_pairs = [pair[0].astype(np.float64) - pair[1] for pair in states]
     np.testing.assert_allclose(found.whole, sum(of_pairs) / len(of_pairs), atol=1e-12)
     assert len(found.of_folds) == (0 if clusters == 1 else min(5, clusters))
     for fold, direction in enumerate(found.of_folds):
         rest = [d for d, number in zip(of_pairs, numbers, strict=True) if number % min(5, clusters) != fold]
         np.testing.assert_allclose(direction, sum(rest) / len(rest), atol=1e-12)
-    assert len(found.shuffled) == swapped.shape[1]
-    for draws, direction in zip(swapped.T, found.shuffled, strict=True):
-        signs = [-1.0 if draws[number] else 1.0 for number in numbers]
-        middle = sum(signs) / len(signs)
-        terms = [(s - middle) * d for s, d in zip(signs, of_pairs, strict=True)]
-        np.testing.assert_allclose(direction, sum(terms) / len(terms), atol=1e-12)
+    for unit, total in enumerate(found.unit_sums):
+        own = [d for d, number in zip(of_pairs, numbers, strict=True) if number == unit]
+        np.testing.assert_allclose(total, sum(own), atol=1e-12)
+
+
+def test_more_clusters_than_units_share_them_within_a_fold() -> None:
+    numbers = np.arange(230)
+    units = unit_of(numbers)
+    assert len(set(units.tolist())) == 100
+    assert all(len(set(fold_of(numbers)[units == unit].tolist())) == 1 for unit in range(100))
+    states, _ = draw(0, 230, 230, 3)
+    found = mean_differences(in_chunks(states, 50), numbers)
+    differences = states[:, 0].astype(np.float64) - states[:, 1]
+    for fold, direction in enumerate(found.of_folds):
+        np.testing.assert_allclose(direction, differences[fold_of(numbers) != fold].mean(0), atol=1e-12)
 
 
 @given(st.integers(0, 10_000), st.integers(2, 12), st.integers(0, 20), st.integers(1, 9))
@@ -70,7 +78,7 @@ def test_principal_directions_are_those_of_a_whole_eigendecomposition(
     states[:, 0] += 3.0  # a gap between the first eigenvalue and the others
     folds = fold_of(numbers)
     through = in_chunks(states, 5)
-    means = mean_differences(through, numbers, folds, swapped_clusters(clusters, 3, seed))
+    means = mean_differences(through, numbers)
     found = principal_directions(through, folds, means)
     differences = states[:, 0].astype(np.float64) - states[:, 1]
     for direction, members in [
@@ -82,7 +90,7 @@ def test_principal_directions_are_those_of_a_whole_eigendecomposition(
         expected = top * (top @ some.mean(0))
         np.testing.assert_allclose(direction, expected, atol=1e-3 * np.linalg.norm(expected))
         assert direction @ some.mean(0) >= 0  # oriented along the mean
-    np.testing.assert_array_equal(found.shuffled, means.shuffled)
+    np.testing.assert_array_equal(found.unit_sums, means.unit_sums)
 
 
 def of_repeng(states: np.ndarray, method: str) -> np.ndarray:
@@ -113,7 +121,7 @@ def test_principal_directions_are_those_of_repeng(seed: int, centred: bool, meth
     numbers = np.arange(40)
     folds = fold_of(numbers)
     through = in_chunks(states, 7)
-    means = mean_differences(through, numbers, folds, swapped_clusters(40, 3, seed))
+    means = mean_differences(through, numbers)
     found = principal_directions(through, folds, means, centred=centred)
     direction = of_repeng(states, method)
     along = found.whole / np.linalg.norm(found.whole)
@@ -133,17 +141,20 @@ def test_differences_that_do_not_vary_have_no_direction_in_which_they_do(width: 
     states[:, 0] = states[:, 1] + 2.0
     folds = fold_of(np.arange(6))
     through = in_chunks(states, 4)
-    means = mean_differences(through, np.arange(6), folds, swapped_clusters(6, 1, 0))
+    means = mean_differences(through, np.arange(6))
     assert not principal_directions(through, folds, means, centred=True).whole.any()
     np.testing.assert_allclose(principal_directions(through, folds, means).whole, 2.0)
 
 
-def test_half_of_the_clusters_are_swapped() -> None:
-    swapped = swapped_clusters(7, 40, seed=5)
-    assert swapped.sum(0).tolist() == [3] * 40
-    assert len({tuple(column) for column in swapped.T.tolist()}) > 10
-    np.testing.assert_array_equal(swapped, swapped_clusters(7, 40, seed=5))
-    assert (swapped != swapped_clusters(7, 40, seed=6)).any()
+def test_half_of_the_units_are_swapped() -> None:
+    sizes = np.array([1, 2, 1, 1, 3, 1, 1])
+    found = shuffled_directions(np.eye(7) * sizes, sizes, draws=40, seed=5)
+    signs = np.where(found > found.mean(1, keepdims=True), 1, -1)  # up to what imbalance takes off
+    assert (signs < 0).sum(1).tolist() == [3] * 40
+    middle = (signs @ sizes / sizes.sum())[:, None]
+    np.testing.assert_allclose(found, (signs - middle) * sizes / sizes.sum(), atol=1e-15)
+    assert len({tuple(row) for row in signs.tolist()}) > 10
+    assert (found != shuffled_directions(np.eye(7) * sizes, sizes, draws=40, seed=6)).any()
 
 
 @pytest.mark.parametrize("clusters", [4, 7])
@@ -152,10 +163,9 @@ def test_shuffling_leaves_nothing_of_a_concept_without_noise(clusters: int) -> N
     numbers = np.repeat(np.arange(clusters), np.arange(1, clusters + 1))
     states = np.zeros((len(numbers), 2, 3), np.float32)
     states[:, 0] = [1.0, -2.0, 0.5]
-    found = mean_differences(
-        in_chunks(states, 4), numbers, fold_of(numbers), swapped_clusters(clusters, 20, 0)
-    )
-    np.testing.assert_allclose(found.shuffled, 0, atol=1e-15)
+    found = mean_differences(in_chunks(states, 4), numbers)
+    shuffled = shuffled_directions(found.unit_sums, np.bincount(numbers), draws=20)
+    np.testing.assert_allclose(shuffled, 0, atol=1e-15)
     np.testing.assert_allclose(found.whole, [1.0, -2.0, 0.5])
 
 

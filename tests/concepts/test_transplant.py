@@ -28,8 +28,8 @@ from steersman import (
     transplant,
 )
 from steersman.chat_record import ChatRecord
-from steersman.concepts import transplant_check
 from steersman.concepts.directions import fold_of
+from steersman.concepts.relabelling import Arrival, labellings
 from steersman.concepts.separation import Separation, separation
 from steersman.concepts.transplant_check import LayerCheck, rank
 from steersman.edits import ResidualEdit
@@ -96,19 +96,45 @@ def test_the_check_is_that_of_a_slow_version(check: TransplantCheck) -> None:
     found = check.layers[layer]
     assert expected is not None
     assert found.separation == pytest.approx(expected)
-    assert found.carried == pytest.approx((scores[:, 0] - scores[:, 1]).mean(), rel=1e-4)
-    aurocs, carried = [], []
-    for vector in concept.shuffled[:, layer].double().numpy():
-        along = states @ (weight @ vector)
-        won = total = 0.0
+    assert found.arrival is not None
+    assert found.arrival.carried == pytest.approx((scores[:, 0] - scores[:, 1]).mean(), rel=1e-4)
+
+
+def test_relabelled_groups_are_refitted_and_judged_like_the_true_ones() -> None:
+    """The p-value of one layer by loops: sides swapped, the concept refined and looked at anew by folds."""
+    pairs = twins.noise_pairs(24)
+    concept = refine_concept(twins.source(), tokenizer(), pairs)
+    (found,) = check_transplant(twins.bridge(), concept, layers=[1]).layers.values()
+    weight = twins.bridge().maps[1].weight.numpy()
+    states = np.array(
+        [
+            [
+                [slow_states(model, tokenizer()(side)["input_ids"])[1][-1].numpy() for side in sides]
+                for sides in ((pair.positive, pair.negative) for pair in pairs)
+            ]
+            for model in (twins.source(), twins.target())
+        ]
+    )
+    (at_source, at_target) = states[:, :, 0] - states[:, :, 1]
+    groups = np.arange(24) // 2
+    signs = labellings(12)
+
+    def arriving(source: np.ndarray, target: np.ndarray) -> float:
+        """The mean held-out projection, labels of groups at the source and at the target."""
+        total = 0.0
         for fold in range(5):
-            above, below = along[folds == fold].T
-            won += (above[:, None] > below[None]).sum()
-            total += len(above) ** 2
-        aurocs.append(won / total)
-        carried.append((along[:, 0] - along[:, 1]).mean())
-    assert np.allclose(found.shuffled, sorted(aurocs), atol=3 / total)
-    assert np.allclose(found.shuffled_carried, sorted(carried), atol=1e-4 * max(map(abs, carried)))
+            others, own = groups % 5 != fold, groups % 5 == fold
+            vector = (source[groups[others], None] * at_source[others]).mean(0)
+            total += (target[groups[own], None] * at_target[own] @ (weight @ vector)).sum()
+        return total / 24
+
+    one = np.ones(12)
+    shares = []
+    for kind in ((lambda s: (s, s)), (lambda s: (one, s)), (lambda s: (s, one))):
+        all_of = np.array([arriving(*kind(s)) for s in signs])
+        shares.append((all_of >= all_of[0] - 1e-9).mean())
+    assert found.arrival is not None
+    assert found.arrival.p == pytest.approx(max(shares), abs=0.003)  # near ties, in float32
 
 
 def test_pairs_that_it_was_not_refined_from_are_looked_at_along_the_whole_direction() -> None:
@@ -157,17 +183,14 @@ def test_doses_are_shares_of_the_targets_norms() -> None:
 
 
 def layer_check(
-    low: float, shuffled: float, *, layer: int = 0, chance: int = 0, count: int = 99, **changes: Any
+    p: float | None, *, layer: int = 0, z: float = 9.0, low: float = 0.6, **changes: Any
 ) -> LayerCheck:
-    """A check whose shuffled AUROCs are all alike, `chance` of them carrying more than the concept."""
     values = {
         "layer": layer,
         "source_layer": 0,
+        "arrival": None if p is None else Arrival(1.0, z, p),
+        "map_p": 0.001,
         "separation": Separation(min(1.0, low + 0.05), low, 1.0),
-        "shuffled": (shuffled,) * count,
-        "reachable": 0.97,
-        "carried": 1.0,
-        "shuffled_carried": (0.0,) * (count - chance) + (2.0,) * chance,
         "at_source": None,
         "share_explained": 0.5,
         "length": 1.0,
@@ -176,52 +199,71 @@ def layer_check(
     return LayerCheck(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def check_of(*layers: LayerCheck) -> TransplantCheck:
-    return TransplantCheck({one.layer: one for one in layers}, {"name": "p", "sha256": ""}, 9, 9, 0)
+def check_of(*layers: LayerCheck, depth: int = 4) -> TransplantCheck:
+    return TransplantCheck({one.layer: one for one in layers}, {"name": "p", "sha256": ""}, 9, 9, 0, 0, depth)
 
 
-def test_the_lower_end_must_exceed_the_shuffled_ones() -> None:
-    assert layer_check(0.81, 0.8).passed
-    assert not layer_check(0.8, 0.8).passed
-    assert not layer_check(0.49, 0.3).passed  # ½ at least, whatever the shuffled ones reach
-    assert layer_check(0.51, 0.3).passed
-    assert not layer_check(0.81, 0.8, count=18).passed  # too few to tell
-    assert layer_check(0.81, 0.8, count=19).passed
-    assert not layer_check(0.9, 0.5, separation=None).passed
-    for more, threshold in ((5, 0.9), (4, 0.5)):  # at most four of 99 may be higher: one in twenty
-        values = (0.5,) * (99 - more) + (0.9,) * more
-        assert replace(layer_check(0.8, 0.0), shuffled=values).threshold == threshold
+def test_both_the_concept_and_the_map_must_be_beyond_chance() -> None:
+    assert layer_check(0.05).passed
+    assert not layer_check(0.051).passed
+    assert not layer_check(None).passed
+    assert layer_check(0.001, map_p=0.05).passed
+    assert not layer_check(0.001, map_p=0.06).passed
+    assert layer_check(0.001, low=0.1).passed  # an AUROC describes
+    assert [layer_check(p, low=low).verdict for p, low in ((0.01, 0.1), (0.5, 0.1), (0.5, 0.46))] == [
+        "shown", "cannot tell", "cannot tell",
+    ]  # fmt: skip
+    assert layer_check(0.5, separation=Separation(0.5, 0.47, 0.53)).verdict == "not shown"
 
 
-def test_where_any_direction_separates_what_is_carried_decides() -> None:
-    assert layer_check(0.93, 0.96).passed
-    assert layer_check(0.93, 0.96, chance=4).passed
-    assert not layer_check(0.93, 0.96, chance=5).passed  # p = 6 / 100
-    assert not layer_check(0.05, 1.0).passed  # the wrong way round
-    assert not layer_check(0.85, 0.87).passed
-    assert layer_check(0.85, 0.87, reachable=0.86).passed  # no AUROC of so few clusters could exceed 0.87
-
-
-def test_the_best_layer_separates_best_and_of_equals_is_where_the_direction_is_longest() -> None:
-    one, two, three = (
-        replace(layer_check(0.9, 0.6, layer=0), length=0.2),
-        layer_check(0.903, 0.6, layer=1, length=0.7),  # two digits are all that pairs can tell
-        replace(layer_check(0.8, 0.1, layer=2), length=0.9),
-    )
-    assert check_of(one, two, three).best_layer == 1
+def test_of_the_layers_that_pass_one_of_the_best_at_two_thirds_of_the_depth_is_taken() -> None:
+    layers = [layer_check(0.001, layer=n, z=z) for n, z in enumerate((10.0, 9.5, 9.2, 5.0))]
+    assert check_of(*layers).best_layer == 2  # less than a tenth below the largest is as good
+    assert check_of(*layers[:2], layers[3]).best_layer == 1
+    refused = replace(layers[2], arrival=Arrival(1.0, 30.0, 0.2))
+    assert check_of(*layers[:2], refused, layers[3]).best_layer == 1
+    none = [layer_check(0.2, layer=n, z=z) for n, z in enumerate((1.0, 3.0, 2.0))]
+    assert not check_of(*none).passed
+    assert check_of(*none).best_layer == 1
     with pytest.raises(PlanError, match="so none are held out; give pairs of other groups"):
-        _ = check_of(layer_check(0.9, 0.6, separation=None)).best_layer
+        _ = check_of(layer_check(None, separation=None)).best_layer
+
+
+def test_a_map_of_rows_paired_between_texts_carries_nothing_whatever_the_labels_say() -> None:
+    """A map that explains no more than its control: half of all directions tell the sides apart."""
+    bridge = twins.bridge()
+    maps = {n: replace(of, r2=of.r2_control + of.control_sd) for n, of in bridge.maps.items()}
+    found = check_transplant(replace(bridge, maps=maps), twins.concept())
+    assert all(entry.arrival is not None and entry.arrival.p <= 0.05 for entry in found.layers.values())
+    assert not found.passed
+    with pytest.raises(
+        PlanError, match=r"the map to layer \d of the target explains no more of held-out texts"
+    ):
+        transplant(replace(bridge, maps=maps), twins.concept(), 1.0)
+
+
+@pytest.mark.parametrize("method", ["pca", "pca_diff"])
+def test_top_directions_are_judged_too(method: Any) -> None:
+    pairs = twins.concept_pairs()
+    concept = refine_concept(twins.source(), tokenizer(), pairs, method=method)
+    plain = check_transplant(twins.bridge(), concept, layers=[1]).layers[1]
+    noise = refine_concept(twins.source(), tokenizer(), twins.noise_pairs(), method=method)
+    assert not check_transplant(twins.bridge(), noise).passed
+    assert plain.arrival is not None
+    scores = plain.gap * plain.length * twins.bridge().norms[1].median ** 2
+    assert plain.arrival.carried == pytest.approx(scores, rel=1e-4)
+    assert plain.passed
 
 
 def test_ranking_puts_what_passes_first_and_noise_last() -> None:
     source = Separation(0.8, 0.7, 0.9)
     checks = {
-        "noise": check_of(layer_check(0.4, 0.58)),
-        "weak": check_of(layer_check(0.7, 0.6)),
-        "far apart": check_of(layer_check(0.898, 0.6, gap=0.6)),
-        "strong": check_of(layer_check(0.9, 0.6)),
-        "lost on the way": check_of(layer_check(0.4, 0.58, at_source=source)),
-        "unknown": check_of(layer_check(0.9, 0.6, separation=None)),
+        "noise": check_of(layer_check(0.9, low=0.4)),
+        "weak": check_of(layer_check(0.01, low=0.7)),
+        "far apart": check_of(layer_check(0.01, low=0.898, gap=0.6)),
+        "strong": check_of(layer_check(0.01, low=0.9)),
+        "lost on the way": check_of(layer_check(0.9, low=0.4, at_source=source)),
+        "unknown": check_of(layer_check(None, separation=None)),
     }
     order = ["far apart", "strong", "weak", "lost on the way", "noise", "unknown"]
     assert rank(checks) == order
@@ -239,9 +281,9 @@ def said(*arguments: Any, **options: Any) -> str:
 
 def test_a_concept_of_another_model_is_refused() -> None:
     pairs = twins.concept_pairs()
-    other = refine_concept(twins.target(), tokenizer(), pairs, shuffles=0)
+    other = refine_concept(twins.target(), tokenizer(), pairs)
     assert said(twins.bridge(), other, 1.0).startswith("WeightsMismatch: the concept is of a model without a")
-    moe = refine_concept(f.tiny("olmoe"), tokenizer(), pairs, shuffles=0)
+    moe = refine_concept(f.tiny("olmoe"), tokenizer(), pairs)
     found = said(twins.bridge(), moe, 1.0)
     assert found.startswith("ArchitectureMismatch: the concept is of a model without a name")
     assert found.endswith("of another architecture; refine it there, or fit a map from its model")
@@ -315,7 +357,7 @@ def test_layers_that_are_lacking() -> None:
     )
     assert "layers='best' is unknown" in said(bridge, concept, 1.0, layers="best")
     assert "no layer is named" in said(bridge, concept, 1.0, layers=[])
-    part = refine_concept(twins.source(), tokenizer(), twins.concept_pairs(), layers=[0], shuffles=19)
+    part = refine_concept(twins.source(), tokenizer(), twins.concept_pairs(), layers=[0])
     assert said(bridge, part, 1.0, layers=2) == (
         "PlanError: target layer 2 is mapped from source layer 2, which the concept lacks: it has 0"
     )
@@ -331,13 +373,23 @@ def test_strengths_that_are_none(strength: Any) -> None:
     )
 
 
-def test_too_few_shuffles_cannot_open_the_gate() -> None:
-    few = refine_concept(twins.source(), tokenizer(), twins.concept_pairs(), shuffles=5)
+def test_too_few_groups_cannot_open_the_gate() -> None:
+    few = refine_concept(twins.source(), tokenizer(), twins.concept_pairs()[:10])
     found = said(twins.bridge(), few, 1.0)
     assert found.startswith(
-        "PlanError: not transplanted: the concept keeps 5 label-shuffled concepts, too few"
+        "PlanError: words.jsonl: not transplanted: of 5 groups of held-out pairs no relabelling can tell: "
     )
-    assert found.endswith("; refine it with 99, or force it")
+    assert transplant(
+        twins.bridge(), refine_concept(twins.source(), tokenizer(), twins.concept_pairs()[:12]), 1.0
+    ).edits
+
+
+def test_a_concept_without_its_groups_differences_cannot_open_the_gate() -> None:
+    concept = twins.concept()
+    old = replace(concept, unit_sums=concept.unit_sums[:0], unit_sizes=concept.unit_sizes[:0])
+    assert "the concept was written before its groups' differences were kept: refine it again" in said(
+        twins.bridge(), old, 1.0
+    )
 
 
 def test_one_group_cannot_open_the_gate() -> None:
@@ -347,11 +399,3 @@ def test_one_group_cannot_open_the_gate() -> None:
         twins.bridge(), concept, 1.0
     )
     assert "give pairs of other groups, or force it" in said(twins.bridge(), concept, 1.0, layers=1)
-
-
-def test_memory_for_shuffled_scores_is_bounded(
-    monkeypatch: pytest.MonkeyPatch, check: TransplantCheck
-) -> None:
-    monkeypatch.setattr(transplant_check, "_SCORES_BYTES", 5000)
-    again = check_transplant(twins.bridge(), twins.concept(), layers=[0])
-    assert again.layers[0].shuffled == pytest.approx(check.layers[0].shuffled)

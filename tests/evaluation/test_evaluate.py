@@ -442,27 +442,27 @@ def test_texts_are_read_once_unsteered_and_once_a_plan(
 def test_a_concept_stands_beside_its_label_shuffled_ones_too() -> None:
     pairs = steersman.load_pairs("lab:refusal/train")[:16]
     model, tokenizer = steersman.load_model("lab:source")
-    concept = steersman.refine_concept(model, tokenizer, pairs, shuffles=4)
+    concept = steersman.refine_concept(model, tokenizer, pairs)
     plan = concept.steering("dose:0.5", layers=1)
     settings: dict[str, Any] = {"task": TASK, "random": 5, "control_items": 4, "limit": 4, "shown": 0}
     found = evaluate(model, tokenizer, plan, concepts=concept, **settings)
     told = of(found, TASK)["random"]
     assert [(control["family"], len(control["draws"])) for control in told] == [
         ("random", 5),
-        ("shuffled", 4),
+        ("shuffled", 5),
     ]
     assert told[0]["observed"] == told[1]["observed"]
     assert set(told[0]["draws"]).isdisjoint(told[1]["draws"])
     subject = Subject(model, tokenizer)
     forks = subject.forks(load_task(TASK, limit=4))
     long = float(concept.vectors[1].norm())
-    draws = [vector[1] * (long / float(vector[1].norm())) for vector in concept.shuffled]
+    draws = [vector[1] * (long / float(vector[1].norm())) for vector in concept.shuffled[:5]]
     dose = plan.edits[0].strength
     for draw, value in zip(draws, told[1]["draws"], strict=True):
         other = Steering.from_vectors(model, {1: draw}, strength=dose)
         moved = subject.preference(forks, other).mean() - subject.preference(forks).mean()
         assert value == pytest.approx(moved, abs=1e-4)
-    assert found.to_json()["concepts"][0]["shuffled"] == 4
+    assert found.to_json()["concepts"][0]["shuffled"] == 99
     warned = [line for line in found.to_json()["warnings"] if "cannot tell whether" in line]
     assert len(warned) == 2  # of neither family are there enough
     assert "label-shuffled concepts" in warned[1]

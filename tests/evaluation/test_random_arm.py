@@ -102,12 +102,12 @@ def test_what_is_no_concept_of_a_plan_is_said() -> None:
     concept = twins.concept()
     by_hand = Steering.from_vectors(twins.source(), {1: [1.0] * 32})
     both = concept.steering(1.0, layers=1) + Steering.from_vectors(twins.source(), {2: [1.0] * 32})
-    without = replace(concept, shuffled=concept.shuffled[:0])
+    without = replace(concept, unit_sums=concept.unit_sums[:0])
     for concepts, bridges, plans, said in (
         ((concept,), (), [[by_hand]], "no steering holds a vector of the concept"),
         ((concept,), (), [[both]], "the vector at layer 2 is of none of the concepts given"),
         ((concept,), (), [[concept.steering(1.0, layers=1), by_hand]], "layer 1 is of none of the concepts"),
-        ((without,), (), [[concept.steering(1.0, layers=1)]], "keeps no label-shuffled concepts"),
+        ((without,), (), [[concept.steering(1.0, layers=1)]], "has no label-shuffled concepts"),
         ((), (twins.bridge(),), [[by_hand]], "without the concept that it carried"),
     ):
         with pytest.raises(PlanError, match=said):

@@ -66,6 +66,7 @@ def test_a_control_is_as_long_as_the_plan_and_at_its_place() -> None:
 @pytest.mark.parametrize("width", [2, 3, 5])
 def test_an_unmapped_vector_is_cut_off_or_filled_up(width: int) -> None:
     bridge = SimpleNamespace(
+        of_concept=lambda concept: bridge,
         layer_map=lambda layer: SimpleNamespace(source_layer=7),
         architecture=SimpleNamespace(hidden_size=width),
     )

@@ -260,7 +260,7 @@ def run_transplant_study(
     choice = choose_dose(points)
     plan = plan_at(concept, bridge, check, choice.dose)
     (layer,) = plan.edits[0].layers
-    own = refine_concept(target.model, target.tokenizer, pairs, layers=[layer], shuffles=0, batch_size=64)
+    own = refine_concept(target.model, target.tokenizer, pairs, layers=[layer], batch_size=64)
     arms = (
         Arm(TRANSPLANTED, plan),
         Arm(UNMAPPED, with_vector(plan, unmapped_vector(bridge, concept, layer), "control: unmapped")),

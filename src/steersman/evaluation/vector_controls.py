@@ -129,12 +129,12 @@ class ShuffledConcepts:
         return min(known, default=0)
 
     def check(self, plans: Sequence[Sequence[Steering]]) -> None:
-        """Raise PlanError where no plan (with its reverse) is of these concepts, or one keeps no shuffles."""
+        """Raise PlanError where no plan (with its reverse) is of these concepts, or one has no shuffles."""
         for concept in self.concepts:
             if not len(concept.shuffled):
                 raise PlanError(
-                    f"the concept of {concept.model or 'a model'} keeps no label-shuffled concepts: refine "
-                    "it with 99 (--shuffles)"
+                    f"the concept of {concept.model or 'a model'} has no label-shuffled concepts: refine it "
+                    "again, of pairs of several groups"
                 )
         counts = [self.count_for(*both) for both in plans]
         if self.concepts and not any(counts):
@@ -151,8 +151,8 @@ class ShuffledConcepts:
             {
                 **concept.provenance(),
                 "shuffled": len(concept.shuffled),
-                "shuffled_sha256": hashlib.sha256(
-                    concept.shuffled.numpy().astype("<f4").tobytes()
+                "unit_sums_sha256": hashlib.sha256(
+                    concept.unit_sums.numpy().astype("<f4").tobytes()
                 ).hexdigest(),
             }
             for concept in self.concepts

@@ -221,7 +221,7 @@ class Vectors:
         if fewest < count:
             raise PlanError(
                 f"{self.name}: keeps {count_of(fewest, 'label-shuffled concept')}, and {count} controls are "
-                "asked for; refine it with more (--shuffles), or ask for at most those (--controls)"
+                "asked for; ask for at most those (--controls), or refine it again, of more groups"
             )
         return [
             replace(
