@@ -262,7 +262,8 @@ def prompt_alone(tokenizer: PreTrainedTokenizerBase, number: int, content: Any) 
 
 def _require_right_answers(task: Task) -> None:
     for item in task:
-        if not item.options and not item.positive.strip():
+        # What a judge is told (a pattern, say) is no answer.
+        if not item.options and not (task.behaviour.answers and item.positive.strip()):
             raise PairsError(
                 f"{task.name}: {item.id} has neither options nor a right answer, so none can be lost; keep "
                 "a task with right answers, or bound kl alone"
