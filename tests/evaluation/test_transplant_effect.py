@@ -61,21 +61,7 @@ def test_the_small_models_refusals_arrive_in_the_bigger_one(rooms: dict[int, Lab
         assert drawn.control.p <= (0.05 if drawn.name == "shuffled, as long" else 0.02)
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        0,
-        1,
-        pytest.param(
-            2,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="both source layers separate alike, and the default takes the one that arrives less "
-                "(from the other one, dose .5 refuses 1.00 at .99 right): docs/lab.md",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_another_tokenizer_at_the_source(rooms: dict[int, Laboratory], seed: int) -> None:
     found = study(rooms[seed], "source-split", "target")
     cost = found.cost.arms[TRANSPLANTED].rates

@@ -173,13 +173,19 @@ class TransplantCheck(Shown):
 
     @property
     def best(self) -> LayerCheck:
-        """Of the layers that pass the one with the largest z: of those less than a tenth below it the nearest
-        to two thirds of the depth, the lower of two. Where none passes, of all layers alike.
+        """Of the layers that do as well as the best (`as_good`) the one nearest to two thirds of the depth,
+        the lower of two.
+        """
+        return self.layers[typical_layer(self.as_good, self.depth)]
+
+    @property
+    def as_good(self) -> tuple[int, ...]:
+        """The layers that pass with the largest z or less than a tenth below it, ascending; where none
+        passes, of all layers alike.
         """
         known = sorted(self.layers.values(), key=lambda entry: entry.layer)
         known = [entry for entry in known if entry.passed] or known
-        as_good = [entry.layer for entry in largest(known, lambda entry: entry.z, relative=AS_GOOD)]
-        return self.layers[typical_layer(as_good, self.depth)]
+        return tuple(entry.layer for entry in largest(known, lambda entry: entry.z, relative=AS_GOOD))
 
     @property
     def passed(self) -> bool:

@@ -451,6 +451,7 @@ def _transplant_commands(study: TransplantStudy) -> tuple[tuple[str, str], ...]:
         (
             "Transplant it: the gate is asked first",
             f"steersman transplant concept map -o refusing --strength dose:{study.choice.dose:g} "
+            f"--layers {study.layer} "
             f"--pairs lab:{concept}/dev",
         ),
         ("Two plans for one model become one", "steersman compose experts refusing -o both"),

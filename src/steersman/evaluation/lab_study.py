@@ -154,7 +154,7 @@ class Laboratory:
         study = run_levers_study(
             target,
             experts,
-            plan_at(*found, choice.dose),
+            plan_at(*found, choice.dose, layer=choice.layer),
             load_task(f"lab:{plot.behaviour}/test", limit=items),
             tasks.test[:items],
             tasks.ordinary_test[:items],

@@ -43,12 +43,13 @@ LEAST_RIGHT, MOST_REFUSED = 0.95, 0.03
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One dose on development items: the behaviour's share, and ordinary items right and refused."""
+    """One dose at one layer on development items: the behaviour's share, ordinary items right and refused."""
 
     dose: float
     positive: Rate
     ordinary_right: Rate
     ordinary_refused: Rate
+    layer: int = 0
 
     @property
     def admissible(self) -> bool:
@@ -57,6 +58,7 @@ class SweepPoint:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "layer": self.layer,
             "dose": self.dose,
             "positive": self.positive.to_json(),
             "ordinary_right": self.ordinary_right.to_json(),
@@ -67,14 +69,24 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class DoseChoice:
-    """The chosen dose, what it was chosen from, and the rule in words."""
+    """The chosen dose and layer, all doses that were tried there, the rule in words, and what was tried at
+    other layers.
+    """
 
     dose: float
     sweep: tuple[SweepPoint, ...]
     rule: str
+    layer: int = 0
+    elsewhere: tuple[SweepPoint, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"dose": self.dose, "rule": self.rule, "sweep": [point.to_json() for point in self.sweep]}
+        return {
+            "layer": self.layer,
+            "dose": self.dose,
+            "rule": self.rule,
+            "sweep": [point.to_json() for point in self.sweep],
+            "elsewhere": [point.to_json() for point in self.elsewhere],
+        }
 
 
 @dataclass(frozen=True)
@@ -162,41 +174,62 @@ def sweep(
     doses: Sequence[float] | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> tuple[SweepPoint, ...]:
-    """Measure each dose (`DOSES`, where none are given) on development items. `advance(1)` is called after
-    each.
+    """Measure each dose (`DOSES`, where none are given) at each layer that the gate finds as good as the
+    best, on development items. `advance(1)` is called after each dose.
+
+    Raises PlanError: the gate refuses the concept.
     """
     points = []
     for dose in doses or DOSES:
-        arm = Arm(TRANSPLANTED, plan_at(concept, bridge, check, dose))
-        shares, costs = target.run(task, arm).rates, target.run(ordinary, arm).rates
-        points.append(SweepPoint(dose, shares["positive"], costs["positive"], costs["negative"]))
+        for layer in check.as_good:
+            arm = Arm(TRANSPLANTED, plan_at(concept, bridge, check, dose, layer=layer))
+            shares, costs = target.run(task, arm).rates, target.run(ordinary, arm).rates
+            points.append(SweepPoint(dose, shares["positive"], costs["positive"], costs["negative"], layer))
         advance(1)
     return tuple(points)
 
 
 def choose_dose(points: Sequence[SweepPoint]) -> DoseChoice:
-    """Of the doses that keep ordinary answers, the one with the largest effect; the smaller one on a tie. If
-    none keeps them, the one that keeps most.
+    """Of the doses and layers that keep ordinary answers, the one with the largest effect; the smaller dose
+    on a tie, then the lower layer. If none keeps them, the one that keeps most.
     """
     admissible = [point for point in points if point.admissible]
     if admissible:
-        best = max(admissible, key=lambda point: (point.positive.rate, -point.dose))
+        best = max(admissible, key=lambda point: (point.positive.rate, -point.dose, -point.layer))
     else:
-        best = max(points, key=lambda point: (point.ordinary_right.rate, -point.dose))
+        best = max(points, key=lambda point: (point.ordinary_right.rate, -point.dose, -point.layer))
     rule = (
-        f"Of the doses {', '.join(f'{point.dose:g}' for point in points)}: the one with the largest share on "
+        f"Of the doses {', '.join(f'{dose:g}' for dose in dict.fromkeys(point.dose for point in points))}"
+        f"{_at_layers(points)}: the one with the largest share on "
         f"development items, among those that answer at least {LEAST_RIGHT:.0%} of ordinary requests right "
         f"and refuse at most {MOST_REFUSED:.0%}; the smaller one on a tie. If none does, the one that "
         "answers most of them right."
     )
-    return DoseChoice(best.dose, tuple(points), rule)
+    there, elsewhere = (
+        tuple(point for point in points if (point.layer == best.layer) == here) for here in (True, False)
+    )
+    return DoseChoice(best.dose, there, rule, best.layer, elsewhere)
+
+
+def _at_layers(points: Sequence[SweepPoint]) -> str:
+    layers = sorted({point.layer for point in points})
+    return f" at layers {', '.join(map(str, layers))}, which pass alike" if len(layers) > 1 else ""
 
 
 def plan_at(
-    concept: ConceptVector, bridge: AffineMap, check: TransplantCheck, dose: float, *, force: bool = False
+    concept: ConceptVector,
+    bridge: AffineMap,
+    check: TransplantCheck,
+    dose: float,
+    *,
+    layer: int | None = None,
+    force: bool = False,
 ) -> Steering:
-    """The transplanted concept at its default layer and a dose. Raises PlanError: the gate refuses it."""
-    return plan_of(bridge, concept, Strength(dose, is_dose=True), None, check, force=force)
+    """The transplanted concept at a dose, and at its default layer where none is named. Raises PlanError: the
+    gate refuses it.
+    """
+    layers = None if layer is None else [layer]
+    return plan_of(bridge, concept, Strength(dose, is_dose=True), layers, check, force=force)
 
 
 def measured_effect(
@@ -258,7 +291,7 @@ def run_transplant_study(
         advance=lambda steps: advance("strengths tried", steps),
     )
     choice = choose_dose(points)
-    plan = plan_at(concept, bridge, check, choice.dose)
+    plan = plan_at(concept, bridge, check, choice.dose, layer=choice.layer)
     (layer,) = plan.edits[0].layers
     own = refine_concept(target.model, target.tokenizer, pairs, layers=[layer], batch_size=64)
     arms = (
