@@ -108,7 +108,7 @@ def run_model_demo(
 
         bar.set_description("refining a concept")
         pairs = load_pairs(data.pairs())
-        concept = refine_concept(model, tokenizer, pairs, position="target_mean", seed=seed)
+        concept = refine_concept(model, tokenizer, pairs, position="target_mean")
         concept.save_pretrained(place / CONCEPT)
         step("tuning it")
         layers = range(len(concept.layers) // 5, len(concept.layers) - 1)
