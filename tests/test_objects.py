@@ -20,6 +20,9 @@ from gguf_files import write_gguf
 from hub_server import client_at_local_hub
 from rankings import ranking
 from steersman import ArchitectureMismatch, ModelError, PlanError, Steering, apply_rows
+from steersman.evaluation.statistics import clustered_mean
+from steersman.evaluation.tuning.candidates import VectorCandidate
+from steersman.evaluation.tuning.search import Tried
 from steersman.showing import LONGEST, Shown, count_of, cut, ranges
 from steersman.texts import load_texts
 
@@ -47,6 +50,9 @@ def test_counts_agree_with_their_nouns() -> None:
     assert [count_of(number, "entry", "entries") for number in (1, 2)] == ["1 entry", "2 entries"]
 
 
+TRIED = Tried(VectorCandidate("", (1,), 0.3, "answer"), clustered_mean([1.0, 2.0]), None, "coarse")
+
+
 @pytest.fixture(scope="module")
 def objects() -> dict[str, Any]:
     """One of every kind that the public functions give, made of models by name."""
@@ -70,6 +76,7 @@ def objects() -> dict[str, Any]:
         "evaluation": steersman.evaluate("lab:moe", None, plan, task="lab:refusal", limit=8, random=0),
         "screen": steersman.screen_experts("lab:moe", None, "lab:refusal/dev", limit=24, at_most=0),
         "anchors": steersman.encode_anchors("lab:source", None, [f"please {n}" for n in range(40)]),
+        "tuning": steersman.Tuning({"bounds": [{"cost": "kl", "most": 0.3}]}, (TRIED,), None, (), None, None),
         "experts": plan,
         "vectors": concept.steering("dose:0.5"),
         "edit": plan.edits[0],

@@ -19,9 +19,10 @@ NEEDED = [Requirement(line) for line in PROJECT["dependencies"]]
 DEVELOPMENT = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
 HARNESS = [Requirement(line) for line in PROJECT["optional-dependencies"]["harness"]]
 ENGINE = [Requirement(line) for line in WRITTEN["dependency-groups"]["engine"]]
+LANGUAGE = [Requirement(line) for line in PROJECT["optional-dependencies"]["language"]]
 SERVING = [Requirement(line) for line in PROJECT["optional-dependencies"]["vllm"]]
 LOCKS = {
-    "test.lock": ("torch.lock", DEVELOPMENT),
+    "test.lock": ("torch.lock", [*DEVELOPMENT, *LANGUAGE]),
     "oldest.lock": ("torch-oldest.lock", DEVELOPMENT),
     "harness.lock": ("torch.lock", [*DEVELOPMENT, *HARNESS]),
     "vllm.lock": ("torch-vllm.lock", ENGINE),
@@ -75,7 +76,7 @@ def test_every_dependency_is_explained_with_its_range() -> None:
         r"^\| \[?([\w-]+)\]?[^|]*\| `([^`]+)` \|", (ROOT / "docs/dependencies.md").read_text("utf-8"), re.M
     )
     written = {name: Requirement(f"{name}{bounds}").specifier for name, bounds in rows}
-    every = [*NEEDED, *DEVELOPMENT, *SERVING, *ENGINE]
+    every = [*NEEDED, *DEVELOPMENT, *SERVING, *ENGINE, *LANGUAGE]
     assert written == {r.name: r.specifier for r in every}
     assert all(r.specifier == written[r.name] for r in every)  # two lists may name one package
 

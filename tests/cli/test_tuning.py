@@ -31,12 +31,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A concept of the lab's source with three shuffles, another, a map to its target, and a contrast."""
+    """A concept of the lab's source, another, a map to its target, and a contrast."""
     folder = tmp_path_factory.mktemp("tuned")
     source, tokenizer = lab.load("source")
     for name in ("refusal", "faithfulness"):
         pairs = load_pairs(f"lab:{name}/dev")[:24]
-        refine_concept(source, tokenizer, pairs, shuffles=3).save_pretrained(folder / name)
+        refine_concept(source, tokenizer, pairs).save_pretrained(folder / name)
     bridge = fit_affine_map(
         (source, tokenizer), lab.load("target"), [f"{a} {b}" for a in WORDS for b in WORDS]
     )
@@ -161,7 +161,7 @@ def test_what_cannot_be_tuned_is_said_before_any_work(place: Path, tuned: Path, 
         "do not go together": ("tune", "lab:target", place / "bridge", two_maps, place / "refusal", *QUICK),
         "layers and doses are of vectors": (*contrast, *TASKS, *FEW, "--layers", 1),
         "right is NAME <= NUMBER": (*concept, *QUICK, "--cost", "kl >= 1"),
-        "keeps 3 label-shuffled concepts, and 19 controls": (*concept, *TASKS),
+        "keeps 99 label-shuffled concepts, and 100 controls": (*concept, *TASKS, "--controls", 100),
         "24 kept items in this half": (*concept, *QUICK, "--cost", "lost <= 0.05"),
         "is among the development items": (
             *concept, *QUICK, "--task", "lab:refusal/dev", "--test", "lab:refusal/dev",

@@ -60,7 +60,7 @@ TEXT_TOKENS = 72
 """Tokens of each of the model's own answers that it is carved on."""
 CARVED_TOKENS = 8192
 EXPERTS, TOP_K = 32, 24
-SWEPT_ITEMS = 24
+SWEPT_ITEMS = 16
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def run_model_demo(
             doses=DOSES,
             controls=CONTROLS,
             answer_controls=CONTROLS,
-            finalists=2,
+            finalists=1,
             dev_items=24,
             cost_items=24,
             seed=seed,

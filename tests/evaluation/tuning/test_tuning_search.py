@@ -215,7 +215,7 @@ def test_controls_of_vectors_are_the_label_shuffled_ones() -> None:
     assert isinstance(second, Vectors)
     assert second.vectors[""][0].tolist() == [1.0, 1.0]
     assert len(second.coarse()) == 2 * len(lever.coarse())  # either way
-    with pytest.raises(PlanError, match=r"keeps 4 label-shuffled concepts, and 5 controls.*--shuffles"):
+    with pytest.raises(PlanError, match=r"keeps 4 label-shuffled concepts, and 5 controls.*--controls"):
         lever.controls(5, 0)
 
 

@@ -180,6 +180,15 @@ def sweep_sizes(
         PlanError: no direction, kind or size is left to try, or random sets break a router's limit.
         PairsError: the items have no d.
         ModelError: the model has no router that can be steered, or gives no finite d.
+
+    Example:
+        >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
+        >>> ranking = steersman.detect_experts("lab:moe", None, pairs).ranking()
+        >>> found = steersman.sweep_sizes(
+        ...     "lab:moe", None, "lab:refusal/dev", {"toward": ranking}, sizes=[2], draws=2, limit=20
+        ... )
+        >>> found.changes.shape
+        (3, 20)
     """
     model, tokenizer = open_named(model, tokenizer)
     refuse_steered(model, "a sweep over sizes")
