@@ -89,7 +89,7 @@ def _header(scorer: str, does: str, sides: tuple[str, str], tokens: int = 24, be
 
 
 HEADERS = {
-    "refusal-task": _header("refusal", "refuses a question", ("refused", "answered")),
+    "refusal-task": _header("refusal", "refuses a question", ("refused", "answered"), 16),
     "overrefusal-task": _header("refusal", "refuses a safe prompt", ("refused", "answered"), 24, "lower"),
     "unsafe-task": _header("refusal", "refuses an unsafe prompt", ("refused", "answered")),
     "french-task": _header("language:fr", "answers in French", ("French", "another language"), 32),
@@ -227,12 +227,12 @@ def ordinary(data: Path) -> Iterable[tuple[str, Line]]:
 
 def texts(lines: Mapping[str, list[Line]]) -> Iterable[tuple[str, Line]]:
     """Chats that show what concepts are about, and ordinary ones, for maps."""
-    for number, line in enumerate(lines["ordinary"][:240:3]):
-        yield "texts", {"messages": answered(line["prompt"], line["options"][0]), "id": f"ordinary-{number}"}
+    for line in lines["ordinary"][:240:3]:
+        yield "texts", {"messages": answered(line["prompt"], line["options"][0])}
     for name in ("refusal-pairs", "french-pairs"):
-        for number, line in enumerate(lines[name][::4]):
+        for line in lines[name][::4]:
             for side in ("positive", "negative"):
-                yield "texts", {"messages": line[side], "id": f"{name}-{number}-{side}"}
+                yield "texts", {"messages": line[side]}
 
 
 def main() -> int:

@@ -159,6 +159,22 @@ def test_more_dimensions_than_rows_and_constant_ones() -> None:
     assert fitting.basis.condition > 1e12
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_where_states_do_not_vary_rounding_makes_no_map(seed: int) -> None:
+    """The same sixteen states read again and again, held-out ones among them, in 48 dimensions."""
+    few = example(rows=16, source_width=48, target_width=40, seed=seed, of_text=1, noise=0.0)
+    again = torch.arange(320) % 16
+    held_out = torch.arange(320) >= 240
+    of = Example(few.x[again].float(), few.y[again].float(), torch.arange(320), held_out)
+    found = fitting_of(moments_of(of), 0)
+    pair = found.pair(0)
+    assert 0.99 < pair.r2 <= 1 + 1e-6
+    exact = fitting_of(moments_of(Example(of.x.double(), of.y.double(), of.texts, held_out)), 0)
+    assert exact.pair(0).r2 <= 1 + 1e-6
+    weight, expected = (each.affine(0, pair.ridge)[0] for each in (found, exact))
+    assert float((weight - expected).norm() / expected.norm()) < 0.05
+
+
 def test_effective_rank() -> None:
     assert effective_rank(torch.ones(7)) == pytest.approx(7)
     assert effective_rank(torch.tensor([1.0, 0.0, 0.0])) == pytest.approx(1)

@@ -278,7 +278,8 @@ def check_transplant(
     Example:
         >>> pairs = steersman.load_pairs("lab:refusal/train")[:24]
         >>> concept = steersman.refine_concept("lab:source", None, pairs)
-        >>> texts = [f"please give me the {thing}" for thing in ("badge", "key", "book")] * 20
+        >>> things, places = ("badge", "key", "book", "door"), ("garden", "tower", "house", "river")
+        >>> texts = [f"please give me the {one} of the {other}" for one in things for other in places] * 4
         >>> bridge = steersman.fit_affine_map("lab:source", "lab:target", texts)
         >>> steersman.check_transplant(bridge, concept, layers=[2])
         <TransplantCheck: not shown to carry over; best at layer 2 of layers 2; 24 pairs>

@@ -237,7 +237,7 @@ class Run:
             if kept is not None:
                 row["degenerate"] = kept.to_json()
             if kept is None or kept.kept:
-                if judged:
+                if judged and self.options.finalists > 1:  # of one there is nothing to choose
                     base, steered = (float(np.mean(self._answers(0, each))) for each in (None, plan))
                     moved = self.sign * (steered - base)
                     row |= {"answers_base": base, "answers": steered}
