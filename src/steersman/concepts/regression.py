@@ -16,8 +16,8 @@ from steersman.concepts.joint_moments import COLUMNS, DRAWS, FIT, HELD_OUT, SKET
 from steersman.ties import largest
 
 RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 5))
-"""1e-5 to 100 in half decades: where states do not vary, products in float32 are off by some 1e-6, which a map
-divides by the ridge."""
+"""1e-5 to 100 in half decades: where states do not vary, products in float32 are off by some 1e-6, which a
+map divides by the ridge."""
 R2_TIE = 1e-5
 """Two R² that differ by no more are equal: products are judged in float32."""
 
