@@ -58,7 +58,10 @@ def lever_of(
     if isinstance(what, RoutingContrast | CausalScreen):
         if layers is not None or doses:
             raise PlanError("layers and doses are of vectors; experts are tuned by kind and number")
-        ranking = what.ranking(reverse=reverse)
+        # Of a screen all experts, the chosen set first: how many of them is what tuning finds out.
+        ranking = (
+            what.order(reverse=reverse) if isinstance(what, CausalScreen) else what.ranking(reverse=reverse)
+        )
         if not ranking:
             why = what.reason if isinstance(what, CausalScreen) else "no expert differs between its sides"
             raise PlanError(f"there is no expert to tune: {why}")
