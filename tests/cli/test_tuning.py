@@ -17,7 +17,7 @@ from steersman.errors import PairsError
 from steersman.evaluation.tuning import run as tuning_run
 from steersman.experts.counting import detect_experts
 
-FEW = ("--dev-items", 24, "--test-items", 24, "--cost-items", 24, "--no-answers", "--controls", 1)
+FEW = ("--dev-items", 12, "--test-items", 12, "--cost-items", 12, "--no-answers", "--controls", 1)
 WORDS = ("Who wrote the book?", "The river is long.", "I cannot help.", "Answer: the teacher.", "Yes.")
 TASKS = ("--task", "lab:refusal", "--keep", "lab:ordinary")
 QUICK = (*TASKS, *FEW, "--doses", "0.2,0.4")
@@ -75,7 +75,7 @@ def test_tune_writes_the_plan_the_table_and_the_pictures(tuned: Path) -> None:
     assert {edit.scope for edit in plan.edits} == {"answer"}
     assert plan.provenance["tuning"]["chosen"]["dose"] == found["chosen"]["dose"]
     confirmed = found["confirmed"]
-    assert (confirmed["items"], len(confirmed["control"]["draws"]), confirmed["looks"]) == (24, 1, 1)
+    assert (confirmed["items"], len(confirmed["control"]["draws"]), confirmed["looks"]) == (12, 1, 1)
     assert confirmed["verdict"] == "cannot tell"  # one control can show nothing
     rows = list(csv.DictReader((report / "candidates.csv").open()))
     assert [float(row["effect"]) for row in rows] == sorted((float(r["effect"]) for r in rows), reverse=True)
@@ -101,9 +101,15 @@ def test_words(place: Path, tmp_path: Path) -> None:
 
 def test_a_map_with_a_concept_and_a_contrast(place: Path, tmp_path: Path) -> None:
     paths = place / "bridge", place / "refusal"
-    run("tune", "lab:target", *paths, *QUICK, "--cost", "kl <= 9", "-o", tmp_path / "m", "--json")
+    run(
+        "tune", "lab:target", *paths, *TASKS, *FEW[:6], "--controls", 1, "--layers", "0-1", "--doses", "0.3",
+        "--cost", "kl <= 9", "--finalists", 1, "--max-new-tokens", 4, "-o", tmp_path / "m", "--json",
+    )  # fmt: skip
     table = json.loads((tmp_path / "m-tuning" / "tuning.json").read_text())
-    assert {layer for one in table["candidates"] for layer in one["layers"]} <= {0, 1, 2, 3}
+    assert {layer for one in table["candidates"] for layer in one["layers"]} == {0, 1}
+    # Of one finalist nothing is to be chosen: it answers test items alone.
+    assert [{"answers", "answers_base"} & {*one} for one in table["finalists"]] == [set()]
+    assert table["confirmed"]["answers"]["items"] == 12
     found = run("tune", "lab:moe", place / "contrast", *TASKS, *FEW, "-o", tmp_path / "e", "--json").json
     assert set(found["chosen"]) >= {"kind", "experts", "scope"}
     assert Steering.from_pretrained(tmp_path / "e").strengths
@@ -162,7 +168,7 @@ def test_what_cannot_be_tuned_is_said_before_any_work(place: Path, tuned: Path, 
         "layers and doses are of vectors": (*contrast, *TASKS, *FEW, "--layers", 1),
         "right is NAME <= NUMBER": (*concept, *QUICK, "--cost", "kl >= 1"),
         "keeps 99 label-shuffled concepts, and 100 controls": (*concept, *TASKS, "--controls", 100),
-        "24 kept items in this half": (*concept, *QUICK, "--cost", "lost <= 0.05"),
+        "12 kept items in this half": (*concept, *QUICK, "--cost", "lost <= 0.05"),
         "is among the development items": (
             *concept, *QUICK, "--task", "lab:refusal/dev", "--test", "lab:refusal/dev",
         ),

@@ -123,9 +123,8 @@ def run_model_demo(
             doses=DOSES,
             controls=CONTROLS,
             answer_controls=CONTROLS,
-            finalists=1,
-            dev_items=24,
-            cost_items=24,
+            dev_items=16,
+            cost_items=16,
             seed=seed,
         )
         tuned.save(place / TUNING)

@@ -122,7 +122,7 @@ def pirates() -> Task:
         "pirate",
         "plain",
         ListJudge(phrases),
-        Answers(ListJudge(phrases), max_new_tokens=32),
+        Answers(ListJudge(phrases), max_new_tokens=20),
     )
     prompts = [f"Tell me about {thing}." for thing in THINGS] + [f"How should I {deed}?" for deed in DEEDS]
     items = (
