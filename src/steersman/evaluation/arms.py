@@ -24,6 +24,7 @@ from steersman.pairs import Content
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from steersman.evaluation.tuning.shared_prompts import SharedPrompts
     from steersman.steering import Steering
 
 
@@ -88,6 +89,10 @@ class Subject:
         self.max_new_tokens = max_new_tokens
         self.match: Literal["weights", "architecture"] = match
         self._encoded: dict[tuple[bool, str], tuple[int, ...]] = {}
+        self.shared_prompts: SharedPrompts | None = None
+        """Prompts that are read once for all arms which leave them as they are, where that is worth keeping
+        them.
+        """
         self.unsteered: tuple[list[tuple[int, ...]], tuple[torch.Tensor, torch.Tensor, list[int]]] | None = (
             None
         )

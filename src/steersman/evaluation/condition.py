@@ -173,7 +173,9 @@ class Condition:
         rows = [self.subject.encoded(self.prompt(content)) for content in contents]
         self._check_room(rows, limit or self.subject.max_new_tokens)
         texts: list[list[str]] = [[] for _ in rows]
+        shared = self.subject.shared_prompts if count == 1 else None
         for batch in self._batches(rows):
+            known = {} if shared is None else shared.arguments(batch, self.steering)
             with self._steered(), generating(self.subject.model):
                 produced = cast(Any, self.subject.model).generate(
                     input_ids=batch.input_ids,
@@ -181,7 +183,7 @@ class Condition:
                     max_new_tokens=limit or self.subject.max_new_tokens,
                     pad_token_id=pad_id(tokenizer),
                     tokenizer=tokenizer,  # for stop strings that a checkpoint may ask for
-                    **{**settings, "num_return_sequences": count},
+                    **{**settings, **known, "num_return_sequences": count},
                 )
             answers = produced[:, batch.input_ids.shape[1] :]
             for row, text in enumerate(tokenizer.batch_decode(answers, skip_special_tokens=True)):

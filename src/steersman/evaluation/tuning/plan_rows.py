@@ -42,13 +42,13 @@ _LOGITS_BYTES = 1 << 28
 """Logits, in float32, that one forward may give."""
 _CACHE_BYTES = 1 << 28
 """Keys and values that one forward may copy."""
-_KEPT_BYTES = 1 << 30
+KEPT_BYTES = 1 << 30
 """Of batches that are kept for further plans."""
 _TOKENS = 4096
 """Tokens of the texts in one batch, padding included."""
-_OLD_NAME = "past_key_values"
+OLD_NAME = "past_key_values"
 """What transformers calls a cache before 5.24."""
-_UNFIT = (CannotCut, RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+UNFIT = (CannotCut, RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 """What a model raises that does not take a forward in parts."""
 
 
@@ -78,7 +78,7 @@ class PlanRows:
         self.rows_run = 0
         """Texts that went through a forward so far, whole or in part."""
         self._anatomy = Anatomy(model, [])
-        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else _OLD_NAME
+        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else OLD_NAME
         self._kept: dict[tuple[bool, tuple[int, ...]], _Batch] = {}
         self._kept_bytes = 0
         self.ways: dict[tuple[bool, int], bool] = {}
@@ -105,7 +105,7 @@ class PlanRows:
     @torch.no_grad()
     def _read(self, texts: Sequence[Text], plans: Sequence[Steering | None], values: Values) -> Floats:
         found = np.zeros((len(plans), len(texts)))
-        cached = all(_spares_prompts(plan) for plan in plans if plan is not None)
+        cached = all(spares_prompts(plan) for plan in plans if plan is not None)
         by_layer: dict[int, list[int]] = {}
         for number, plan in enumerate(plans):
             by_layer.setdefault(_first_layer(plan, len(self._anatomy.layers)), []).append(number)
@@ -133,7 +133,7 @@ class PlanRows:
         key = cached, tuple(map(id, texts))  # the batch holds its texts, so that no other gets their ids
         if key not in self._kept:
             batch = _Batch(self, texts, cached)
-            if self._kept_bytes + batch.bytes > _KEPT_BYTES:
+            if self._kept_bytes + batch.bytes > KEPT_BYTES:
                 return batch
             self._kept[key] = batch
             self._kept_bytes += batch.bytes
@@ -162,9 +162,9 @@ class PlanRows:
         whole = self._whole(batch, plans, rows)
         try:
             part = self._part(batch, first, plans, rows)
-        except _UNFIT:
+        except UNFIT:
             return False
-        return _alike(part, whole, batch.held(rows)[..., None])
+        return alike(part, whole, batch.held(rows)[..., None])
 
     def _part(
         self, batch: _Batch, first: int, plans: Sequence[Steering | None], rows: Sequence[int]
@@ -174,7 +174,7 @@ class PlanRows:
         chosen = torch.tensor(list(rows), device=batch.device)
         cuts = Cuts(children=False, columns=False)
         before = first + all(_begins_with_output(plan, first) for plan in plans if plan is not None)
-        cache = None if batch.cache is None else _rows_of(batch.cache, chosen)
+        cache = None if batch.cache is None else rows_of(batch.cache, chosen)
         recorded = batch.recorded
         # The stand-ins come first, so that edits are applied to what they give.
         with self._anatomy.replaying(recorded, before, cuts, cast(Any, batch), chosen):
@@ -290,10 +290,10 @@ class _Batch:
         whole = self._reader._whole(self, [None for _ in rows], rows)
         try:
             self.cache = self._of_prefix()
-            self.base = self._after(_rows_of(self.cache, torch.arange(len(rows), device=self.device)))
-            if _alike(self.base, whole, self.held(rows)[..., None]):
+            self.base = self._after(rows_of(self.cache, torch.arange(len(rows), device=self.device)))
+            if alike(self.base, whole, self.held(rows)[..., None]):
                 return
-        except _UNFIT:  # the family has no cache, or none that can be split into rows
+        except UNFIT:  # the family has no cache, or none that can be split into rows
             pass
         self.cache, self.base = None, whole
 
@@ -319,8 +319,7 @@ class _Batch:
 
     @cached_property
     def _cache_bytes(self) -> int:
-        layers = getattr(self.cache, "layers", ())
-        return sum(_bytes(part) for layer in layers for part in vars(layer).values())
+        return cache_bytes(self.cache)
 
     @property
     def bytes(self) -> int:
@@ -377,14 +376,14 @@ class _Batch:
         return ((terms.double() * scored).sum(dim=1) / scored.sum(dim=1)).cpu()
 
 
-def _alike(part: Tensor, whole: Tensor, held: Tensor) -> bool:
+def alike(part: Tensor, whole: Tensor, held: Tensor) -> bool:
     """Whether logits are the same within rounding where they are read."""
     off = ((part - whole).float().abs() * held).max()
     tolerance = max(1e-5, 8 * torch.finfo(whole.dtype).eps)
     return bool(off <= tolerance * (1 + (whole.float().abs() * held).max()))
 
 
-def _spares_prompts(plan: Steering) -> bool:
+def spares_prompts(plan: Steering) -> bool:
     """Whether a plan edits nothing before a prompt's last token."""
     return all("prompt" not in SCOPES[edit.scope] for edit in plan.edits)
 
@@ -425,6 +424,11 @@ def _in_batches(texts: Sequence[Text], cached: bool) -> Iterator[list[int]]:
         yield batch
 
 
+def cache_bytes(cache: Any) -> int:
+    """What the keys and values of a cache take."""
+    return sum(_bytes(part) for layer in getattr(cache, "layers", ()) for part in vars(layer).values())
+
+
 def _bytes(value: Any) -> int:
     if isinstance(value, tuple):
         return sum(map(_bytes, value))
@@ -436,9 +440,9 @@ def _parts(rows: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tupl
         yield rows[start : start + size]
 
 
-def _rows_of(cache: Any, rows: Tensor) -> Any:
+def rows_of(cache: Any, rows: Tensor) -> Any:
     """Some rows of a cache, again and again if named so, as a cache of its own; what it was made from stays
-    as it is. Raises as `_UNFIT` where the family's cache has no rows.
+    as it is. Raises as `UNFIT` where the family's cache has no rows.
     """
     found = copy.copy(cache)
     found.layers = [copy.copy(layer) for layer in cache.layers]

@@ -24,6 +24,7 @@ from steersman.evaluation.tuning.looks import count_look
 from steersman.evaluation.tuning.plan_rows import Floats, PlanRows
 from steersman.evaluation.tuning.result import Confirmed, Tuning
 from steersman.evaluation.tuning.search import Searched, Tried, search
+from steersman.evaluation.tuning.shared_prompts import SharedPrompts
 from steersman.evaluation.tuning.splits import Split
 from steersman.models.apply import check_model
 
@@ -93,6 +94,7 @@ class Run:
         self.subject = Subject(
             model, tokenizer, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens
         )
+        self.subject.shared_prompts = SharedPrompts(model)
         self.rows = PlanRows(model, tokenizer)
         self.aim, self.bounds, self.side, self.options = aim, tuple(bounds), side, options
         self.sign = 1.0 if side == "positive" else -1.0
