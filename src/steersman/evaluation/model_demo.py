@@ -126,6 +126,7 @@ def run_model_demo(
             dev_items=16,
             cost_items=16,
             seed=seed,
+            progress=progress,
         )
         tuned.save(place / TUNING)
         step("talking to it")
@@ -144,9 +145,10 @@ def run_model_demo(
             top_k=TOP_K,
             tokens=CARVED_TOKENS,
             seed=seed,
+            progress=progress,
         )
         step("screening its experts")
-        screen, sweep = _screened(place / MOE, seed)
+        screen, sweep = _screened(place / MOE, seed, progress)
         screen.save_pretrained(place / SCREEN)
         step("writing the report")
         seconds = time.monotonic() - start
@@ -193,11 +195,11 @@ def spoken(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[d
     ]
 
 
-def _screened(folder: Path, seed: int) -> tuple[CausalScreen, SizeSweep | None]:
+def _screened(folder: Path, seed: int, progress: bool) -> tuple[CausalScreen, SizeSweep | None]:
     """The screen of the carved model, and how far its sets go beside random ones; None where it has none."""
     moe, tokenizer = load_model(str(folder))
     task = data.numerals()
-    screen = screen_experts(moe, tokenizer, task, signs="deactivate", at_most=6, seed=seed)
+    screen = screen_experts(moe, tokenizer, task, signs="deactivate", at_most=6, seed=seed, progress=progress)
     rankings = {}
     for direction, chosen in screen.sets.items():
         if chosen.picks:
@@ -215,6 +217,7 @@ def _screened(folder: Path, seed: int) -> tuple[CausalScreen, SizeSweep | None]:
         draws=CONTROLS,
         limit=SWEPT_ITEMS,
         seed=seed + 1,
+        progress=progress,
     )
     return screen, sweep
 
