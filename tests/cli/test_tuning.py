@@ -97,6 +97,21 @@ def test_words(place: Path, tmp_path: Path) -> None:
     assert f"table and pictures: {tmp_path / 'r'}" in words
     concepts = {row["concept"] for row in csv.DictReader((tmp_path / "r" / "candidates.csv").open())}
     assert concepts == {"refusal", "faithfulness"}
+    finalists = json.loads((tmp_path / "r" / "tuning.json").read_text())["finalists"]
+    assert len(finalists) == 2  # of one layer, where no other is offered
+
+
+def test_finalists_are_unlike_each_other(place: Path, tmp_path: Path) -> None:
+    run(
+        "tune", "lab:source", place / "refusal", *TASKS, *FEW[:6], "--controls", 0, "--doses", "0.2,0.25",
+        "--finalists", 2, "--cost", "kl <= 9", "--max-new-tokens", 4, "-o", tmp_path / "s",
+    )  # fmt: skip
+    table = json.loads((tmp_path / "s-tuning" / "tuning.json").read_text())
+    (best, *_), (one, other) = table["candidates"], table["finalists"]
+    assert one["layers"] == best["layers"]
+    assert one["layers"] != other["layers"]
+    assert {"answers", "answers_base", "repeats"} <= {*one}
+    assert {"repeats", "repeats_base"} <= {*table["confirmed"]["answers"]}
 
 
 def test_a_map_with_a_concept_and_a_contrast(place: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import families
 from steersman import PlanError, Steering
 from steersman.certainty import CANNOT_TELL, SHOWN
 from steersman.concepts.norms import NormHistogram
+from steersman.evaluation.screening.sizes import KINDS
 from steersman.evaluation.statistics import clustered_mean
 from steersman.evaluation.tuning.candidates import (
     DOSES,
@@ -31,7 +32,7 @@ from steersman.evaluation.tuning.candidates import (
 )
 from steersman.evaluation.tuning.confirming import answers_moved, control_of, verdict_of
 from steersman.evaluation.tuning.costs import COSTS, Cost, CostBound, _share, read_bounds
-from steersman.evaluation.tuning.degenerate import is_degenerate, repetition
+from steersman.evaluation.tuning.degenerate import is_degenerate, repeats, repetition
 from steersman.evaluation.tuning.looks import count_look
 from steersman.evaluation.tuning.plan_rows import Floats
 from steersman.evaluation.tuning.result import Tuning
@@ -278,6 +279,11 @@ def test_texts_that_repeat_themselves_are_degenerate() -> None:
     pytest.importorskip("py3langid")
     assert is_degenerate("I am sorry. " * 8, instead_of=good)
     assert not is_degenerate("I am sorry. " * 8, instead_of="I cannot. " * 8)  # it did before
+    assert repeats("The rain. It's a mighty" + "f-f-f-f-f-f-f")  # an end in a loop is less than half of it
+    assert repeats(
+        "We sail at dawn for gold and never look back at home, me hearties. Aye, aye, aye, aye, aye, aye, aye"
+    )
+    assert not repeats("We sail at dawn for gold. Aye, aye, aye!")
     french = "Je ne sais pas qui a écrit ce livre, mais la rivière est longue et la ville est ancienne."
     assert is_degenerate(french, instead_of=good)
     assert not is_degenerate(good, instead_of=good)
@@ -352,6 +358,16 @@ def test_no_cost_that_is_read_off_is_no_cost_that_is_broken() -> None:
     mean = clustered_mean(np.ones(4))
     assert Tried(VectorCandidate("", (1,), 0.3, "answer"), mean, {}, "coarse").passes
     assert not Tried(VectorCandidate("", (1,), 0.3, "answer"), mean, None, "coarse").passes
+
+
+def test_finalists_come_of_stretches_of_layers_and_of_kinds() -> None:
+    lever = vectors(range(4, 13))
+    layers = [(4,), (6,), (7,), (8, 9, 10), (9,), (10,), (12,)]
+    found = [lever.kin(VectorCandidate("", some, 0.3, "answer"), 3) for some in layers]
+    assert found == [0, 0, 1, 1, 1, 2, 2]
+    assert {lever.kin(VectorCandidate("", some, 0.3, "answer"), 1) for some in layers} == {0}
+    some = experts([1.0, -1.0])
+    assert {some.kin(ExpertCandidate(kind, 1, "all"), 3) for kind in KINDS} == {*KINDS}
 
 
 # how often it finds what is not there ----------------------------------------------------------------------

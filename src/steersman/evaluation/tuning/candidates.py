@@ -71,6 +71,10 @@ class Lever(Protocol):
         """The same with a smaller first grid, for effects that must be generated and judged."""
         ...
 
+    def kin(self, candidate: Candidate, count: int) -> Any:
+        """Which of so many parts of the lever a candidate is of, by which finalists are unlike each other."""
+        ...
+
     def plan(self, candidate: Candidate) -> Steering:
         """The plan of a candidate. Raises PlanError where it cannot be had."""
         ...
@@ -173,6 +177,12 @@ class Vectors:
         """A third of the layers, and of the library's own doses every second; others stay as asked for."""
         doses = DOSES[1::2] if self.doses == DOSES else self.doses
         return replace(self, coarse_layers=max(2, self.coarse_layers // 3), doses=doses)
+
+    def kin(self, candidate: Candidate, count: int) -> Any:
+        """Which of so many stretches of the layers its middle layer is in."""
+        if not isinstance(candidate, VectorCandidate):
+            return None
+        return self.layers.index(candidate.layers[len(candidate.layers) // 2]) * count // len(self.layers)
 
     def only(self, best: VectorCandidate) -> Vectors:
         """The same lever, of a candidate's concept, scope and direction alone."""
@@ -313,6 +323,10 @@ class Experts:
         return [
             one for one in alone._grid(sizes) if isinstance(one, ExpertCandidate) and one.kind == best.kind
         ]
+
+    def kin(self, candidate: Candidate, count: int) -> Any:
+        """Its kind."""
+        return candidate.kind if isinstance(candidate, ExpertCandidate) else None
 
     def _grid(self, sizes: Sequence[int]) -> list[Candidate]:
         there = {

@@ -18,6 +18,7 @@ from steersman.evaluation.tasks import Task
 from steersman.evaluation.tuning.candidates import Candidate, Experts, Lever
 from steersman.evaluation.tuning.confirming import answers_moved, control_of, verdict_of
 from steersman.evaluation.tuning.costs import ANSWER_TOKENS, COSTS, Cost, CostBound, Kept
+from steersman.evaluation.tuning.degenerate import repeats
 from steersman.evaluation.tuning.effects import Answered, Effect, LogOdds, has_log_odds
 from steersman.evaluation.tuning.levers import by_use
 from steersman.evaluation.tuning.looks import count_look
@@ -222,32 +223,60 @@ class Run:
 
     def _final(self, found: Searched, judged: bool) -> tuple[Tried | None, list[dict[str, Any]]]:
         """The passing candidate that is chosen, and what the finalists answer: the largest judged effect
-        among the first that pass and are not degenerate, of equal ones the largest effect.
+        among the finalists, of equal ones the largest effect. Finalists are the candidates with the largest
+        effects that pass and are not degenerate, first one of each part of the lever (`Lever.kin`): the
+        largest log-odds are often neighbours, whose answers break alike.
         """
-        told: list[tuple[float, Tried]] = []
+        wanted = self.options.finalists if judged else 1
+        told: list[tuple[float, float, Tried]] = []
         rows: list[dict[str, Any]] = []
-        for one in found.tried:
-            if len(told) == (self.options.finalists if judged else 1) or one.effect.mean <= 0:
-                break
-            if one.costs is None:  # a control's, which the search did not need
-                one = replace(one, costs=self._costs(found.lever, one.candidate))
-            if not one.passes:
-                continue
-            plan = found.lever.plan(one.candidate)
-            row: dict[str, Any] = {**one.candidate.to_json(), "effect": one.effect.mean}
-            moved, kept = 0.0, self._degenerate(0, plan)
-            if kept is not None:
-                row["degenerate"] = kept.to_json()
-            if kept is None or kept.kept:
-                if judged and self.options.finalists > 1:  # of one there is nothing to choose
-                    base, steered = (float(np.mean(self._answers(0, each))) for each in (None, plan))
-                    moved = self.sign * (steered - base)
-                    row |= {"answers_base": base, "answers": steered}
-                told.append((moved, one))
-            rows.append(row)
-        # They are in order of effect, so the first of equals has the largest.
-        best = max(told, key=lambda entry: round(entry[0], 9), default=None)
-        return (None if best is None else best[1]), rows
+        looked: set[Candidate] = set()
+        kin: set[Any] = set()
+        for unlike in (True, False):
+            for one in found.tried:
+                if len(told) == wanted or one.effect.mean <= 0:
+                    break
+                part = found.lever.kin(one.candidate, wanted)
+                if one.candidate in looked or (unlike and part in kin):
+                    continue
+                looked.add(one.candidate)
+                if one.costs is None:  # a control's, which the search did not need
+                    one = replace(one, costs=self._costs(found.lever, one.candidate))
+                if not one.passes:
+                    continue
+                row, moved = self._as_finalist(found.lever, one, judged and wanted > 1)
+                rows.append(row)
+                if moved is not None:
+                    kin.add(part)
+                    told.append((round(moved, 9), one.effect.mean, one))
+        best = max(told, key=lambda entry: entry[:2], default=None)
+        return (None if best is None else best[-1]), rows
+
+    def _as_finalist(self, lever: Lever, one: Tried, judged: bool) -> tuple[dict[str, Any], float | None]:
+        """A row of the finalists, and how far its answers to the development items moved, of which those that
+        repeat themselves did not; None where those to the kept prompts are degenerate.
+        """
+        plan = lever.plan(one.candidate)
+        row: dict[str, Any] = {**one.candidate.to_json(), "effect": one.effect.mean}
+        kept = self._degenerate(0, plan)
+        if kept is not None:
+            row["degenerate"] = kept.to_json()
+            if not kept.kept:
+                return row, None
+        if not judged:  # of one there is nothing to choose
+            return row, 0.0
+        base, steered = (self._answered(0, each) for each in (None, plan))
+        before, after = (np.array(each["values"]) for each in (base, steered))
+        broken = [
+            repeats(text) and not repeats(old)
+            for text, old in zip(steered["texts"], base["texts"], strict=True)
+        ]
+        row |= {
+            "answers_base": float(before.mean()),
+            "answers": float(after.mean()),
+            "repeats": float(np.mean(broken)),
+        }
+        return row, float(self.sign * np.where(broken, 0.0, after - before).mean())
 
     def _answers(self, half: int, plan: Steering | None) -> list[float]:
         """What the task's own measure makes of the answers under a plan, item by item."""
@@ -322,7 +351,11 @@ class Run:
             for item, one, other in zip(items, base["texts"], steered["texts"], strict=True)
         ]
         found = answers_moved(base["values"], steered["values"], items.groups, draws, self.sign)
-        return {**found, "shown": shown[:SHOWN_ANSWERS]}
+        repeated = {
+            name: float(np.mean([repeats(text) for text in each["texts"]]))
+            for name, each in (("repeats_base", base), ("repeats", steered))
+        }
+        return {**found, **repeated, "shown": shown[:SHOWN_ANSWERS]}
 
     def _result(
         self,
