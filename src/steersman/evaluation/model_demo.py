@@ -199,7 +199,17 @@ def _screened(folder: Path, seed: int, progress: bool) -> tuple[CausalScreen, Si
     """The screen of the carved model, and how far its sets go beside random ones; None where it has none."""
     moe, tokenizer = load_model(str(folder))
     task = data.numerals()
-    screen = screen_experts(moe, tokenizer, task, signs="deactivate", at_most=6, seed=seed, progress=progress)
+    screen = screen_experts(
+        moe,
+        tokenizer,
+        task,
+        signs="deactivate",
+        choose="rounds",
+        exact_runs=24,
+        at_most=6,
+        seed=seed,
+        progress=progress,
+    )
     rankings = {}
     for direction, chosen in screen.sets.items():
         if chosen.picks:
