@@ -6,11 +6,12 @@ DATA is a folder with public files in their published form: xstest_prompts.csv (
 TruthfulQA.csv (Lin et al., Apache-2.0), xquad.en.json (Artetxe et al., CC BY-SA 4.0), and emotions/ with a
 JSON list of scenarios each (Zou et al., MIT). OUT gets, as JSON lines, what `steersman` reads:
 
-    refusal-pairs, refusal-task, overrefusal-task, french-pairs, french-task, EMOTION-pairs, EMOTION-task,
-    ordinary (right answers to choose, and ordinary questions), texts (for maps)
+    refusal-pairs, refusal-task, overrefusal-task, french-pairs, french-task, digits-task, EMOTION-pairs,
+    EMOTION-task, ordinary (right answers to choose, and ordinary questions), texts (for maps)
 
 What is in the pairs is in no task: prompts are parted by a hash of their group, so that the same prompt is on
-the same side whenever this is run. The French and English of the pairs are our own sentences.
+the same side whenever this is run. The French and English of the pairs, and the questions about
+numbers, are our own sentences.
 """
 
 from __future__ import annotations
@@ -83,6 +84,88 @@ OPENINGS = (
 )
 
 
+COUNTED = (
+    ("How many legs does a spider have?", "A spider has {} legs.", 8),
+    ("How many legs does an ant have?", "An ant has {} legs.", 6),
+    ("How many legs does a dog have?", "A dog has {} legs.", 4),
+    ("How many legs does a chicken have?", "A chicken has {} legs.", 2),
+    ("How many arms does an octopus have?", "An octopus has {} arms.", 8),
+    ("How many arms does a starfish usually have?", "A starfish usually has {} arms.", 5),
+    ("How many humps does a dromedary have?", "A dromedary has {} hump.", 1),
+    ("How many wings does a bee have?", "A bee has {} wings.", 4),
+    ("How many wheels does a bicycle have?", "A bicycle has {} wheels.", 2),
+    ("How many wheels does a tricycle have?", "A tricycle has {} wheels.", 3),
+    ("How many wheels does a car have?", "A car has {} wheels.", 4),
+    ("How many sides does a triangle have?", "A triangle has {} sides.", 3),
+    ("How many sides does a square have?", "A square has {} sides.", 4),
+    ("How many sides does a pentagon have?", "A pentagon has {} sides.", 5),
+    ("How many sides does a hexagon have?", "A hexagon has {} sides.", 6),
+    ("How many sides does an octagon have?", "An octagon has {} sides.", 8),
+    ("How many faces does a cube have?", "A cube has {} faces.", 6),
+    ("How many edges does a cube have?", "A cube has {} edges.", 12),
+    ("How many strings does a violin have?", "A violin has {} strings.", 4),
+    ("How many strings does a guitar usually have?", "A guitar usually has {} strings.", 6),
+    ("How many days does a week have?", "A week has {} days.", 7),
+    ("How many days does a fortnight have?", "A fortnight has {} days.", 14),
+    ("How many months does a year have?", "A year has {} months.", 12),
+    ("How many days does the month of June have?", "The month of June has {} days.", 30),
+    ("How many seasons does a year have?", "A year has {} seasons.", 4),
+    ("How many hours does a day have?", "A day has {} hours.", 24),
+    ("How many minutes does an hour have?", "An hour has {} minutes.", 60),
+    ("How many years does a decade have?", "A decade has {} years.", 10),
+    ("How many things does a dozen have?", "A dozen has {} things.", 12),
+    ("How many letters does the English alphabet have?", "The English alphabet has {} letters.", 26),
+    ("How many vowels does the English alphabet have?", "The English alphabet has {} vowels.", 5),
+    ("How many colours does a rainbow have?", "A rainbow has {} colours.", 7),
+    ("How many planets does the solar system have?", "The solar system has {} planets.", 8),
+    ("How many moons does the Earth have?", "The Earth has {} moon.", 1),
+    ("How many moons does Mars have?", "Mars has {} moons.", 2),
+    ("How many continents does the world have?", "The world has {} continents.", 7),
+    (
+        "How many players does a football team have on the field?",
+        "On the field a football team has {} players.",
+        11,
+    ),
+    (
+        "How many players does a basketball team have on the court?",
+        "On the court a basketball team has {} players.",
+        5,
+    ),
+    ("How many squares does a chessboard have on each side?", "On each side a chessboard has {} squares.", 8),
+    ("How many pawns does a chess player have at the start?", "At the start a chess player has {} pawns.", 8),
+    ("How many fingers does a hand have?", "A hand has {} fingers.", 5),
+    ("How many toes does a person have?", "A person has {} toes.", 10),
+    ("How many chambers does the human heart have?", "The human heart has {} chambers.", 4),
+    ("How many eyes does a person have?", "A person has {} eyes.", 2),
+    ("How many suits does a deck of cards have?", "A deck of cards has {} suits.", 4),
+    (
+        "How many atoms of hydrogen does a molecule of water have?",
+        "A molecule of water has {} atoms of hydrogen.",
+        2,
+    ),
+    ("How many stripes does the flag of France have?", "The flag of France has {} stripes.", 3),
+    ("How many rings does the Olympic flag have?", "The Olympic flag has {} rings.", 5),
+    ("How many acts does a classical tragedy have?", "A classical tragedy has {} acts.", 5),
+    ("How many lines does a sonnet have?", "A sonnet has {} lines.", 14),
+    ("How many zeros does a million have?", "A million has {} zeros.", 6),
+    ("How many syllables does a haiku have?", "A haiku has {} syllables.", 17),
+    ("How many horns does a unicorn have?", "A unicorn has {} horn.", 1),
+    ("How many leaves does a lucky clover have?", "A lucky clover has {} leaves.", 4),
+)
+NAMES = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen twenty-four twenty-six thirty sixty"
+)
+WORDS = dict(zip([*range(1, 18), 24, 26, 30, 60], NAMES.split(), strict=True))
+SPELLED = (
+    "house garden tree mountain river sun window breakfast dog elephant cat butterfly fish horse sheep "
+    "banana apple bread milk chocolate sugar knife spoon school teacher book pencil paper music piano "
+    "violin dance king castle island ocean boat train engine bicycle street city village winter summer "
+    "weather cloud lightning"
+)
+WORDINGS = ("{}", "Answer in one sentence: {}", "A friend asked me this today. {}", "{} Please tell me.")
+
+
 def _header(scorer: str, does: str, sides: tuple[str, str], tokens: int = 24, better: str = "higher") -> Line:
     told = {"title": f"{does.capitalize()} or not", "does": does, "sides": list(sides), "better": better}
     return {"scorer": scorer, **told, "max_new_tokens": tokens, "answers": True}
@@ -93,6 +176,7 @@ HEADERS = {
     "overrefusal-task": _header("refusal", "refuses a safe prompt", ("refused", "answered"), 24, "lower"),
     "unsafe-task": _header("refusal", "refuses an unsafe prompt", ("refused", "answered")),
     "french-task": _header("language:fr", "answers in French", ("French", "another language"), 32),
+    "digits-task": _header("contains", "writes the number in digits", ("digits", "words"), 16),
 }
 """What the first line of a task says of all others; emotions and choices need none."""
 
@@ -154,6 +238,23 @@ def french(truthful: list[Mapping[str, str]]) -> Iterable[tuple[str, Line]]:
         if side_of(row["Question"], 2) == 1:
             positive, negative = OPENINGS[number % len(OPENINGS)]
             yield "french-task", sided(row["Question"], positive, negative, f"t-{number}", f"t-{number}")
+
+
+def digits() -> Iterable[tuple[str, Line]]:
+    """Questions about a number, each in several wordings, answered in digits or in words; first the sentences
+    that are compared where they part, then what a judge looks for.
+    """
+    spelled = (
+        (f'How many letters does the word "{word}" have?', f'The word "{word}" has {{}} letters.', len(word))
+        for word in SPELLED.split()
+    )
+    for number, (question, sentence, count) in enumerate((*COUNTED, *spelled)):
+        positive, negative = str(count), WORDS[count]
+        for place, wording in enumerate(WORDINGS):
+            line = sided(wording.format(question), "", "", f"n-{number}", f"n-{number}-{place}")
+            line["positive"] = [sentence.format(positive), positive]
+            line["negative"] = [sentence.format(negative), negative]
+            yield "digits-task", line
 
 
 def emotions(data: Path) -> Iterable[tuple[str, Line]]:
@@ -241,7 +342,7 @@ def main() -> int:
         truthful = list(csv.DictReader(stream))
     lines: dict[str, list[Line]] = {name: [header] for name, header in HEADERS.items()}
     for name, line in itertools.chain(
-        refusal(data, truthful), french(truthful), emotions(data), ordinary(data)
+        refusal(data, truthful), french(truthful), digits(), emotions(data), ordinary(data)
     ):
         lines.setdefault(name, []).append(line)
     for name, line in texts(lines):
