@@ -44,6 +44,17 @@ def test_answers_are_as_without(name: str) -> None:
     assert shared.used == (2 if name in SHARED else 0)
 
 
+@pytest.mark.parametrize("asked", [{"use_cache": False}, {"cache_implementation": "static"}])
+def test_a_checkpoint_that_asks_for_a_cache_of_its_own_reads_again(
+    asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = d.tiny("llama")
+    for name, value in asked.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    (batch,) = batches([[5, 6, 7]], 1, 0, torch.device("cpu"))
+    assert SharedPrompts(model).arguments(batch, None) == {}
+
+
 def generated(model, batch, plan, more):
     arguments = {
         "input_ids": batch.input_ids,

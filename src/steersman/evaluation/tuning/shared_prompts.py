@@ -44,8 +44,9 @@ class SharedPrompts:
         """What `generate` is to be given beside a batch; nothing where it has to read the prompts itself."""
         if batch.input_ids.shape[1] < 2 or not (plan is None or spares_prompts(plan)):
             return {}
-        if self._model.generation_config is not None and self._model.generation_config.use_cache is False:
-            return {}
+        config = self._model.generation_config
+        if config is not None and (config.use_cache is False or config.cache_implementation is not None):
+            return {}  # generate takes no other cache than the one that the checkpoint asks for
         key = (*batch.input_ids.shape, batch.input_ids.cpu().numpy().tobytes(), batch.indices)
         if key not in self._kept and self._bytes < KEPT_BYTES:
             self._kept[key] = self._read(batch)
