@@ -15,10 +15,11 @@ import torch
 from measuring import interleaved, ratio, report
 
 from steersman import Steering, load_model, load_task
-from steersman.evaluation.prompts import encode_fork, pad_id
+from steersman.evaluation.prompts import encode_fork
 from steersman.evaluation.screening.texts import preferences
-from steersman.evaluation.tuning.plan_rows import PlanRows
 from steersman.models.architecture import decoder_layers
+from steersman.models.plan_rows import PlanRows
+from steersman.models.reading import pad_id
 
 LAYERS, SIZES, ITEMS, ANSWER, ROUNDS = 12, (0.1, 0.2, 0.3, 0.4, 0.6, 0.8), 32, 32, 3
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from steersman.evaluation.screening.texts import Reading, Text
+from steersman.evaluation.screening.texts import Reading
 from steersman.models.architecture import RouterSite, find_routers
+from steersman.models.scored_text import Text
 
 TEXTS = ((5, 9, 12, 7, 11, 6, 8), (10, 6, 13, 14, 9, 5, 7, 12, 8), (8, 8, 5, 13, 6, 10, 7, 9, 11, 14, 12, 5))
 PROMPT = 4

@@ -16,9 +16,10 @@ from steersman.concepts.controls import vectors_like_states
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.judges import OUTCOMES, Outcome
 from steersman.evaluation.prompt_rates import PromptRates, prompt_rates
-from steersman.evaluation.prompts import Batch, Fork, batches, encode_fork, encode_prompt, pad_id
+from steersman.evaluation.prompts import Batch, Fork, batches, encode_fork, encode_prompt
 from steersman.evaluation.statistics import Rate, rate
 from steersman.evaluation.tasks import Task
+from steersman.models.reading import pad_id
 from steersman.pairs import Content
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from steersman.errors import PairsError
 from steersman.evaluation.instructing import instructed
-from steersman.evaluation.prompts import Batch, batches, encode_answer, pad_id
+from steersman.evaluation.prompts import Batch, batches, encode_answer
 from steersman.models.architecture import check_ids
 from steersman.models.decoding import decoding, generating, require_repeatable
+from steersman.models.reading import pad_id
 from steersman.pairs import Content
 
 if TYPE_CHECKING:

@@ -121,14 +121,6 @@ def batches(
         yield Batch(indices, ids.to(device), mask.to(device))
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to pad with: the tokenizer's, else its end token's, else 0 (the mask hides it in any case)."""
-    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(found, int):
-            return found
-    return 0
-
-
 def _glue(text: str, content: Content) -> str:
     """What stands between a prompt and its answer: nothing after a chat's generation prompt."""
     return "" if not text or text[-1].isspace() or not isinstance(content, str) else " "

@@ -13,9 +13,10 @@ from torch.nn import functional
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from steersman.errors import PairsError
-from steersman.evaluation.prompts import Batch, batches, pad_id
+from steersman.evaluation.prompts import Batch, batches
 from steersman.models.architecture import check_ids
 from steersman.models.decoding import decoding, generating, require_repeatable, text_ends
+from steersman.models.reading import pad_id
 from steersman.steering import Steering
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import nn
 
 from steersman.models.architecture import find_decoder
 from steersman.models.weights import is_sharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Ints = np.ndarray[Any, Any]
 
@@ -37,6 +40,14 @@ def padded(ids: Sequence[Ints | Sequence[int]], *, left: bool = False) -> tuple[
         tokens[row, span] = text
         mask[row, span] = 1
     return tokens, mask
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id to pad with: the tokenizer's, else its end token's, else 0 (the mask hides it in any case)."""
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(found, int):
+            return found
+    return 0
 
 
 def input_device(model: nn.Module) -> torch.device:

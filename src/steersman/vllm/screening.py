@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from steersman.edits import ExpertEdit, Scope
 from steersman.errors import ModelError, PairsError
 from steersman.evaluation.screening.exact import Base, Edit, Floats, Instrument, Integers
-from steersman.evaluation.screening.replay import Recording
 from steersman.evaluation.screening.screen import Runs
-from steersman.evaluation.screening.texts import Batch, Reading, Text
+from steersman.evaluation.screening.texts import Batch, Reading
 from steersman.models.architecture import RouterSite
+from steersman.models.replay import Recording
+from steersman.models.scored_text import Text
 from steersman.steering import Steering
 from steersman.vllm.backend import Engine
 from steersman.vllm.detection import engine_version

@@ -14,10 +14,11 @@ from steersman.edits import Scope
 from steersman.evaluation.arms import Subject
 from steersman.evaluation.screening import room
 from steersman.evaluation.screening.exact import Edit, Instrument, instrument
-from steersman.evaluation.screening.replay import EVERYTHING, CannotCut, Cuts
-from steersman.evaluation.screening.texts import Batch, Reading, Text, preferences
+from steersman.evaluation.screening.texts import Batch, Reading, preferences
 from steersman.evaluation.tasks import load_task
 from steersman.lab.tokenizer import build_tokenizer
+from steersman.models.replay import EVERYTHING, CannotCut, Cuts
+from steersman.models.scored_text import Text
 
 # What may be left out of their forwards; llama4's blocks give states without columns.
 FAMILIES = {
@@ -196,7 +197,7 @@ def test_a_module_out_of_its_order_is_noticed() -> None:
         rows = torch.arange(batch.rows)
         with (
             pytest.raises(CannotCut, match="ran where"),
-            tool.anatomy.replaying(base.recorded, 1, Cuts(), batch, rows),
+            tool.anatomy.replaying(base.recorded, 1, Cuts(), batch.keep, rows),
         ):
             tool.anatomy.forward(batch.ids, batch.mask, batch.mask.cumsum(dim=1), batch.keep)
 

@@ -34,10 +34,10 @@ from steersman.evaluation.tuning.confirming import answers_moved, control_of, ve
 from steersman.evaluation.tuning.costs import COSTS, Cost, CostBound, _share, read_bounds
 from steersman.evaluation.tuning.degenerate import is_degenerate, repeats, repetition
 from steersman.evaluation.tuning.looks import count_look
-from steersman.evaluation.tuning.plan_rows import Floats
 from steersman.evaluation.tuning.result import Tuning
 from steersman.evaluation.tuning.search import Searched, Tried, search
 from steersman.models.architecture import read_architecture
+from steersman.models.plan_rows import Floats
 
 ARCHITECTURE = read_architecture(families.shared("qwen3_moe"))
 

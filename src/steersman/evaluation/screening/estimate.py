@@ -26,11 +26,11 @@ from steersman.evaluation.screening.expert_calls import (
     read_call,
     single_experts,
 )
-from steersman.evaluation.screening.replay import positions_of
 from steersman.evaluation.screening.texts import Batch
 from steersman.experts.router_tables import token_edit
 from steersman.models.architecture import RouterSite
 from steersman.models.replacing import replace_method
+from steersman.models.replay import positions_of
 
 MOST_NUMBERS = 1 << 21
 """Numbers of a tensor that is made at a time: tokens × edits × width."""

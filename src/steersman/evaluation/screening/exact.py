@@ -14,14 +14,6 @@ from torch import Tensor, nn
 
 from steersman.edits import Scope
 from steersman.errors import PairsError
-from steersman.evaluation.screening.replay import (
-    EVERYTHING,
-    Anatomy,
-    CannotCut,
-    Cuts,
-    Recording,
-    positions_of,
-)
 from steersman.evaluation.screening.room import Room
 from steersman.evaluation.screening.texts import Batch, Reading, batches_of
 from steersman.experts.fixed_edits import FixedEdits, fixed_edits
@@ -30,6 +22,14 @@ from steersman.experts.router_tables import TokenEdit, token_edit
 from steersman.limits import Router, broken_limit
 from steersman.models.architecture import RouterSite
 from steersman.models.reading import evaluating, input_device
+from steersman.models.replay import (
+    EVERYTHING,
+    Anatomy,
+    CannotCut,
+    Cuts,
+    Recording,
+    positions_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -262,7 +262,7 @@ class Instrument:
             if edited >= layer or not cuts.layers
         }
         chosen = torch.from_numpy(rows).to(self.device)
-        with self.anatomy.replaying(base.recorded, layer, cuts, batch, chosen):
+        with self.anatomy.replaying(base.recorded, layer, cuts, batch.keep, chosen):
             return self._run(batch, chosen, tables, (layer, cuts))
 
     def _changed(self, batch: Batch, base: Base, edits: Sequence[Edit]) -> npt.NDArray[np.bool_]:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from steersman.edits import SCOPES, Scope
 from steersman.errors import ModelError, PairsError
-from steersman.evaluation.prompts import encode_answer, encode_fork, pad_id
+from steersman.evaluation.prompts import encode_answer, encode_fork
+from steersman.models.reading import pad_id
+from steersman.models.scored_text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,25 +24,6 @@ if TYPE_CHECKING:
     from steersman.evaluation.tasks import Item, Task
 
 Side = Literal["positive", "negative"]
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokens to read, and what is made of them: Σ weight · log p(token | those up to place), in nats.
-
-    `item` is the number of the item that the sum belongs to.
-    """
-
-    item: int
-    ids: tuple[int, ...]
-    prompt_length: int
-    scored: tuple[tuple[int, int, float], ...]
-    """(place, token, weight)"""
-
-    @property
-    def read(self) -> int:
-        """How many of its last places are read."""
-        return len(self.ids) - self.scored[0][0]
 
 
 @dataclass(frozen=True)

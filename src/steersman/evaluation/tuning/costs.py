@@ -19,11 +19,12 @@ from steersman.errors import PairsError, PlanError
 from steersman.evaluation.condition import Condition
 from steersman.evaluation.measures.choice import chooses
 from steersman.evaluation.prompts import encode_answer, encode_prompt
-from steersman.evaluation.screening.texts import Text, answers
+from steersman.evaluation.screening.texts import answers
 from steersman.evaluation.statistics import Groups, clustered_mean, paired_difference
 from steersman.evaluation.tasks import Task
 from steersman.evaluation.tuning.degenerate import is_degenerate
-from steersman.evaluation.tuning.plan_rows import Floats, PlanRows
+from steersman.models.plan_rows import Floats, PlanRows
+from steersman.models.scored_text import Text
 from steersman.showing import count_of
 
 if TYPE_CHECKING:

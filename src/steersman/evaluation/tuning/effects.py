@@ -13,7 +13,7 @@ from steersman.evaluation.screening.items import told_apart
 from steersman.evaluation.screening.texts import Reading, by_item, preferences, require_room
 from steersman.evaluation.tasks import Task
 from steersman.evaluation.tuning.costs import options_of, places_of
-from steersman.evaluation.tuning.plan_rows import Floats, PlanRows
+from steersman.models.plan_rows import Floats, PlanRows
 
 if TYPE_CHECKING:
     from steersman.steering import Steering

@@ -22,12 +22,12 @@ from steersman.evaluation.tuning.degenerate import repeats
 from steersman.evaluation.tuning.effects import Answered, Effect, LogOdds, has_log_odds
 from steersman.evaluation.tuning.levers import by_use
 from steersman.evaluation.tuning.looks import count_look
-from steersman.evaluation.tuning.plan_rows import Floats, PlanRows
 from steersman.evaluation.tuning.result import Confirmed, Tuning
 from steersman.evaluation.tuning.search import Searched, Tried, search
 from steersman.evaluation.tuning.shared_prompts import SharedPrompts
 from steersman.evaluation.tuning.splits import Split
 from steersman.models.apply import check_model
+from steersman.models.plan_rows import Floats, PlanRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

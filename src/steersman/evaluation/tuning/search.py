@@ -14,7 +14,7 @@ from typing import Any
 from steersman.evaluation.statistics import Groups, Mean, clustered_mean
 from steersman.evaluation.tuning.candidates import Candidate, Lever
 from steersman.evaluation.tuning.costs import Cost
-from steersman.evaluation.tuning.plan_rows import Floats
+from steersman.models.plan_rows import Floats
 from steersman.ties import MEASURED, ranks
 
 EffectsOf = Callable[[Lever, Sequence[Candidate]], Floats]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from steersman.evaluation.tuning.plan_rows import (
+from steersman.models.plan_rows import (
     KEPT_BYTES,
     OLD_NAME,
     UNFIT,

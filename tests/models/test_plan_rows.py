@@ -14,12 +14,13 @@ from steersman import PlanError, Steering, lab, load_task
 from steersman.edits import Scope
 from steersman.errors import ModelError
 from steersman.evaluation.arms import Arm, Subject
-from steersman.evaluation.screening.texts import Text, preferences
+from steersman.evaluation.screening.texts import preferences
 from steersman.evaluation.tuning.costs import CostBound, Kept, read_bounds
 from steersman.evaluation.tuning.effects import LogOdds
-from steersman.evaluation.tuning.plan_rows import Floats, PlanRows
 from steersman.lab.tokenizer import build_tokenizer
 from steersman.models.architecture import decoder_layers, find_routers
+from steersman.models.plan_rows import Floats, PlanRows
+from steersman.models.scored_text import Text
 
 TOLERANCE = 2e-5
 """Nats, on tiny models in float32."""
@@ -135,12 +136,12 @@ def test_scopes_and_first_layers_may_differ_in_one_call() -> None:
 
 def test_less_room_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches, few rows at once, nothing kept for the next plans."""
-    from steersman.evaluation.tuning import plan_rows
+    from steersman.models import plan_rows
 
     model = e.shared("qwen3_moe")
     texts, plans = texts_of(e.VOCABULARY), plans_of(model, "answer")
     want = in_rows(PlanRows(model, build_tokenizer()), texts, plans)
-    for name, value in (("_TOKENS", 30), ("_CACHE_BYTES", 1), ("_LOGITS_BYTES", 1), ("_KEPT_BYTES", 0)):
+    for name, value in (("_TOKENS", 30), ("_CACHE_BYTES", 1), ("_LOGITS_BYTES", 1), ("KEPT_BYTES", 0)):
         monkeypatch.setattr(plan_rows, name, value)
     rows = PlanRows(model, build_tokenizer())
     np.testing.assert_allclose(in_rows(rows, texts, plans), want, rtol=0, atol=TOLERANCE)
@@ -149,7 +150,7 @@ def test_less_room_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_way_that_is_wrong_for_one_text_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Qwen3-VL's, whose positions after a cache were wrong for rows in the middle of a batch alone."""
-    from steersman.evaluation.tuning.plan_rows import _Batch
+    from steersman.models.plan_rows import _Batch
 
     after = _Batch._after
 

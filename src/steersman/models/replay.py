@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steersman.evaluation.screening.texts import Batch
 from steersman.models.architecture import RouterSite, decoder_layers
 from steersman.models.replacing import replace_method
 
@@ -95,10 +94,12 @@ class Anatomy:
 
     @contextmanager
     def replaying(
-        self, recording: Recording, layer: int, cuts: Cuts, batch: Batch, rows: Tensor
+        self, recording: Recording, layer: int, cuts: Cuts, keep: int, rows: Tensor
     ) -> Iterator[None]:
-        """While open, forwards of some rows of a batch (again and again, if named so) begin at a layer."""
-        trim = batch.keep if self.short(layer, cuts) else None
+        """While open, forwards of some rows of a batch (again and again, if named so) begin at a layer;
+        `keep` columns are read.
+        """
+        trim = keep if self.short(layer, cuts) else None
         with ExitStack() as stack:
             if cuts.layers:
                 for number in range(layer):
@@ -112,7 +113,7 @@ class Anatomy:
                         stack.callback(replace_method(child, "forward", _replaying(calls, name, rows, trim)))
             if self.trims_last(layer, cuts):
                 child = getattr(self.layers[self.last], self.routed[self.last])
-                stack.callback(replace_method(child, "forward", _only_last(batch.keep)))
+                stack.callback(replace_method(child, "forward", _only_last(keep)))
             yield
 
     def short(self, layer: int, cuts: Cuts) -> bool:

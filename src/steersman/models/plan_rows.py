@@ -23,11 +23,10 @@ from torch import Tensor
 
 from steersman.edits import SCOPES
 from steersman.errors import ModelError
-from steersman.evaluation.prompts import pad_id
-from steersman.evaluation.screening.replay import Anatomy, CannotCut, Cuts, Recording, positions_of
-from steersman.evaluation.screening.texts import Text
 from steersman.models.apply import Match, apply_rows
-from steersman.models.reading import evaluating, input_device
+from steersman.models.reading import evaluating, input_device, pad_id
+from steersman.models.replay import Anatomy, CannotCut, Cuts, Recording, positions_of
+from steersman.models.scored_text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +63,7 @@ class PlanRows:
         >>> task = steersman.load_task("lab:refusal/dev", limit=4)
         >>> plan = steersman.Steering.from_experts(model, {3: [5]})
         >>> from steersman.evaluation.screening.texts import preferences
-        >>> from steersman.evaluation.tuning.plan_rows import PlanRows
+        >>> from steersman.models.plan_rows import PlanRows
         >>> PlanRows(model, tokenizer).scores(preferences(task, tokenizer).texts, [None, plan]).shape
         (2, 4)
     """
@@ -177,7 +176,7 @@ class PlanRows:
         cache = None if batch.cache is None else rows_of(batch.cache, chosen)
         recorded = batch.recorded
         # The stand-ins come first, so that edits are applied to what they give.
-        with self._anatomy.replaying(recorded, before, cuts, cast(Any, batch), chosen):
+        with self._anatomy.replaying(recorded, before, cuts, batch.keep, chosen):
             return self._forward(
                 plans,
                 batch.suffix[chosen],
