@@ -13,7 +13,7 @@ import sys
 import steersman
 from steersman.evaluation.arms import Arm, Subject
 from steersman.evaluation.tuning.costs import CostBound, Kept
-from steersman.evaluation.tuning.plan_rows import PlanRows
+from steersman.models.plan_rows import PlanRows
 
 
 def main() -> int:
