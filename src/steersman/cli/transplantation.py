@@ -86,7 +86,8 @@ def transplant(
     """Take CONCEPT through MAP into another model, as a steering; if held-out pairs show that it arrives.
 
     The gate: in the target, held-out pairs must lie further apart along the mapped direction than along
-    concepts of the same pairs with other labels. --check looks at several concepts, and ranks them. Layer and
+    concepts of the same pairs with other labels, and where both sides go on from one prompt, adding it must
+    make its own side likelier. --check looks at several concepts, and ranks them. Layer and
     dose are defaults where none are given: `steersman tune` finds those that work.
 
     \b
@@ -186,7 +187,7 @@ def _gate_in_words(gate: dict[str, Any]) -> list[str]:
     lines = [
         f"gate at layer {entry['layer']}: p = {_number(entry['p'])} among relabellings of "
         f"{gate['pairs']['name']}, z = {_number(entry['z'], 1)} (AUROC {_interval(entry)}); "
-        f"the map explains {entry['share_explained']:.0%}"
+        f"the map explains {entry['share_explained']:.0%}; {_probe_in_words(entry)}"
         for entry in gate["layers"]
     ]
     return [*lines, "passed" if gate["passed"] else "forced: the gate refuses it"]
@@ -237,11 +238,12 @@ def _page(entry: dict[str, Any]) -> str:
             _interval(layer),
             _number(layer["z"], 1),
             _number(layer["p"]),
+            _probe_in_table(layer["probe"]),
             "passes" if layer["passed"] else "refused",
         )
         for layer in entry["layers"]
     ]
-    header = ("layer", "from", "at the source", "explained", "in the target", "z", "p", "gate")
+    header = ("layer", "from", "at the source", "explained", "in the target", "z", "p", "probe", "gate")
     left_out = f", {entry['skipped']} left out as too long" if entry["skipped"] else ""
     left_out += f", {entry['alike']} left out as both sides are the same tokens" if entry["alike"] else ""
     return "\n".join(
@@ -257,7 +259,8 @@ def _page(entry: dict[str, Any]) -> str:
 
 _SCALE = (
     "AUROCs of held-out pairs, 0.5 being chance. p decides: the share of relabellings of the pairs' groups,\n"
-    "refitted alike, of which as much arrives at any layer; z: how far beyond them, in standard deviations."
+    "refitted alike, of which as much arrives at any layer; z: how far beyond them, in standard deviations.\n"
+    "Probe: what adding it does to the log-odds of its own side, in nats, and p among relabelled concepts."
 )
 
 
@@ -275,7 +278,23 @@ def _verdict(entry: dict[str, Any]) -> str:
         return "not shown: its AUROC is within 0.05 of chance"
     if best["map_p"] > SIGNIFICANT:
         return "cannot tell: the map explains no more than one of mixed-up rows"
+    if best["probe"] is not None and best["p"] <= SIGNIFICANT:
+        return "cannot tell: adding it does not make its own side likelier than relabelled concepts do"
     return "cannot tell: pairs with other labels bring as much"
+
+
+def _probe_in_table(probe: dict[str, float] | None) -> str:
+    return "–" if probe is None else f"{probe['change']:+.2f}, p = {probe['p']:.3f}"
+
+
+def _probe_in_words(entry: dict[str, Any]) -> str:
+    probe = entry["probe"]
+    if probe is None:
+        return f"not probed: {entry['unprobed']}"
+    return (
+        f"adding it changes the log-odds of its own side by {probe['change']:+.2f} nats "
+        f"[{probe['low']:+.2f}, {probe['high']:+.2f}], p = {probe['p']:.3f} among relabelled concepts"
+    )
 
 
 def _ranking(concepts: list[dict[str, Any]]) -> str:

@@ -1,10 +1,10 @@
 """Does adding a concept make its own side likelier? Asked in the target, of held-out pairs, by one token.
 
-Where both sides go on from one prompt, d = log p(the positive side's next token) − log p(the negative side's),
-where they part. W v of the folds that do not hold a pair is added, as `transplant` would, and d should rise;
-by more than relabelled concepts of the same pairs raise it, added at the same dose. These swap the sides of a
-random half of the groups and have each fold's concept refitted, less what imbalance leaves of the mean
-difference: scaled to one dose, that would be the concept again.
+Where both sides go on from one prompt, d = log p(positive side's next token) − log p(negative side's), where
+they part. W v of the folds that do not hold a pair is added, as `transplant` would, and d should rise, by
+more than with relabelled concepts of the same pairs, added at the same dose. These swap the sides of a random half
+of the groups and have each fold's concept refitted, less what imbalance leaves of the mean difference: scaled
+to one dose, that would be the concept again.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def forks(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: ContrastPairs
 ) -> tuple[list[ContrastPair], list[Text]]:
     """The pairs whose sides go on from one prompt, and d of each as what is to be read."""
-    asked, texts = [], []
+    asked: list[ContrastPair] = []
+    texts: list[Text] = []
     for pair in pairs:
         text = _fork(tokenizer, pair, longest_text(model), len(texts))
         if text is not None:

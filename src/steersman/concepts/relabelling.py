@@ -83,6 +83,34 @@ def arrivals(products: Sequence[Floats], signs: Floats) -> list[Arrival]:
     ]
 
 
+def balanced(units: int, draws: int, seed: int = 0) -> Floats:
+    """Signs of units, [1 + draws, units]: the labels as they are, then those with a random half swapped."""
+    generator = np.random.default_rng(seed)
+    signs = np.ones((1 + draws, units))
+    for draw in signs[1:]:
+        draw[generator.permutation(units)[: units // 2]] = -1
+    return signs
+
+
+def raised(changes: Floats, signs: Floats) -> Floats:
+    """p of each layer that an effect on held-out units' own side is no larger than those of relabelled
+    concepts: labels may mean nothing in the same three ways, and all layers are judged together.
+
+    Args:
+        changes: [layers, concepts, units], of d, labelled as it is; the first concept is the true one.
+        signs: Of the concepts' labels, [concepts, units].
+    """
+    joint, source = (changes * signs).mean(-1), changes.mean(-1)
+    target = changes[:, 0] @ labellings(signs.shape[1]).T / signs.shape[1]
+    p = [_reached(np.array([_standardised(z, _size(z)) for z in each])) for each in (joint, source, target)]
+    largest: Floats = np.max(p, axis=0)
+    return largest
+
+
+def _size(values: Floats) -> float:
+    return float(np.sqrt((values**2).mean()))
+
+
 def spread(products: Floats) -> float:
     """The standard deviation of s'Ks over all s: √(2 Σ A²), A = (K + K')/2, which is 0 within a fold."""
     return float(np.sqrt(2 * (((products + products.T) / 2) ** 2).sum()))

@@ -2,7 +2,7 @@
 lets it through (ConTrans, arXiv 2405.13578, section 3.3; the gate is ours).
 
 The gate: in the target, held-out pairs must lie apart along W v, beyond what the same pairs with other labels
-bring (`transplant_check`).
+bring, and adding it must make its own side likelier, where that can be asked (`transplant_check`).
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def transplant(
             target,
             pairs,
             layers=named,
+            strength=strength,
             batch_size=batch_size,
             truncate=truncate,
             progress=progress,
@@ -155,6 +156,14 @@ def why_refused(found: LayerCheck, check: TransplantCheck) -> str:
             f"not transplanted: the map to layer {found.layer} of the target explains no more of held-out "
             f"texts than one of rows paired between texts (p = {p_value(found.map_p)}); give it more texts, "
             "or force it"
+        )
+    if found.arrives and found.probe is None:
+        return f"not transplanted: layer {found.layer} of the target was not probed: {found.unprobed}"
+    if found.arrives and found.probe is not None:
+        return (
+            f"not transplanted: at layer {found.layer} of the target held-out pairs lie apart along the "
+            "mapped concept, but adding it does not raise the log-odds of its own side more than "
+            f"relabelled ones do (p = {p_value(found.probe.p)}); force it to try"
         )
     return (
         f"not transplanted: at layer {found.layer} of the target held-out pairs lie no further apart along "

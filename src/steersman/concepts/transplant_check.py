@@ -6,14 +6,15 @@ relabelled groups bring (`relabelling`, p ≤ .05 over all layers that are offer
 its R² on held-out texts exceeds that of its own rows paired between texts (p ≤ .05 over the layers). The
 second is needed since *any* direction tells apart sides that are far apart, half of all directions the right
 way round, and labels know nothing of that. How well the direction separates the pairs (AUROC) is described
-beside; it decides nothing, since it saturates.
+beside; it decides nothing, since it saturates. Layers that pass so are asked once more, where pairs allow it:
+whether adding the concept makes its own side likelier (`causal_probe`, p ≤ .05 over these layers).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from steersman.certainty import CANNOT_TELL, MARGIN, NOT_SHOWN, SHOWN, SIGNIFICA
 from steersman.chat_record import ChatRecord, rendered_otherwise, to_json
 from steersman.chats.format import NotedChats
 from steersman.concepts.affine_map import AffineMap, LayerMap
+from steersman.concepts.causal_probe import BEYOND, LAYERS, NOT_PASSED, Asked, Probe, forks, probe, why_not
 from steersman.concepts.concept import ConceptVector
 from steersman.concepts.directions import held_out_scores, unit_of, unit_sums
-from steersman.concepts.dose import typical_layer
+from steersman.concepts.dose import DEFAULT_DOSE, Strength, typical_layer
 from steersman.concepts.joint_moments import DRAWS
 from steersman.concepts.opening import check_opened
 from steersman.concepts.pair_states import PairStates, read_pairs
@@ -47,6 +49,7 @@ from steersman.errors import (
     check_kind,
 )
 from steersman.models.architecture import read_architecture
+from steersman.models.encoding import hash_of_cluster
 from steersman.models.identity import has_weights, model_name
 from steersman.models.loading import load_model
 from steersman.models.same_weights import same_weights
@@ -79,6 +82,8 @@ class LayerCheck(Shown):
         length: ‖Wv‖ / median ‖h‖ there: what strength 1 adds, as a dose.
         gap: û·δ / median ‖h‖, û = Wv/‖Wv‖, the mean over held-out pairs: how far apart their sides lie along
             the direction, as a dose.
+        probe: What adding the concept does to the log-odds of its own side; None where that was not asked,
+        unprobed: and why not.
     """
 
     layer: int
@@ -90,10 +95,20 @@ class LayerCheck(Shown):
     share_explained: float
     length: float
     gap: float
+    probe: Probe | None = None
+    unprobed: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether the gate lets it through: more arrives than of relabelled pairs, through what is a map."""
+        """Whether the gate lets it through: more arrives than of relabelled pairs, through what is a map; and
+        where it could be asked, adding it raises its own side more than relabelled ones do.
+        """
+        raises = self.unprobed != BEYOND if self.probe is None else self.probe.p <= SIGNIFICANT
+        return self.arrives and raises
+
+    @property
+    def arrives(self) -> bool:
+        """Whether it passes without the probe."""
         return self.arrival is not None and max(self.arrival.p, self.map_p) <= SIGNIFICANT
 
     @property
@@ -132,13 +147,16 @@ class LayerCheck(Shown):
             "share_explained": self.share_explained,
             "length": self.length,
             "gap": self.gap,
+            "probe": None if self.probe is None else self.probe.to_json(),
+            "unprobed": self.unprobed,
         }
 
     def in_words(self) -> str:
         """What arrives, and whether it passes."""
         p = "no p" if self.arrival is None else f"p = {self.arrival.p:.3f}"
         verdict = "passed" if self.passed else "not passed"
-        return f"layer {self.layer} from {self.source_layer}, {p}, {verdict}"
+        asked = "" if self.probe is None else f", probe {self.probe.change:+.2f} nats, p = {self.probe.p:.3f}"
+        return f"layer {self.layer} from {self.source_layer}, {p}{asked}, {verdict}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -217,9 +235,10 @@ class TransplantCheck(Shown):
         for layer, check in sorted(self.layers.items()):
             auroc = "–" if check.separation is None else f"{check.separation.auroc:.3f}"
             z, p = ("–", "–") if check.arrival is None else (f"{check.z:.1f}", f"{check.arrival.p:.3f}")
+            asked = "–" if check.probe is None else f"{check.probe.change:+.2f} (p = {check.probe.p:.3f})"
             passed = "yes" if check.passed else "no"
-            rows.append((layer, check.source_layer, auroc, z, p, f"{check.map_p:.2g}", passed))
-        return [(("target", "source", "AUROC", "z", "p", "map's p", "passed"), rows)]
+            rows.append((layer, check.source_layer, auroc, z, p, f"{check.map_p:.2g}", asked, passed))
+        return [(("target", "source", "AUROC", "z", "p", "map's p", "probe", "passed"), rows)]
 
 
 def rank(checks: Mapping[str, TransplantCheck]) -> list[str]:
@@ -246,16 +265,19 @@ def check_transplant(
     pairs: Pairs | None = None,
     *,
     layers: Sequence[int] | None = None,
+    strength: float | str | None = None,
     batch_size: int = 16,
     truncate: bool = False,
     progress: bool = False,
 ) -> TransplantCheck:
-    """Look whether a concept carries over through a map, without steering anything.
+    """Look whether a concept carries over through a map, without making a plan.
 
     At each target layer: the mean projection, in the target, of the pairs' differences on v = W v_source. A
     pair of a cluster that the concept was refined from is looked at along the direction of the folds that do
     not hold it; others along the whole one. The same is done with whole groups relabelled, each fold's
-    concept refitted, which is what labels that mean nothing would bring.
+    concept refitted, which is what labels that mean nothing would bring. Where both sides of pairs go on from
+    one prompt, the layers that pass are probed: v is added, and the log-odds of the positive side's next
+    token must rise, more than relabelled concepts raise them.
 
     Args:
         bridge: The map.
@@ -265,6 +287,8 @@ def check_transplant(
         pairs: What to look with; the pairs that the concept was refined from, if they are still in memory or
             can be read again by their name, where nothing is given.
         layers: Target layers; all that are mapped from a layer of the concept by default.
+        strength: What the probe adds, as for `transplant`; its size, whatever its sign. By default a dose of
+            .3.
         batch_size: Texts in one forward.
         truncate: Leave out pairs with a side longer than the target's context.
         progress: Show a progress bar on stderr where it takes more than a second.
@@ -284,6 +308,7 @@ def check_transplant(
         >>> steersman.check_transplant(bridge, concept, layers=[2])
         <TransplantCheck: not shown to carry over; best at layer 2 of layers 2; 24 pairs>
     """
+    dial = Strength.parse(DEFAULT_DOSE if strength is None else strength)
     check_source(bridge, concept)
     bridge = bridge.of_concept(concept)
     chosen = mapped_layers(bridge, concept, layers)
@@ -304,6 +329,8 @@ def check_transplant(
         rows = _direction_rows(concept, states.clusters)
         rows[np.isin(states.clusters, [*bridge.fitted_groups])] = -1  # the map has seen them
         found = _check_layers(bridge, concept, states, rows)
+        most = LAYERS if layers is None else len(chosen)
+        found = _probed(bridge, concept, (model, tokenizer), source, found, dial, most)
         held = states.clusters[rows >= 0]
         return TransplantCheck(
             layers=found,
@@ -314,6 +341,57 @@ def check_transplant(
             alike=states.alike,
             depth=bridge.architecture.layer_count,
         )
+
+
+def _probed(
+    bridge: AffineMap,
+    concept: ConceptVector,
+    opened: tuple[nn.Module, PreTrainedTokenizerBase],
+    pairs: ContrastPairs,
+    found: Mapping[int, LayerCheck],
+    strength: Strength,
+    most: int,
+) -> dict[int, LayerCheck]:
+    """The layers with what the probe says of those that pass, of them the `most` with the largest z."""
+    passing = sorted((n for n, check in found.items() if check.arrives), key=lambda n: (-found[n].z, n))
+    if not passing:
+        return {n: replace(check, unprobed=NOT_PASSED) for n, check in found.items()}
+    asked = _asked(bridge, concept, opened, pairs)
+    if reason := why_not(opened[0], concept, asked):
+        return {n: replace(check, unprobed=reason) for n, check in found.items()}
+    probes = probe(bridge, concept, opened, asked, sorted(passing[:most]), strength)
+    return {
+        n: replace(
+            check,
+            probe=probes.get(n),
+            unprobed="" if n in probes else BEYOND if check.arrives else NOT_PASSED,
+        )
+        for n, check in found.items()
+    }
+
+
+def _asked(
+    bridge: AffineMap,
+    concept: ConceptVector,
+    opened: tuple[nn.Module, PreTrainedTokenizerBase],
+    pairs: ContrastPairs,
+) -> Asked:
+    """The pairs of a probe, held out like those of the gate."""
+    some, texts = forks(*opened, pairs)
+    clusters = np.array([hash_of_cluster(pair.cluster) for pair in some], np.int64)
+    if not len(some):
+        return Asked([], clusters, clusters, clusters, clusters)
+    rows = _direction_rows(concept, clusters)
+    rows[np.isin(clusters, [*bridge.fitted_groups])] = -1
+    units = _units(concept, clusters, rows)
+    return Asked(texts, rows, units, *_folds_and_sizes(concept, int(units.max()) + 1))
+
+
+def _folds_and_sizes(concept: ConceptVector, units: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of the concept's units and those of other pairs: the fold, −1 where in none; and the pairs in it."""
+    every = max(len(concept.unit_sums), units)
+    sizes = np.pad(concept.unit_sizes.numpy(), (0, every - len(concept.unit_sums)))
+    return np.where(sizes > 0, np.arange(every) % max(1, len(concept.fold_vectors)), -1), sizes
 
 
 def _direction_rows(concept: ConceptVector, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -346,16 +424,14 @@ def _check_layers(
     layers, known = states.layers, len(concept.unit_sums)
     found: list[Arrival | None] = [None] * len(layers)
     if known and len(np.unique(units[units >= 0])) >= FEWEST_UNITS:
-        every = max(known, int(units.max()) + 1)
-        sizes = np.pad(concept.unit_sizes.numpy(), (0, every - known))
-        folds = np.where(sizes > 0, np.arange(every) % max(1, len(concept.fold_vectors)), -1)
+        folds, sizes = _folds_and_sizes(concept, int(units.max()) + 1)
         of_layers = [
             products(
                 _along(bridge, concept, layer, states, units, folds), folds, int((rows >= 0).sum()), sizes
             )
             for layer in layers
         ]
-        found = [*arrivals(of_layers, labellings(every))]
+        found = [*arrivals(of_layers, labellings(len(folds)))]
     return {
         layer: _check_layer(bridge, concept, layer, states, rows, arrival)
         for layer, arrival in zip(layers, found, strict=True)
