@@ -2,9 +2,9 @@
 
 Where both sides go on from one prompt, d = log p(positive side's next token) − log p(negative side's), where
 they part. W v of the folds that do not hold a pair is added, as `transplant` would, and d should rise, by
-more than with relabelled concepts of the same pairs, added at the same dose. These swap the sides of a random half
-of the groups and have each fold's concept refitted, less what imbalance leaves of the mean difference: scaled
-to one dose, that would be the concept again.
+more than with relabelled concepts of the same pairs, added at the same dose. These swap the sides of a random
+half of the groups and have each fold's concept refitted, less what imbalance leaves of the mean difference:
+scaled to one dose, that would be the concept again.
 """
 
 from __future__ import annotations
