@@ -10,7 +10,7 @@ import pytest
 
 from cli.command_line import run
 from concepts import twins
-from experts.test_counting import tokenizer
+from experts.test_counting import WORDS, tokenizer
 from steersman import (
     AffineMap,
     ConceptVector,
@@ -263,6 +263,27 @@ def test_check_ranks_concepts_and_writes_nothing(place: Path, tmp_path: Path) ->
     assert [line.split()[:2] for line in words.splitlines()[3:5]] == [
         ["1", str(place / "words")], ["2", str(place / "noise")],
     ]  # fmt: skip
+
+
+def test_the_probe_is_told_where_pairs_go_on_from_one_prompt(place: Path, tmp_path: Path) -> None:
+    one, other = WORDS[:2]
+    lines = [
+        {
+            "positive": f"{prompt} {one}", "positive_target": one,
+            "negative": f"{prompt} {other}", "negative_target": other,
+        }
+        for prompt in WORDS[2:26]
+    ]  # fmt: skip
+    (tmp_path / "forks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = (place / "words", place / "bridge", "--pairs", tmp_path / "forks.jsonl", "--layers", 1)
+    (entry,) = run("transplant", "--check", *options, "--json").json["concepts"][0]["layers"]
+    assert set(entry["probe"]) == {"change", "low", "high", "p"}
+    words = run("transplant", "--check", *options).words
+    assert f"{entry['probe']['change']:+.2f}, p = {entry['probe']['p']:.3f}" in words
+    made = run("transplant", *options, "-o", tmp_path / "s", "--strength", "dose:0.3", "--force").words
+    assert f"its own side by {entry['probe']['change']:+.2f} nats [" in made
+    unasked = run("transplant", place / "words", place / "bridge", "-o", tmp_path / "t", "--layers", 1).words
+    assert "; not probed: its pairs' sides do not go on from one prompt" in unasked
 
 
 def test_check_with_other_pairs_and_a_target_by_name(place: Path, tmp_path: Path) -> None:

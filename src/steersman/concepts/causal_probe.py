@@ -10,14 +10,15 @@ scaled to one dose, that would be the concept again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from steersman.concepts.affine_map import AffineMap
@@ -27,7 +28,9 @@ from steersman.concepts.relabelling import FEWEST_UNITS, balanced, raised
 from steersman.edits import ResidualEdit
 from steersman.models.encoding import longest_text
 from steersman.models.plan_rows import PlanRows
+from steersman.models.replacing import replace_method
 from steersman.models.scored_text import Text
+from steersman.models.weights import is_sharded
 from steersman.pairs import ContrastPair, ContrastPairs, shared_length
 from steersman.rendering import TruncatedTarget, encode
 from steersman.steering import Steering
@@ -178,19 +181,48 @@ def probe(
     signs = balanced(len(asked.folds), draws, seed)
     reader: Any = PlanRows(model, tokenizer)  # type: ignore[arg-type]
     changes = np.zeros((len(layers), 1 + draws, len(chosen)))
-    for row in np.unique(asked.rows[chosen]):
-        own = np.flatnonzero(asked.rows[chosen] == row)
-        texts = [asked.texts[pair] for pair in chosen[own]]
-        base = reader.scores(texts, [None])
-        for number, layer in enumerate(layers):
-            plans = list(_plans(bridge, concept, layer, int(row), asked, signs, strength))
-            changes[number][:, own] = reader.scores(texts, plans) - base
+    with _only(model, [asked.texts[pair] for pair in chosen]) as texts:
+        for row in np.unique(asked.rows[chosen]):
+            own = np.flatnonzero(asked.rows[chosen] == row)
+            read = [texts[pair] for pair in own.tolist()]
+            base = reader.scores(read, [None])
+            for number, layer in enumerate(layers):
+                plans = list(_plans(bridge, concept, layer, int(row), asked, signs, strength))
+                changes[number][:, own] = reader.scores(read, plans) - base
     by_unit = changes @ member.T
     p = raised(by_unit, signs[:, units])
     return {
         layer: Probe(*_with_interval(by_unit[number, 0]), float(p[number]))
         for number, layer in enumerate(layers)
     }
+
+
+@contextmanager
+def _only(model: Any, texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
+    """While open, the model gives the logits of these texts' tokens alone, numbered anew in the texts given:
+    a vocabulary of 262,144 is half of a small model. d needs no others.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or is_sharded(head.weight) or head.weight.is_meta:
+        yield texts
+        return
+    tokens = sorted({token for text in texts for _, token, _ in text.scored})
+    chosen = torch.tensor(tokens, device=head.weight.device)
+    weight = head.weight.detach()[chosen]
+    bias = None if head.bias is None else head.bias.detach()[chosen]
+
+    def few(_: object, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, weight, bias)
+
+    restore = replace_method(head, "forward", few)
+    try:
+        numbers = {token: number for number, token in enumerate(tokens)}
+        yield [
+            replace(text, scored=tuple((place, numbers[token], sign) for place, token, sign in text.scored))
+            for text in texts
+        ]
+    finally:
+        restore()
 
 
 def _plans(
