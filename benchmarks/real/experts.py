@@ -200,11 +200,12 @@ class Study:
         before = subject.preference(subject.forks(task))
         found: Piece = {}
         for direction, instruction in zip(DIRECTIONS, self.items.instructions, strict=True):
-            asked = steersman.load_task(task.name.removeprefix("jsonl:"))
-            for item in asked:
-                content = instructed(item.content, instruction, None, self.tokenizer)
-                object.__setattr__(item, "content", content)
-            found[direction] = interval(subject.preference(subject.forks(asked)) - before, task.groups)
+            asked = (
+                replace(item, content=instructed(item.content, instruction, None, self.tokenizer))
+                for item in task
+            )
+            forks = subject.forks(type(task)(task.name, asked, task.behaviour))
+            found[direction] = interval(subject.preference(forks) - before, task.groups)
         return found
 
     def plan(self, direction: str) -> steersman.Steering:
@@ -243,8 +244,11 @@ class Study:
         )  # fmt: skip
         record = found.to_json()["tasks"][0]
         return {
-            name: {arm: figures["positive"] for arm, figures in record[name].items()}
-            for name in ("results", "differences")
+            "rates": {arm: figures["positive"] for arm, figures in record["results"].items()},
+            "differences": {arm: figures["positive"] for arm, figures in record["differences"].items()},
+            "outcomes": {
+                arm: [one.outcome for one in noted] for arm, noted in found.noted[task.name].items()
+            },
         }
 
 
@@ -277,7 +281,8 @@ def told(sweep: SizeSweep) -> Piece:
     """The one set of a sweep: its change, and that of each item."""
     one = sweep.to_json()
     (row,) = one.pop("sets")
-    return one | row | {"changes": [round(value, 4) for value in sweep.changes[0].tolist()]}
+    changes = [round(value, 4) for value in sweep.changes[0].tolist()]
+    return one | row | {"changes": changes, "item_groups": sweep.groups}
 
 
 def opened(out: Path, options: Any, name: str) -> tuple[Any, Any]:
@@ -301,18 +306,18 @@ def pieces_of(
         "screen": study.screening,
         **{direction: lambda direction=direction: study.moved(direction) for direction in DIRECTIONS},
         "kl": lambda: study.side_effect(ordinary),
-        "risk difference, answer": lambda: study.risk_difference("answer"),
-        "risk difference, prompt": lambda: study.risk_difference("prompt"),
+        "risk difference answer": lambda: study.risk_difference("answer"),
+        "risk difference prompt": lambda: study.risk_difference("prompt"),
         "prompt": study.prompt,
     }
     if behaviour == "refusal":
         for direction in DIRECTIONS:
-            pieces[f"{direction}, without the last layers"] = lambda direction=direction: study.moved(
+            pieces[f"{direction} without the last layers"] = lambda direction=direction: study.moved(
                 direction, False
             )
     pieces["written"] = lambda: study.written(options.written_items)
-    pieces["written, random"] = lambda: study.written(
-        options.written_items, options.written_draws, options.written_control
+    pieces["written random"] = lambda: study.written(
+        options.control_items, options.written_draws, options.written_control
     )
     return {name: work for name, work in pieces.items() if not options.pieces or name in options.pieces}
 
@@ -377,20 +382,22 @@ def save(done: Mapping[str, Piece], options: Any) -> None:
 
 
 def without_items(found: Piece) -> Piece:
-    return {name: value for name, value in found.items() if name not in ("changes", "random_means", "edits")}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in ("changes", "item_groups", "random_means", "outcomes", "task")
+    }
 
 
 def against_random(done: Mapping[str, Piece]) -> dict[str, Piece]:
     """What a carve's screened set moves d more, on the same items, than the shuffled carve's does."""
     found = {}
     for key, piece in done.items():
-        name, behaviour, kind = key.split("/")
-        other = done.get(f"random/{behaviour}/{kind}", {})
-        if name != "random" and kind in DIRECTIONS and "changes" in piece:
-            theirs = np.array(other.get("changes", [])) if other else None
-            if theirs is not None:
-                theirs = theirs if len(theirs) else np.zeros(len(piece["changes"]))
-                found[key] = interval(np.array(piece["changes"]) - theirs)
+        name, _, of = key.partition("/")
+        other = done.get(f"random/{of}")
+        if name != "random" and other and "changes" in piece:
+            theirs = np.array(other.get("changes", np.zeros(len(piece["changes"]))))  # no set: no change
+            found[key] = interval(np.array(piece["changes"]) - theirs, piece["item_groups"])
     return found
 
 

@@ -157,6 +157,10 @@ NAMES = (
     "seventeen twenty-four twenty-six thirty sixty"
 )
 WORDS = dict(zip([*range(1, 18), 24, 26, 30, 60], NAMES.split(), strict=True))
+NAMED = "|".join([*NAMES.split()[1:], "eighteen|nineteen|twenty|forty|fifty|seventy|eighty|ninety|hundred"])
+WORD_FIRST = rf"(?i)^\D*?\b(?:{NAMED})\b"
+DIGITS_FIRST = rf"(?i)^(?:(?!\b(?:{NAMED})\b)\D)*\d"
+"""Whether an answer's first number is in words (one is not counted: it is often no number) or in digits."""
 SPELLED = (
     "house garden tree mountain river sun window breakfast dog elephant cat butterfly fish horse sheep "
     "banana apple bread milk chocolate sugar knife spoon school teacher book pencil paper music piano "
@@ -176,7 +180,7 @@ HEADERS = {
     "overrefusal-task": _header("refusal", "refuses a safe prompt", ("refused", "answered"), 24, "lower"),
     "unsafe-task": _header("refusal", "refuses an unsafe prompt", ("refused", "answered")),
     "french-task": _header("language:fr", "answers in French", ("French", "another language"), 32),
-    "digits-task": _header("contains", "writes the number in digits", ("digits", "words"), 16),
+    "digits-task": _header("regex", "writes the number in digits", ("digits", "words"), 16),
 }
 """What the first line of a task says of all others; emotions and choices need none."""
 
@@ -241,19 +245,18 @@ def french(truthful: list[Mapping[str, str]]) -> Iterable[tuple[str, Line]]:
 
 
 def digits() -> Iterable[tuple[str, Line]]:
-    """Questions about a number, each in several wordings, answered in digits or in words; first the sentences
-    that are compared where they part, then what a judge looks for.
+    """Questions about a number, each in several wordings, answered in digits or in words: first the sentences
+    that are compared where they part, then what tells the style of any answer, right or wrong.
     """
     spelled = (
         (f'How many letters does the word "{word}" have?', f'The word "{word}" has {{}} letters.', len(word))
         for word in SPELLED.split()
     )
     for number, (question, sentence, count) in enumerate((*COUNTED, *spelled)):
-        positive, negative = str(count), WORDS[count]
         for place, wording in enumerate(WORDINGS):
             line = sided(wording.format(question), "", "", f"n-{number}", f"n-{number}-{place}")
-            line["positive"] = [sentence.format(positive), positive]
-            line["negative"] = [sentence.format(negative), negative]
+            line["positive"] = [sentence.format(count), DIGITS_FIRST]
+            line["negative"] = [sentence.format(WORDS[count]), WORD_FIRST]
             yield "digits-task", line
 
 
