@@ -53,8 +53,8 @@ CONVERSATION = (
 """Asked of nobody before: neither a pair nor an item."""
 SPOKEN = 48
 """Tokens of an answer in the conversation."""
-COST = "kl <= 0.5"
-DOSES = (0.15, 0.25, 0.35)
+COST = "kl <= 1"
+DOSES = (0.2, 0.3, 0.4)
 CONTROLS = 19
 TEXT_TOKENS = 72
 """Tokens of each of the model's own answers that it is carved on."""
@@ -111,7 +111,8 @@ def run_model_demo(
         concept = refine_concept(model, tokenizer, pairs, position="target_mean")
         concept.save_pretrained(place / CONCEPT)
         step("tuning it")
-        layers = range(len(concept.layers) // 5, len(concept.layers) - 1)
+        depth = len(concept.layers)
+        layers = concept.layers[depth // 4 : depth * 5 // 8 + 1 : max(1, depth // 15)]
         tuned = tune(
             model,
             tokenizer,
@@ -119,7 +120,7 @@ def run_model_demo(
             task=data.pirates(),
             keep=data.ordinary(),
             cost=COST,
-            layers=[concept.layers[place] for place in layers][::2],
+            layers=layers,
             doses=DOSES,
             controls=CONTROLS,
             answer_controls=CONTROLS,
