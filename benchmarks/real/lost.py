@@ -23,9 +23,9 @@ def main() -> int:
     base = Subject(model, tokenizer).condition(Arm("", None))
     kept = Kept([task], [CostBound("lost", 0.05)], base)
     rows, steering = PlanRows(model, tokenizer), steersman.Steering.from_pretrained(plan)
-    before, after = kept._right(rows, 0, [None, steering])
     cost = kept.measure(rows, steering)["lost"]
-    print(json.dumps({"before": before.mean(), "after": after.mean(), **cost.to_json()}))
+    before = kept._right(rows, 0, [None])[0].mean()
+    print(json.dumps({"before": before, "after": before - cost.value, **cost.to_json()}))
     return 0
 
 
