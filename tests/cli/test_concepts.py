@@ -215,6 +215,15 @@ def test_steer_takes_concepts_alone(place: Path, tmp_path: Path) -> None:
 # transplant -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("strength", "said"), [("0", "adds nothing"), ("dose:0", "adds nothing"), ("dose:1e30", "beyond 1e+06")]
+)
+def test_transplant_refuses_strengths(place: Path, tmp_path: Path, strength: str, said: str) -> None:
+    concept = ("transplant", place / "words", place / "bridge", "-o", tmp_path / "s")
+    assert said in run(*concept, "--strength", strength).error
+    assert not list(tmp_path.iterdir())
+
+
 def test_transplant_takes_a_concept_through_its_gate(place: Path, tmp_path: Path) -> None:
     result = run(
         "transplant", place / "words", place / "bridge", "-o", tmp_path / "s", "--strength", "dose:0.5",

@@ -138,6 +138,7 @@ def test_sweep_refuses_what_it_cannot_do(tmp_path: Path, folder: Path) -> None:
     asked = ("sweep", "lab:moe", folder / "causes", "lab:faithfulness/dev")
     assert "whole numbers from 1" in run(*asked, "--sizes", "1,many").error
     assert "whole numbers from 1" in run(*asked, "--sizes", "0").error
+    assert "size 9999 is more experts than any ranking has" in run(*asked, "--sizes", "1,9999").error
     assert "written as .csv" in run(*asked, "--table", tmp_path / "t.txt").error
     assert "other weights" in run("sweep", "lab:moe-plain", *asked[2:]).error
     assert "another architecture" in run("sweep", "lab:natural", *asked[2:]).error

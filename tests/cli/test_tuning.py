@@ -147,6 +147,8 @@ def test_a_stop_and_what_comes_after_it(
     assert "go on from it with --resume" in run(*arguments).error
     other = run(*arguments[:3], *TASKS, *FEW, "--doses", "0.3", "-o", out, "--resume").error
     assert "progress of another evaluation, which differs in" in other
+    for other_way in (("--dtype", "bfloat16"), ("--chat-template", template(tmp_path))):
+        assert "which differs in" in run(*arguments, *other_way, "--resume").error, other_way
     copy = tmp_path / "torn"
     shutil.copytree(out.with_name("safer.partial"), copy.with_name("torn.partial"))
     run(*arguments, "--resume", "--json")
@@ -154,8 +156,27 @@ def test_a_stop_and_what_comes_after_it(
         again = (tmp_path / "safer-tuning" / file).read_bytes()
         assert again == tuned.with_name("safer-tuning").joinpath(file).read_bytes()
     assert Steering.from_pretrained(out).fingerprint == Steering.from_pretrained(tuned).fingerprint
-    (copy.with_name("torn.partial") / "manifest.json").write_text("{")
-    assert "damaged" in run(*arguments[:-1], copy, "--resume").error
+    for damaged in ("{", '{"format": "steersman-evaluation-progress", "run": {"settings": [1, 2]}}'):
+        (copy.with_name("torn.partial") / "manifest.json").write_text(damaged)
+        assert "damaged" in run(*arguments[:-1], copy, "--resume").error
+
+
+def template(folder: Path) -> Path:
+    """A chat template of one's own."""
+    text = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    (folder / "other.jinja").write_text(text)
+    return folder / "other.jinja"
+
+
+def test_nothing_right_to_lose(place: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {n}", "positive": "unheard", "group": f"g{n}"} for n in range(420)]
+    (tmp_path / "unknown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    error = run(
+        "tune", "lab:source", place / "refusal", "--task", "lab:refusal",
+        "--keep", tmp_path / "unknown.jsonl", "--cost", "lost <= 0.1", *FEW[:4], "--no-answers",
+        "--controls", 0, "--doses", "0.2", "--layers", 1, "-o", tmp_path / "s",
+    ).error  # fmt: skip
+    assert "answers none of 210 kept items right" in error
 
 
 def test_nothing_passes(place: Path, tmp_path: Path) -> None:
@@ -187,6 +208,12 @@ def test_what_cannot_be_tuned_is_said_before_any_work(place: Path, tuned: Path, 
         "is among the development items": (
             *concept, *QUICK, "--task", "lab:refusal/dev", "--test", "lab:refusal/dev",
         ),
+        "is, holds or is inside": (*concept, *QUICK, "--report", tmp_path / "x" / "r"),
+        "is kept twice": (*concept, *QUICK, "--keep", "lab:ordinary"),
+        "right is NAME <= NUMBER, such": (*concept, *QUICK, "--cost", "kl <= ٣"),
+        "--no-answers do not go with it": (
+            *concept, "--task", judged(tmp_path), "--keep", "lab:ordinary", *FEW,
+        ),
         "no such task": (*concept, "--task", "lab:nothing", "--keep", "lab:ordinary", *FEW),
         "the concept has no layer 9": (*concept, *QUICK, "--layers", 9),
         "number above 0": (*concept, *TASKS, *FEW, "--doses", "-1"),
@@ -206,6 +233,15 @@ def test_what_cannot_be_tuned_is_said_before_any_work(place: Path, tuned: Path, 
     (report / "mine.txt").write_text("mine")
     assert "report" in run(*concept, *QUICK, "--report", report, *out).error
     assert "other files" in run(*concept, *QUICK, "-o", occupied(tmp_path)).error
+
+
+def judged(folder: Path) -> Path:
+    """A task of prompts alone, whose answers a judge tells."""
+    form = {"scorer": "refusal", "title": "Refuses", "does": "refuses", "sides": ["refused", "answered"]}
+    items = ({"prompt": f"Item {n}", "positive": "I cannot.", "group": f"g{n}"} for n in range(60))
+    rows = [form, *items]
+    (folder / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "judged.jsonl"
 
 
 def few_words(folder: Path) -> Path:

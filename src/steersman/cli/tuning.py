@@ -180,6 +180,13 @@ def tune(
     report = named.with_name(f"{named.name}-tuning") if report is None else report
     partial = named.with_name(f"{named.name}.partial")
     require_free(output, force, [Path(path) for path in found])
+    for other in (output, partial):
+        one, two = report.resolve(), other.resolve()
+        if one == two or one in two.parents or two in one.parents:
+            raise PlanError(
+                f"--report {report}: is, holds or is inside {other}, where the steering or its progress "
+                "goes; right is a folder of its own"
+            )
     from steersman import tune as search
     from steersman.artifacts import check_free
     from steersman.evaluation.run_store import discard, unwanted

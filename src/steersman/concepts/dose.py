@@ -18,6 +18,8 @@ from steersman.errors import PlanError
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST_DOSE = 1e6
+"""Of a vector, as a share of a state's median norm: what is beyond is a slip."""
 _DOSE = "dose:"
 DEFAULT_DOSE = "dose:0.3"
 """Doses of .25 to .5 at about two thirds of the depth steered every real model that was tried
@@ -60,6 +62,10 @@ class Strength:
             raise PlanError(
                 f"strength {text!r} is not a finite number; right is a number such as 1.5, or a dose such as "
                 "dose:0.3 (strength · ‖v‖ as a share of a state's median norm)"
+            )
+        if is_dose and abs(value) > LARGEST_DOSE:
+            raise PlanError(
+                f"strength {text!r} is a dose beyond {LARGEST_DOSE:g}; right is one such as dose:0.3"
             )
         return cls(value, is_dose)
 

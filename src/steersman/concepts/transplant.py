@@ -77,6 +77,8 @@ def transplant(
         <Steering: vectors (add × ...) at layer 2; scope answer; for lab:target, ...>
     """
     dial = Strength.parse(DEFAULT_DOSE if strength is None else strength)
+    if not dial.value:
+        raise PlanError("strength 0 adds nothing; right is a number other than 0, or a dose such as dose:0.3")
     check_source(bridge, concept)
     bridge = bridge.of_concept(concept)
     named = None if layers is None else mapped_layers(bridge, concept, layers)

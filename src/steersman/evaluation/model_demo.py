@@ -30,6 +30,7 @@ from steersman.evaluation.tuning.figures import curve, effect_and_cost
 from steersman.evaluation.tuning.result import Tuning
 from steersman.evaluation.tuning.tuning import tune
 from steersman.experts.causal import CausalScreen
+from steersman.lab.carved_model import Cut, why_not
 from steersman.lab.carving import carve
 from steersman.models.loading import load_model
 from steersman.pairs import load_pairs
@@ -53,8 +54,8 @@ CONVERSATION = (
 """Asked of nobody before: neither a pair nor an item."""
 SPOKEN = 48
 """Tokens of an answer in the conversation."""
-COST = "kl <= 1"
-DOSES = (0.2, 0.3, 0.4)
+COST = "kl <= 0.5"
+DOSES = (0.15, 0.25, 0.35)
 CONTROLS = 19
 TEXT_TOKENS = 72
 """Tokens of each of the model's own answers that it is carved on."""
@@ -97,6 +98,9 @@ def run_model_demo(
     model, tokenizer = load_model(model_name)
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"{model_name}: has no chat template, and this demo is a conversation")
+    if reason := why_not(model.config):
+        raise ModelError(f"{model_name}: {reason}")
+    Cut.of(model.config, EXPERTS, TOP_K, None)
     with (
         new_folder(out, force=force, ours=OURS) as place,
         tqdm(total=6, disable=not progress, bar_format=_BAR) as bar,
@@ -111,8 +115,7 @@ def run_model_demo(
         concept = refine_concept(model, tokenizer, pairs, position="target_mean")
         concept.save_pretrained(place / CONCEPT)
         step("tuning it")
-        depth = len(concept.layers)
-        layers = concept.layers[depth // 4 : depth * 5 // 8 + 1 : max(1, depth // 15)]
+        layers = range(len(concept.layers) // 5, len(concept.layers) - 1)
         tuned = tune(
             model,
             tokenizer,
@@ -120,7 +123,7 @@ def run_model_demo(
             task=data.pirates(),
             keep=data.ordinary(),
             cost=COST,
-            layers=layers,
+            layers=[concept.layers[place] for place in layers][::2],
             doses=DOSES,
             controls=CONTROLS,
             answer_controls=CONTROLS,

@@ -34,10 +34,9 @@ PLAIN = (
 )
 PIRATES_SAY = _listed(
     "arr aye ahoy avast matey mateys hearties ye yer yea scurvy landlubber plunder cutlass buccaneer "
-    "swashbuckler pirate pirates ain lookin reckon mighty sea seas sail sails sailing sailor sailors ship "
-    "ships captain captains treasure treasures"
+    "swashbuckler pirate pirates"
 )
-"""Words of which an answer must have one to count as a pirate's; no item is about the sea."""
+"""Words of which an answer must have one to count as a pirate's."""
 QUESTIONS = (
     "How was your day?",
     "Tell me about your morning.",
@@ -63,7 +62,7 @@ QUESTIONS = (
 THINGS = _listed(
     "the moon, bread, the rain, a good book, horses, the desert, football, coffee, the stars, bridges, "
     "a library, trains, the colour blue, bees, chess, the wind, a market, snow, old maps, the piano, "
-    "mountains, tea, a kitchen, painting, dogs, rivers, clocks, the forest, bicycles, lemons",
+    "mountains, tea, a lighthouse, painting, dogs, rivers, clocks, the forest, bicycles, islands",
     ", ",
 )
 DEEDS = _listed(
@@ -123,7 +122,7 @@ def pirates() -> Task:
         "pirate",
         "plain",
         ListJudge(phrases),
-        Answers(ListJudge(phrases), max_new_tokens=32),
+        Answers(ListJudge(phrases), max_new_tokens=20),
     )
     prompts = [f"Tell me about {thing}." for thing in THINGS] + [f"How should I {deed}?" for deed in DEEDS]
     items = (

@@ -111,10 +111,10 @@ class RunStore:
             run = dict(saved["run"])
             if saved["format"] != FORMAT:
                 raise ValueError(f"its format is {saved['format']!r}")
+            grown = self._grown(run)
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"{path}: damaged ({reason}); --force discards it and starts again") from None
-        grown = self._grown(run)
         if different := differences({**grown, "created": None}, {**self.run, "created": None}):
             fewer = self._more is not None and f"settings.{self._more} " in different
             more = ": right is as many, or more" if fewer else ""

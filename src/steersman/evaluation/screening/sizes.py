@@ -200,6 +200,11 @@ def sweep_sizes(
     sets = sized_sets(rankings, routers, sizes, kinds)
     if not sets:
         raise PlanError("no ranking has experts of these kinds for any of these sizes")
+    if sizes is not None and (beyond := set(sizes) - {one.size for one in sets}):
+        raise PlanError(
+            f"size {min(beyond)} is more experts than any ranking has of these kinds; right is at most "
+            f"{max(len(ranking) for ranking in rankings.values())}"
+        )
     task = some_of(told_apart(opened_items(items, tokenizer), tokenizer), limit, seed)
     reading = preferences(task, tokenizer, whole=whole)
     require_room(reading, model)
@@ -230,6 +235,7 @@ def sized_sets(
     kinds: Sequence[Kind] = KINDS,
 ) -> list[SizedSet]:
     """The sets of each direction, kind and size, as far as there are experts for them; see `sweep_sizes`."""
+    kinds = tuple(dict.fromkeys(kinds))
     for kind in kinds:
         if kind not in KINDS:
             raise PlanError(f"kind {kind!r} is unknown: use {', '.join(KINDS)}")

@@ -76,7 +76,7 @@ def read_bounds(given: Sequence[str]) -> tuple[CostBound, ...]:
     """Bounds as they are written: "kl <= 0.3". Raises PlanError for what is none, or one given twice."""
     found: list[CostBound] = []
     for text in given:
-        match = re.fullmatch(r"\s*([a-z]+)\s*<=?\s*([-+.\deE]+)\s*", text if isinstance(text, str) else "")
+        match = re.fullmatch(r"\s*([a-z]+)\s*<=?\s*([-+.0-9eE]+)\s*", text if isinstance(text, str) else "")
         try:
             most = float(match[2]) if match else math.nan
         except ValueError:
@@ -191,6 +191,12 @@ class Kept:
     def _lost(self, rows: PlanRows, plan: Steering, most: float) -> Cost:
         right = [self._right(rows, number, [None, plan]) for number in range(len(self.tasks))]
         before, after = np.concatenate(right, axis=1)
+        if not before.any():
+            names = ", ".join(task.name for task in self.tasks)
+            raise PairsError(
+                f"{names}: the unsteered model answers none of {count_of(len(before), 'kept item')} right, "
+                "so none can be lost; keep a task that it knows (--keep), or bound kl alone"
+            )
         return _share(1 - before, 1 - after, self.groups, most)
 
     def _right(self, rows: PlanRows, number: int, plans: Sequence[Steering | None]) -> Floats:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from steersman.chat_record import CHATS, to_json
 from steersman.errors import PlanError
 from steersman.evaluation.arms import Arm, Subject
+from steersman.evaluation.prompts import chats_of
 from steersman.evaluation.run_store import RunStore, key_of
 from steersman.evaluation.statistics import clustered_mean
 from steersman.evaluation.tasks import Task
@@ -102,6 +104,11 @@ class Run:
         self.made_from = made_from
         self.by_log_odds = all(map(has_log_odds, aim.halves))
         self.judged = options.answers and self.by_log_odds
+        if not self.by_log_odds and (options.whole_answers or not options.answers):
+            raise PlanError(
+                f"{aim.dev.name}: is measured by judged answers, since its items have neither answers for "
+                "both sides nor options; --whole-answers and --no-answers do not go with it"
+            )
         self.effects: list[Effect] = [self._effect_on(half) for half in aim.halves]
         lever = lever if self.by_log_odds else lever.reduced()
         self._check(lever)
@@ -116,6 +123,8 @@ class Run:
         self.kept = [
             Kept([split.halves[half] for split in self.kept_splits], bounds, unsteered) for half in (0, 1)
         ]
+        halves = [half for split in (aim, *self.kept_splits) for half in split.halves]
+        self._chat = chats_of(tokenizer, (item.content for half in halves for item in half))
         self.store = RunStore(None, {}, resume=False)
 
     def _effect_on(self, task: Task) -> Effect:
@@ -153,6 +162,8 @@ class Run:
             "bounds": [str(bound) for bound in self.bounds],
             "side": self.side,
             "options": vars(self.options),
+            **self.subject.held(),
+            CHATS: to_json(self._chat),
         }
         self.store = RunStore(None if checkpoint is None else Path(checkpoint), run, resume=resume)
 

@@ -157,6 +157,12 @@ def tune_lever(
     aim = split_of(task, test, seed=options.seed, chats=chats)
     aim = aim.first(options.dev_items, options.test_items, options.seed)
     kept = [split_of(each, None, seed=options.seed, chats=chats) for each in keeps]
+    seen: set[tuple[str, ...]] = set()
+    for split in kept:
+        content = tuple(half.sha256 for half in split.halves)
+        if content in seen:
+            raise PairsError(f"{split.dev.name}: is kept twice (--keep); right is once, or another task")
+        seen.add(content)
     run = Run(model, tokenizer, lever, aim, kept, bounds, side, options, made_from)
     run.open(checkpoint, resume)
     with evaluating(model):
