@@ -262,7 +262,8 @@ def digits() -> Iterable[tuple[str, Line]]:
 
 def emotions(data: Path) -> Iterable[tuple[str, Line]]:
     """Scenarios of an emotion against others'; of the other half, the emotion's word against another's, on
-    its own scenarios as the right one, on others' as the wrong one, as many of each.
+    its own scenarios as the right one, on others' as the wrong one, as many of each. One of each is a group:
+    a half of the items, or a sample of groups, that held more of the one kind would move by that alone.
     """
     found = {
         path.stem: json.loads(path.read_text("utf-8")) for path in sorted((data / "emotions").glob("*.json"))
@@ -284,12 +285,12 @@ def emotions(data: Path) -> Iterable[tuple[str, Line]]:
         mine = [(word, text) for text in scenarios if side_of(text) == 1]
         theirs = [entry for entry in others if side_of(entry[1]) == 1]
         for number, (_, text) in enumerate(mine):
-            line = sided("", word, names[number % len(names)], f"own-{number}", f"own-{number}")
+            line = sided("", word, names[number % len(names)], f"{number}", f"own-{number}")
             yield f"{word}-task", scenario_of(line, text)
             name, text = theirs[number * len(theirs) // len(mine)]
             yield (
                 f"{word}-task",
-                scenario_of(sided("", name, word, f"other-{number}", f"other-{number}"), text),
+                scenario_of(sided("", name, word, f"{number}", f"other-{number}"), text),
             )
 
 
